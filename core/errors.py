@@ -1,0 +1,5 @@
+"""Errors that a person caused and a person can mend."""
+
+
+class UserError(Exception):
+    """One sentence that says what is wrong and names the cure; shown without a traceback."""
