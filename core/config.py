@@ -1,0 +1,230 @@
+"""A YAML file and a command line in, one frozen, checked settings object out.
+
+Every program declares one subclass of `Config` in its own file; the same class is its YAML, its
+command line (tyro), its HTTP body and its documentation. Settings stop at the program's `main`.
+"""
+
+import contextlib
+import difflib
+import io
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from core.errors import UserError
+
+MAX_CONFIG_BYTES = 1_000_000
+
+
+class Config(BaseModel):
+    """Frozen settings; unknown keys are refused, defaults are checked like given values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def load_config(
+    cls: type[C], path: Path | None = None, overrides: Sequence[str] = (), prog: str | None = None
+) -> C:
+    """Settings from the YAML file at `path`, then command-line words, which win.
+
+    Fields without a default may come from either. `--help` prints the fields and exits.
+    Raises `UserError` with one sentence for an unknown key, a missing or an invalid value.
+    """
+    given = {} if path is None else read_yaml(path)
+    if not overrides and path is not None:
+        return from_mapping(cls, given, where=str(path))
+    default = _partial(cls, given, where=str(path)) if given else tyro.MISSING
+    return _parse_words(cls, list(overrides), default, prog)
+
+
+def from_mapping(cls: type[C], values: Mapping[str, Any], where: str = "the settings") -> C:
+    """Check a mapping (parsed YAML or JSON); raises `UserError` naming the first fault."""
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(explain(error, cls, where)) from error
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The settings as YAML text that `load_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, by the safe loader; raises `UserError` naming the file."""
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the settings file {path} ({error.strerror}); check --config."
+        ) from error
+    if len(text) > MAX_CONFIG_BYTES:
+        raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; is it a settings file?")
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is no valid YAML ({_one_line(str(error))}); mend it.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path} must hold `name: value` lines with quoted or plain text names.")
+    return values
+
+
+def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
+    """The first fault of a validation error as one sentence with its cure."""
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return unknown_name(name, _names(cls), where)
+    if fault["type"] == "missing":
+        return f"{name!r} is missing in {where}; give it there or as --{_dashed(name)}."
+    message = fault["msg"].removeprefix("Value error, ")
+    if not name:
+        return f"{where}: {_one_line(message)}"
+    return f"{name!r} in {where} is {fault['input']!r}: {_one_line(message)}."
+
+
+def unknown_name(name: str, known: Iterable[str], where: str) -> str:
+    """One sentence for a name that does not exist, with the closest one that does."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:  # a nested name given without its prefix, or the other way round
+        close = [full for full in known if full.split(".")[-1] == name.split(".")[-1]][:1]
+    cure = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}."
+    return f"unknown name {name!r} in {where}; {cure}"
+
+
+def run_program(
+    main: Callable[[C], int | None],
+    cls: type[C],
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> None:
+    """Parse `argv` (default: the process's), call `main(config)`.
+
+    A `UserError` becomes one line on stderr and exit code 2; a non-zero return value of `main`
+    becomes the exit code; a second Ctrl-C ends with 130.
+    """
+    try:
+        path, words = _split_config(list(sys.argv[1:] if argv is None else argv))
+        code = main(load_config(cls, path, words, prog))
+    except UserError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(130) from error
+    if code:
+        raise SystemExit(code)
+
+
+def _split_config(words: list[str]) -> tuple[Path | None, list[str]]:
+    """Take `--config FILE` (or `--config=FILE`) out of the words."""
+    path, rest = None, []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--config":
+            path = next(remaining, None)
+            if path is None:
+                raise UserError("--config needs a YAML file; write --config FILE.yaml.")
+        elif word.startswith("--config="):
+            path = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    return (None if path is None else Path(path)), rest
+
+
+def _partial(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+    """An instance that may lack required fields, as the command line's defaults."""
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        if any(fault["type"] != "missing" for fault in error.errors()):
+            raise UserError(explain(error, cls, where)) from error
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        field = cls.model_fields[name]
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, dict):
+            checked[name] = _partial(inner, value, where)
+        else:
+            checked[name] = TypeAdapter(Annotated[inner, field]).validate_python(value)
+    return cls.model_construct(**checked)
+
+
+def _parse_words(cls: type[C], words: list[str], default: Any, prog: str | None) -> C:
+    """tyro, with its boxes turned into one sentence."""
+    complaint = io.StringIO()
+    description = f"{cls.__doc__ or ''}\n\nSettings may also come from --config FILE.yaml first."
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config, left = tyro.cli(
+                cls,
+                args=words,
+                default=default,
+                prog=prog,
+                description=description,
+                return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_complaint(cls, words, stop, complaint.getvalue())) from stop
+    if left:
+        raise UserError(_unknown_word(cls, left) or f"unexpected argument {left[0]!r}; see --help.")
+    return config
+
+
+def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: str) -> str:
+    cause = stop.__context__
+    while cause is not None and not isinstance(cause, ValidationError):
+        cause = cause.__context__
+    if cause is not None:
+        return explain(cause, cls, "the command line")
+    rows = [row.strip(" │") for row in box.splitlines() if row.startswith("│")]
+    text = _one_line(" ".join(row for row in rows if not set(row) <= {"─"}))
+    text = text.split("Argument helptext:")[0].split("For full helptext")[0].strip()
+    return _unknown_word(cls, words) or f"{text.rstrip('.:')}; see --help."
+
+
+def _unknown_word(cls: type[BaseModel], words: list[str]) -> str | None:
+    """A sentence for the first `--option` that the settings do not have."""
+    known = {_dashed(name) for name in _names(cls)} | {"config", "help"}
+    for word in words:
+        name = _dashed(word.split("=")[0].lstrip("-"))
+        positive = ".".join([*name.split(".")[:-1], name.split(".")[-1].removeprefix("no-")])
+        if word.startswith("--") and name not in known and positive not in known:
+            return unknown_name(f"--{name}", [f"--{k}" for k in known], "the command line")
+    return None
+
+
+def _names(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all settings, nested ones included."""
+    names = []
+    for name, field in cls.model_fields.items():
+        names.append(prefix + name)
+        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                names += _names(inner, f"{prefix}{name}.")
+    return names
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
