@@ -1,0 +1,27 @@
+"""The front door: the public Python API and the `diffdoctor` command.
+
+In: what a person asks for, on the command line (`diffdoctor COMMAND`) or in Python. Out: the
+program of one stage run with its frozen config, and for `diffdoctor demo` all stages in a row.
+Nothing is decided here: names are looked up, and the stage is imported only when it is called.
+"""
+
+from importlib import import_module
+from typing import Any
+
+# Public name -> the module that holds it; looked up on first use, so that the import is instant.
+API = {
+    "Detector": "core.contracts",
+    "DiffusionModel": "core.contracts",
+    "UserError": "core.errors",
+    "load_base": "base_models.load",
+    "load_detector": "detector.segformer",
+    "sample": "treat.sample",
+}
+
+__all__ = sorted(API)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in API:
+        raise AttributeError(f"diffdoctor has no '{name}'; it has {', '.join(sorted(API))}")
+    return getattr(import_module(API[name]), name)

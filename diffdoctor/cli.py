@@ -1,0 +1,153 @@
+"""The `diffdoctor` command: words in, the program of one stage run; the exit code out.
+
+0 done, 2 something a person can mend (one sentence says what), 1 anything else. A stage is
+imported only when its command is called, so that `diffdoctor --help` costs no torch.
+"""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """One program: the module with its `Config` and `main(config)`, and how to teach it."""
+
+    module: str
+    does: str
+    example: str
+
+
+COMMANDS = {
+    "demo": Command(
+        "diffdoctor.demo",
+        "the whole method on two cores: detector, treatment, judgement, export",
+        "diffdoctor demo --quick --out runs/quick",
+    ),
+    "treat": Command(
+        "treat.train",
+        "train a LoRA adapter of a base model from a frozen detector's artifact map",
+        "diffdoctor treat --config treat.yaml --steps 200 --out runs/treat",
+    ),
+    "evaluate": Command(
+        "diffdoctor.evaluation",
+        "same prompts, same seeds: base against adapters, with intervals and a report",
+        "diffdoctor evaluate --base FOLDER --adapters treated=runs/treat --prompts held_out.txt",
+    ),
+    "export": Command(
+        "treat.export",
+        "write an adapter as a LoRA file that plain diffusers and ComfyUI load",
+        "diffdoctor export --run runs/treat --out lora --step best",
+    ),
+    "detector train": Command(
+        "detector.train",
+        "learn to see artifacts from images and masks",
+        "diffdoctor detector train --data shards --out runs/detector",
+    ),
+    "detector evaluate": Command(
+        "detector.evaluate",
+        "measure a detector on a labelled set, by source and category",
+        "diffdoctor detector evaluate --detector runs/detector --data shards/test",
+    ),
+    "detector diagnose": Command(
+        "detector.diagnose",
+        "artifact maps, overlays and a table for any image or folder of images",
+        "diffdoctor detector diagnose photo.png --detector runs/detector --out diagnosis",
+    ),
+    "miniature render": Command(
+        "miniature.render",
+        "draw valid images of the small world and their prompts",
+        "diffdoctor miniature render --n 100 --out renders",
+    ),
+    "miniature label": Command(
+        "miniature.label",
+        "play the human annotator: the oracle's soft masks for a folder of images",
+        "diffdoctor miniature label FOLDER",
+    ),
+    "miniature build": Command(
+        "miniature.build",
+        "rebuild the shipped base models from nothing but the law",
+        "diffdoctor miniature build --out bases",
+    ),
+    "miniature sample": Command(
+        "miniature.sample",
+        "images of a base model for prompts of the small world",
+        "diffdoctor miniature sample --base newest --n 16 --out samples",
+    ),
+}
+HELP = {"-h", "--help", "help"}
+
+
+def usage(prefix: str = "") -> str:
+    """One line and one example for every command that begins with `prefix`."""
+    chosen = {name: one for name, one in COMMANDS.items() if name.startswith(prefix)}
+    lines = [
+        "diffdoctor finds the artifacts of image diffusion models and treats the model.",
+        "",
+        "usage: diffdoctor COMMAND [OPTIONS]      diffdoctor COMMAND --help lists the options",
+        "",
+    ]
+    for name, one in chosen.items():
+        lines += [f"  {name:<19}{one.does}", f"  {'':<19}$ {one.example}"]
+    return "\n".join([*lines, "", "New here? `diffdoctor demo` shows everything in ten minutes."])
+
+
+def find(words: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The command that the first one or two words name, and the words left for its options."""
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if len(words) >= count and name in COMMANDS:
+            return name, list(words[count:])
+    return None
+
+
+def suggestion(words: Sequence[str]) -> str:
+    """One sentence for a command that does not exist, with the closest that does."""
+    asked = " ".join(word for word in words[:2] if not word.startswith("-"))
+    close = get_close_matches(asked, COMMANDS, n=1, cutoff=0.5) or get_close_matches(
+        words[0], COMMANDS, n=1, cutoff=0.5
+    )
+    hint = f"did you mean `diffdoctor {close[0]}`?" if close else "see `diffdoctor --help`."
+    return f"diffdoctor has no command '{asked or words[0]}'; {hint}"
+
+
+def installed_version() -> str:
+    try:
+        return version("diffdoctor")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "not installed"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    if not words or words[0] in HELP:
+        print(usage())
+        return 0
+    if words == ["--version"]:
+        print(installed_version())
+        return 0
+    if words[0] in groups and (len(words) == 1 or words[1] in HELP):
+        print(usage(words[0]))
+        return 0
+    found = find(words)
+    if found is None:
+        print(suggestion(words), file=sys.stderr)
+        return 2
+    name, options = found
+    return run(COMMANDS[name], name, options)
+
+
+def run(command: Command, name: str, options: Sequence[str]) -> int:
+    """Import the program and hand it its options; `core.config` parses, reports and exits."""
+    from core.config import run_program
+
+    module = import_module(command.module)
+    run_program(module.main, module.Config, list(options), prog=f"diffdoctor {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
