@@ -1,0 +1,137 @@
+"""Bytes in, durable files out: the few storage operations that crash safety rests on.
+
+Every durable write of the project goes through `primitives`, so that a test can stop, fail or
+count each one. A file or folder is complete when its final name exists: content goes to a
+temporary name, is fsynced, renamed, and the parent folder fsynced.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+CHUNK = 8 << 20
+"""Bytes a single write call carries."""
+
+
+@dataclass
+class Primitives:
+    """The operations that touch the disk; tests replace members to inject faults."""
+
+    mkdir: Callable[..., Any] = os.mkdir
+    open: Callable[..., int] = os.open
+    write: Callable[..., int] = os.write
+    fsync: Callable[..., Any] = os.fsync
+    rename: Callable[..., Any] = os.rename
+    unlink: Callable[..., Any] = os.unlink
+    rmdir: Callable[..., Any] = os.rmdir
+
+
+primitives = Primitives()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Create or replace `path` with `content` and fsync it; not atomic by itself."""
+    handle = primitives.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        _write_all(handle, content)
+        primitives.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Readers see the old file or the whole new one, also after a crash.
+
+    Raises `UserError` ("disk full: ...") when there is no room.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_file(temporary, content)
+        primitives.rename(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise_if_full(error, path, len(content))
+        raise
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and fsync; a torn line left by a crash is ended first."""
+    handle = primitives.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    content = line.encode() + b"\n"
+    try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            content = b"\n" + content
+        _write_all(handle, content)
+        primitives.fsync(handle)
+    except OSError as error:
+        raise_if_full(error, path, len(content))
+        raise
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names created, renamed or removed in `folder` survive a power loss."""
+    handle = primitives.open(folder, os.O_RDONLY)
+    try:
+        primitives.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of files and folders; links are removed, never followed."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(Path(entry.path))
+        else:
+            primitives.unlink(entry.path)
+    primitives.rmdir(folder)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a `.jsonl` file; torn lines are passed over, no file is no lines."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # torn by a crash: it was never acknowledged
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def raise_if_full(error: OSError, path: Path, need: int) -> None:
+    """Turn "no space" and "quota exceeded" into a `UserError`; other errors pass."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return
+    free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+    raise UserError(
+        f"disk full: {path}, need {need} bytes, free {free} bytes; "
+        "free some space and run the same command again."
+    ) from error
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[primitives.write(handle, view[:CHUNK]) :]
