@@ -1,0 +1,261 @@
+"""FLUX (schnell, dev and their like): in, diffusers' components; out, a `DiffusionModel`.
+
+Legend: b batch, h w pixels, c y x latent channels and cells, n text tokens, l latent tokens.
+Follows `FluxPipeline` to the bit in fp32; the sampling loop is open so that gradient can enter it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from core import seeds as seeding
+from core.contracts import Conditioning, Images, Latents, Schedule
+from core.errors import UserError
+
+TEXT_TOKENS = {"schnell": 256, "dev": 512}
+"""What the two releases were trained with; the tokenizer's own limit counts where it is lower."""
+CHUNK = 64
+"""Prompts sent through the text encoders at once."""
+ATTENTION = [
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+]
+MLP = ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"]
+
+
+@final
+class Flux:
+    """The FLUX family behind the contract of `core.contracts.DiffusionModel`; all frozen.
+
+    `guidance` reaches the network only where its config has `guidance_embeds`.
+    `text_tokens` overrides the length that T5's prompts are padded to.
+    """
+
+    family = "flux"
+
+    def __init__(
+        self,
+        network: Any,
+        vae: Any,
+        scheduler: Any,
+        text: dict[str, Any],
+        *,
+        guidance: float = 3.5,
+        text_tokens: int | None = None,
+    ) -> None:
+        for module in (network, vae, text["text_encoder"], text["text_encoder_2"]):
+            module.requires_grad_(False).eval()
+        if scheduler.config.get("stochastic_sampling"):
+            raise UserError(
+                "This base's scheduler is stochastic, and treating needs a deterministic one: set "
+                "stochastic_sampling to false in scheduler/scheduler_config.json."
+            )
+        self.network = network
+        self.vae = vae
+        self.scheduler = scheduler
+        self.text = text
+        self.guidance = guidance
+        self.cells = 2 ** (len(vae.config.block_out_channels) - 1)
+        kind = "dev" if network.config.guidance_embeds else "schnell"
+        limit = text["tokenizer_2"].model_max_length
+        self.text_tokens = text_tokens or min(limit, TEXT_TOKENS[kind])
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any, **options: Any) -> "Flux":
+        """Take over the components of a loaded `FluxPipeline`."""
+        names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        text = {name: getattr(pipeline, name) for name in names}
+        return cls(pipeline.transformer, pipeline.vae, pipeline.scheduler, text, **options)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vae.parameters()).device
+
+    def to(self, device: torch.device | str) -> "Flux":
+        for module in (self.network, self.vae, *self._text_encoders()):
+            module.to(device)
+        return self
+
+    def drop_text_encoders(self) -> None:
+        """Free them once every prompt is encoded; `encode_prompts` fails afterwards."""
+        self.text = {}
+
+    def _text_encoders(self) -> list[nn.Module]:
+        return [module for module in self.text.values() if isinstance(module, nn.Module)]
+
+    # Text
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """`text` (b, n, d) from T5 and `pooled` (b, e) from CLIP."""
+        chunks = [prompts[at : at + CHUNK] for at in range(0, len(prompts), CHUNK)]
+        length = self.text["tokenizer"].model_max_length
+        text = [self._read(chunk, "_2", self.text_tokens)[0] for chunk in chunks]
+        pooled = [self._read(chunk, "", length).pooler_output for chunk in chunks]
+        return {"text": torch.cat(text), "pooled": torch.cat(pooled)}
+
+    def _read(self, prompts: Sequence[str], which: str, length: int) -> Any:
+        ids = self.text["tokenizer" + which](
+            list(prompts),
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return self.text["text_encoder" + which](ids.to(self.device), output_hidden_states=False)
+
+    # Sampling
+
+    def schedule(self, steps: int, height: int, width: int) -> Schedule:
+        """The scheduler's own sigmas: mu from the sequence length, or its static shift."""
+        y, x = self._latent_size(height, width)
+        scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
+        sigmas = (
+            None if scheduler.config.get("use_flow_sigmas") else np.linspace(1, 1 / steps, steps)
+        )
+        mu = self._mu(y * x // 4)
+        scheduler.set_timesteps(steps, device=self.device, sigmas=sigmas, mu=mu)
+        return Schedule(scheduler.sigmas, scheduler.timesteps, height, width)
+
+    def noise(self, seeds: Sequence[int], height: int, width: int) -> Latents:
+        """The noise `FluxPipeline` draws for `torch.Generator().manual_seed(seed)`, image by image.
+
+        Drawn on the CPU, so that a seed names the same image on every device.
+        """
+        y, x = self._latent_size(height, width)
+        shape = (1, self.vae.config.latent_channels, y, x)
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.cat(draws).to(self.device)
+
+    def step(
+        self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
+    ) -> Latents:
+        """Euler: x + (sigma_next - sigma) v, in float32."""
+        v = self._velocity(latents, schedule.timesteps[i].expand(len(latents)), conditioning)
+        return latents + (schedule.sigmas[i + 1] - schedule.sigmas[i]) * v
+
+    def clean_estimate(
+        self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
+    ) -> Latents:
+        """x0-hat = x - sigma v."""
+        v = self._velocity(latents, schedule.timesteps[i].expand(len(latents)), conditioning)
+        return latents - schedule.sigmas[i] * v
+
+    def _velocity(
+        self, latents: Latents, timesteps: Float[Tensor, " b"], conditioning: Conditioning
+    ) -> Latents:
+        """The noisy tokens are the network's first argument: `treat.step` scales their gradient."""
+        b, _, y, x = latents.shape
+        text = conditioning["text"]
+        dtype = text.dtype
+        guided = self.network.config.guidance_embeds
+        v = self.network(
+            pack(latents).to(dtype),
+            timestep=timesteps.to(dtype) / 1000,
+            guidance=torch.full((b,), self.guidance, device=latents.device) if guided else None,
+            pooled_projections=conditioning["pooled"],
+            encoder_hidden_states=text,
+            txt_ids=torch.zeros(text.shape[1], 3, device=latents.device, dtype=dtype),
+            img_ids=_token_places(y // 2, x // 2).to(latents.device, dtype),
+            return_dict=False,
+        )[0]
+        return unpack(v.float(), y, x)
+
+    # Pixels and latents
+
+    def decode(self, latents: Latents) -> Images:
+        z = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        return self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float() * 0.5 + 0.5
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> Latents:
+        """(z - shift) * scale, z the mode of the posterior."""
+        self._latent_size(*images.shape[-2:])
+        z = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mode().float()
+        return (z - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
+    # Training
+
+    def offline_loss(
+        self, clean: Latents, conditioning: Conditioning, seeds: Sequence[int]
+    ) -> Float[Tensor, ""]:
+        """Mean of |v - (eps - x0)|^2 at x = (1 - sigma) x0 + sigma eps.
+
+        sigma: logit-normal (Esser et al. 2024, arXiv 2403.03206, section 3.1), then the
+        scheduler's shift, so that the times met in training are those met in sampling.
+        """
+        sigma, eps = self._draw_times(clean, seeds)
+        x = (1 - sigma) * clean + sigma * eps
+        times = sigma.flatten() * self.scheduler.config.num_train_timesteps
+        v = self._velocity(x, times, conditioning)
+        return (v - (eps - clean)).square().mean()
+
+    def _draw_times(
+        self, clean: Latents, seeds: Sequence[int]
+    ) -> tuple[Float[Tensor, "b 1 1 1"], Latents]:
+        generators = [seeding.generator(seed) for seed in seeds]
+        times = torch.stack([torch.randn(1, 1, 1, generator=g) for g in generators]).sigmoid()
+        eps = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in generators])
+        sigma = self._shift(times, clean.shape[-2] * clean.shape[-1] // 4)
+        return sigma.to(clean), eps.to(clean)
+
+    def _shift(self, times: Tensor, tokens: int) -> Tensor:
+        if self.scheduler.config.use_dynamic_shifting:
+            return self.scheduler.time_shift(self._mu(tokens), 1.0, times)
+        return self.scheduler.shift * times / (1 + (self.scheduler.shift - 1) * times)
+
+    def _mu(self, tokens: int) -> float:
+        """The pipeline's line through (base tokens, base shift) and (max tokens, max shift)."""
+        config = self.scheduler.config
+        base, top = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        slope = (high - low) / (top - base)
+        return tokens * slope + (low - slope * base)
+
+    def lora_targets(self, preset: str) -> list[str]:
+        """`attention`, or `attention+mlp`; the network's last projection stays as it is."""
+        singles = [
+            f"single_transformer_blocks.{i}.proj_out"
+            for i in range(self.network.config.num_single_layers)
+        ]
+        presets = {"attention": ATTENTION, "attention+mlp": [*ATTENTION, *MLP, *singles]}
+        if preset not in presets:
+            raise UserError(f"No LoRA targets '{preset}': choose one of {', '.join(presets)}.")
+        return presets[preset]
+
+    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
+        grain = 2 * self.cells
+        if height % grain or width % grain or min(height, width) < grain:
+            near = [max(grain, round(side / grain) * grain) for side in (height, width)]
+            raise UserError(
+                f"{height}x{width} pixels do not divide by {grain}, as this base needs: "
+                f"try {near[0]}x{near[1]}."
+            )
+        return height // self.cells, width // self.cells
+
+
+def pack(latents: Latents) -> Float[Tensor, "b l d"]:
+    """2x2 cells become one token."""
+    b, c, y, x = latents.shape
+    cells = latents.view(b, c, y // 2, 2, x // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(b, (y // 2) * (x // 2), c * 4)
+
+
+def unpack(tokens: Float[Tensor, "b l d"], y: int, x: int) -> Latents:
+    b, _, d = tokens.shape
+    cells = tokens.view(b, y // 2, x // 2, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return cells.reshape(b, d // 4, y, x)
+
+
+def _token_places(rows: int, columns: int) -> Float[Tensor, "l 3"]:
+    places = torch.zeros(rows, columns, 3)
+    places[..., 1] = torch.arange(rows)[:, None]
+    places[..., 2] = torch.arange(columns)[None]
+    return places.view(rows * columns, 3)

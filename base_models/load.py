@@ -1,0 +1,155 @@
+"""In: a pipeline folder or a Hub id. Out: the `DiffusionModel` of its family, all files checked."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from base_models import DiffusionModel
+from base_models.flux import Flux
+from core.errors import UserError
+
+FAMILIES: dict[str, tuple[Any, Any]] = {"FluxPipeline": (FluxPipeline, Flux)}
+"""`_class_name` in model_index.json -> (diffusers' pipeline, our wrapper)."""
+LIBRARIES = {"diffusers", "transformers"}
+"""Components of any other library would be code from strangers."""
+MAX_HEADER = 100 * 1024 * 1024
+PATTERNS = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
+
+
+def load_base(
+    base: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    **options: Any,
+) -> DiffusionModel:
+    """Open a base model, frozen. Raise `UserError` before any weight is read if files are missing.
+
+    `options` go to the family's wrapper (FLUX: `guidance`, `text_tokens`).
+    """
+    folder = Path(base).expanduser()
+    if not folder.is_dir():
+        folder = _download(base, revision)
+    pipeline, wrapper = FAMILIES[check_base(folder)]
+    loaded = pipeline.from_pretrained(
+        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+    )
+    return wrapper.from_pipeline(loaded, **options).to(device)
+
+
+def check_base(folder: Path) -> str:
+    """The family of a complete pipeline folder; every safetensors header agrees with its size."""
+    index = _read_index(folder)
+    family = index.get("_class_name")
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"{folder} holds a {family}, and only these can be treated: {known}.")
+    for name, entry in index.items():
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None:
+            _check_component(folder / name, library=entry[0])
+    return family
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} has no model_index.json: name the folder that save_pretrained wrote, "
+            "or a Hub id such as black-forest-labs/FLUX.1-schnell."
+        )
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: copy or download it again.")
+    return content
+
+
+def _check_component(folder: Path, library: str) -> None:
+    if library not in LIBRARIES:
+        raise UserError(
+            f"{folder.name} needs code from '{library}', which is never run: "
+            "use a base made of diffusers' and transformers' own classes."
+        )
+    files = list(folder.glob("*")) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"{folder} is missing or empty: copy or download the base again.")
+    for path in files:
+        if path.suffix == ".json":
+            _read_json(path)
+    if (folder / "config.json").is_file():
+        _check_weights(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    for index in folder.glob("*.safetensors.index.json"):
+        weights |= set(_read_json(index).get("weight_map", {}).values())
+    if not weights:
+        raise UserError(
+            f"{folder} has no .safetensors weights: save the base with safe_serialization=True "
+            "(pickled .bin files are not opened)."
+        )
+    for name in sorted(weights):
+        check_safetensors(folder / name)
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise `UserError` unless the header parses and names exactly the bytes that are there."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy or download the base again.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        header = file.read(length) if length <= min(size, MAX_HEADER) else b""
+    try:
+        entries = json.loads(header)
+        end = max(e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is damaged: copy or download it again.") from error
+    if size != 8 + length + end:
+        raise UserError(
+            f"{path} is damaged ({size} bytes instead of {8 + length + end}): "
+            "copy or download it again."
+        )
+
+
+def _download(base: str, revision: str | None) -> Path:
+    """A snapshot of a Hub repository; one sentence for whatever keeps it away."""
+    if base.count("/") != 1 or base.startswith((".", "/", "~")):
+        raise UserError(f"There is no base model folder {base}: check the path.")
+    try:
+        folder = huggingface_hub.snapshot_download(
+            base, revision=revision, allow_patterns=PATTERNS, ignore_patterns=["*.bin"]
+        )
+    except GatedRepoError as error:
+        raise UserError(
+            f"{base} is gated: accept its licence at https://huggingface.co/{base} "
+            "and log in with `hf auth login`."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"{base} is neither a folder nor a model on the Hub: check the name."
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{base} cannot be fetched from the Hub now: check the connection, or name a folder."
+        ) from error
+    return Path(folder)
