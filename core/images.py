@@ -1,0 +1,190 @@
+"""Image files in, float tensors in [0, 1] out, and back; nothing unsafe or surprising is decoded.
+
+Legend: b batch, h w pixels.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from core.contracts import Images
+from core.errors import UserError
+from core.storage import write_atomic
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MAX_PIXELS = 64 * 1024 * 1024
+"""64 megapixels: 8192 x 8192; 192 MiB when decoded to RGB."""
+MAX_BYTES = 256 * 1024 * 1024
+
+Picture = Float[Tensor, "3 h w"]
+
+
+def read_image(path: Path) -> Picture:
+    """One RGB picture in [0, 1], EXIF orientation applied, alpha laid on white.
+
+    Raises `UserError` naming the file: not PNG, JPEG or WebP by content, animated, larger than
+    `MAX_BYTES` or `MAX_PIXELS` by its header, damaged, or missing.
+    """
+    return from_uint8(_flatten(open_image(Path(path)))[None])[0]
+
+
+def read_images(paths: Sequence[Path]) -> Images:
+    """Pictures of equal size as one batch; `UserError` naming the first that differs."""
+    if not paths:
+        raise UserError("no image was given; name at least one file.")
+    pictures = [read_image(path) for path in paths]
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.shape != pictures[0].shape:
+            sizes = [f"{p.shape[2]}x{p.shape[1]}" for p in (picture, pictures[0])]
+            raise UserError(
+                f"{path} is {sizes[0]} but {paths[0]} is {sizes[1]}; make all images one size."
+            )
+    return torch.stack(pictures)
+
+
+def write_image(path: Path, image: Picture) -> None:
+    """Write an 8-bit PNG (values clamped to [0, 1], rounded); whole or not at all."""
+    write_atomic(Path(path), encode_png(to_uint8(image[None])[0]))
+
+
+def to_uint8(images: Images) -> UInt8[np.ndarray, "b h w 3"]:
+    """Clamp to [0, 1], round to the nearest of 256 levels, channels last."""
+    return (_levels(images)).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def from_uint8(array: UInt8[np.ndarray, "b h w 3"]) -> Images:
+    """The exact inverse of `to_uint8`."""
+    planes = torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+    return planes.float() / 255
+
+
+def round_to_8bit(images: Images) -> Images:
+    """What is left of images after a PNG: 256 levels, still float in [0, 1]; no gradient."""
+    return _levels(images) / 255
+
+
+def list_images(path: Path) -> list[Path]:
+    """The image file `path`, or the image files directly in the folder `path`, sorted by name.
+
+    Raises `UserError` when there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; name an image file or a folder of images.")
+    found = sorted(
+        entry
+        for entry in path.iterdir()
+        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    )
+    if not found:
+        raise UserError(f"no image in {path}; put files ending in {', '.join(SUFFIXES)} there.")
+    return found
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Picture]],
+    labels: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    gap: int = 4,
+) -> Picture:
+    """Pictures in a table on white, `gap` pixels apart.
+
+    `labels` stand above each row at the left, `columns` above the first row's pictures. Every
+    cell is as large as the largest picture; smaller ones stand at its top left.
+    """
+    if not any(rows):
+        raise UserError("a contact sheet needs at least one picture.")
+    cell_h = max(picture.shape[1] for row in rows for picture in row)
+    cell_w = max(picture.shape[2] for row in rows for picture in row)
+    text_h = 14  # pixels of one line of the built-in font
+    head = text_h if columns else 0
+    step_h = cell_h + gap + (text_h if labels else 0)
+    width = gap + max(map(len, rows)) * (cell_w + gap)
+    sheet = np.full((head + gap + len(rows) * step_h, width, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        top = head + gap + r * step_h + (text_h if labels else 0)
+        for c, picture in enumerate(row):
+            left = gap + c * (cell_w + gap)
+            array = to_uint8(picture.detach()[None])[0]
+            sheet[top : top + array.shape[0], left : left + array.shape[1]] = array
+    places = [(gap + c * (cell_w + gap), 1, text) for c, text in enumerate(columns)]
+    places += [(gap, head + gap + r * step_h, text) for r, text in enumerate(labels)]
+    return from_uint8(_written(sheet, places)[None])[0]
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """PNG bytes of a uint8 array, (h, w, 3) or (h, w)."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """A decoded picture of a file, oriented, in the file's own mode; checks as `read_image`."""
+    try:
+        with Path(path).open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); check the path.") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES} bytes; shrink it.")
+    return decode_image(content, str(path), formats)
+
+
+def decode_image(content: bytes, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Decode bytes after checking their header; `name` is what errors call them."""
+    try:
+        picture = Image.open(io.BytesIO(content), formats=list(formats))
+        _check_header(picture, name)
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(formats)
+        raise UserError(f"{name} is none of {kinds} by its content; convert it.") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} has more than {MAX_PIXELS} pixels; shrink it.") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        raise UserError(f"{name} is damaged ({error}); replace it.") from error
+
+
+def _check_header(picture: Image.Image, name: str) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{name} has {width}x{height} pixels, more than {MAX_PIXELS}; shrink it.")
+    if getattr(picture, "is_animated", False):
+        raise UserError(f"{name} is animated; save one frame of it as PNG.")
+
+
+def _flatten(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB levels; transparency is laid on white, 16-bit gray loses its low byte."""
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return np.asarray(picture.convert("RGB"))
+
+
+def _levels(images: Tensor) -> Tensor:
+    return images.detach().float().clamp(0, 1).mul(255).round()
+
+
+def _written(sheet: np.ndarray, places: Sequence[tuple[int, int, str]]) -> np.ndarray:
+    """Black text at (left, top) pixel positions."""
+    picture = Image.fromarray(sheet)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(10)
+    for left, top, text in places:
+        draw.text((left, top), text, fill="black", font=font)
+    return np.asarray(picture)
