@@ -1,0 +1,75 @@
+"""Adapters: seeded, fp32, without effect at first, switched off to the bit."""
+
+import pytest
+import torch
+
+from core.errors import UserError
+from tests.tiny import SIZE, tiny_flux
+from treat.lora import adapter_off, add_lora, load_lora_state, lora_parameters, lora_state
+
+
+def treated(seed=0, rank=4):
+    model = tiny_flux()
+    add_lora(model.network, rank, model.lora_targets("attention+mlp"), seed)
+    return model
+
+
+def velocity(model):
+    text, schedule = model.encode_prompts(["a hand"]), model.schedule(2, SIZE, SIZE)
+    with torch.no_grad():
+        return model.step(model.noise([0], SIZE, SIZE), 0, schedule, text)
+
+
+def test_no_effect_at_first_and_only_adapters_learn():
+    model = treated()
+    assert torch.equal(velocity(model), velocity(tiny_flux()))
+    names = {n for n, w in model.network.named_parameters() if w.requires_grad}
+    assert names and all("lora_" in name for name in names)
+    assert len(names) == len(lora_parameters(model.network)) == len(lora_state(model.network))
+    assert all(weights.dtype == torch.float32 for weights in lora_parameters(model.network))
+
+
+def test_the_last_projection_and_the_base_stay():
+    assert not any(name.startswith("proj_out") for name in lora_state(treated().network))
+    assert any(
+        n.startswith("single_transformer_blocks.0.proj_out") for n in lora_state(treated().network)
+    )
+
+
+def test_seeded_whatever_the_global_state():
+    torch.manual_seed(1)
+    first = lora_state(treated(seed=5).network)
+    torch.manual_seed(2)
+    second, other = lora_state(treated(seed=5).network), lora_state(treated(seed=6).network)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_masters_are_fp32_on_a_bf16_network():
+    model = tiny_flux()
+    model.network.to(torch.bfloat16)
+    add_lora(model.network, 4, model.lora_targets("attention"), 0)
+    assert {w.dtype for w in lora_parameters(model.network)} == {torch.float32}
+
+
+def test_off_is_the_base_and_on_again_learns():
+    model, base = treated(), velocity(tiny_flux())
+    for weights in lora_parameters(model.network):
+        weights.data += 0.1
+    on = velocity(model)
+    assert not torch.equal(on, base)
+    with adapter_off(model.network):
+        assert torch.equal(velocity(model), base)
+    assert torch.equal(velocity(model), on)
+    assert all(weights.requires_grad for weights in lora_parameters(model.network))
+
+
+def test_state_round_trip_and_misfit():
+    model, other = treated(seed=1), treated(seed=2)
+    load_lora_state(other.network, lora_state(model.network))
+    ours, theirs = lora_state(model.network), lora_state(other.network)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(UserError, match="do not fit"):
+        load_lora_state(treated(rank=2).network, ours)
+    with pytest.raises(UserError, match="already"):
+        add_lora(model.network, 4, model.lora_targets("attention"), 0)

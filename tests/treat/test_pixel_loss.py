@@ -1,0 +1,55 @@
+"""Each selection against numbers worked out by hand."""
+
+import pytest
+import torch
+
+from treat.pixel_loss import dilated, lock_loss, pixel_loss, straight_through_clamp
+
+MAPS = torch.tensor([[0.05, 0.2, 0.6, 0.1], [0.0, 0.0, 0.0, 0.0]]).view(2, 1, 2, 2)
+BY_HAND = {
+    "threshold": (0.8 / (2 + 1e-5) + 0) / 2,
+    "area": (0.8 / 4) / 2,
+    "all": (0.95 / 4) / 2,
+    "max": 0.6 / 2,
+}
+
+
+@pytest.mark.parametrize("selection", BY_HAND)
+def test_by_hand(selection):
+    assert pixel_loss(MAPS, selection, 0.1).item() == pytest.approx(BY_HAND[selection], rel=1e-6)
+
+
+def test_the_mask_carries_no_gradient():
+    maps = MAPS.clone().requires_grad_()
+    pixel_loss(maps, "threshold", 0.1).backward()
+    expected = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0]]).view(2, 1, 2, 2) / (2 + 1e-5) / 2
+    torch.testing.assert_close(maps.grad, expected)
+
+
+def test_the_mean_is_blind_to_area_and_area_is_not():
+    small, large = torch.zeros(2, 1, 1, 8, 8).unbind()
+    small[..., :2, :2] = large[..., :4, :4] = 0.9
+    losses = {name: [pixel_loss(m, name) for m in (small, large)] for name in BY_HAND}
+    assert losses["threshold"][0].item() == pytest.approx(losses["threshold"][1].item(), rel=1e-4)
+    assert losses["area"][1].item() == pytest.approx(4 * losses["area"][0].item(), rel=1e-5)
+
+
+def test_clamp_is_straight_through():
+    images = torch.tensor([-0.5, 0.3, 1.5]).view(1, 3, 1, 1).requires_grad_()
+    clamped = straight_through_clamp(images)
+    assert torch.equal(clamped.flatten(), torch.tensor([0.0, 0.3, 1.0]))
+    clamped.sum().backward()
+    assert torch.equal(images.grad, torch.ones_like(images))
+
+
+def test_lock_counts_change_outside_the_mask_only():
+    maps = torch.zeros(1, 1, 5, 5)
+    maps[..., 2, 2] = 0.9
+    inside = dilated(maps, 0.5, 1)
+    assert inside.sum() == 9 and dilated(maps, 0.5, 0).sum() == 1
+    base = torch.zeros(1, 3, 5, 5)
+    changed = base.clone()
+    changed[..., 1:4, 1:4] = 1.0
+    assert lock_loss(changed, base, inside) == 0
+    changed[..., 0, 0] = 0.5
+    assert lock_loss(changed, base, inside).item() == pytest.approx(3 * 0.25 / 75)

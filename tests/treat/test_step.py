@@ -1,0 +1,173 @@
+"""The phase-split step against plain back-propagation through the whole chain, to the bit."""
+
+import functools
+
+import pytest
+import torch
+
+from base_models.flux import Flux
+from tests.tiny import SIZE, tiny_flux
+from treat.lora import add_lora, lora_parameters
+from treat.pixel_loss import pixel_loss
+from treat.step import draw, latent_gradient, replay, scaled_input
+
+STEPS = 4
+bf16 = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
+cached_bf16 = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=True)
+fp32 = functools.partial(torch.autocast, "cpu", enabled=False)
+PRECISIONS = {"fp32": fp32, "bf16": bf16}
+
+
+def model_with_adapters() -> Flux:
+    model = tiny_flux()
+    add_lora(model.network, 4, model.lora_targets("attention+mlp"), seed=1)
+    for index, weights in enumerate(lora_parameters(model.network)):
+        generator = torch.Generator().manual_seed(index)
+        weights.data += torch.randn(weights.shape, generator=generator) * 0.1
+    return model
+
+
+class Spots(torch.nn.Module):
+    """A stand-in detector: smooth, a little nonlinear, frozen."""
+
+    differentiable = True
+
+    def __init__(self):
+        super().__init__()
+        self.look = torch.nn.Conv2d(3, 1, 5, padding=2, bias=False)
+        generator = torch.Generator().manual_seed(0)
+        self.look.weight.data = torch.randn(1, 3, 5, 5, generator=generator) * 0.3
+        self.requires_grad_(False)
+
+    def forward(self, images):
+        return self.look(images).float().sigmoid()
+
+
+def score(images):
+    return pixel_loss(Spots()(images), "threshold", 0.4)
+
+
+def inputs(model):
+    text = model.encode_prompts(["a left hand", "a face"])
+    return model.noise([3, 4], SIZE, SIZE), model.schedule(STEPS, SIZE, SIZE), text
+
+
+def gradients(model):
+    found = [weights.grad for weights in lora_parameters(model.network)]
+    for weights in lora_parameters(model.network):
+        weights.grad = None
+    return found
+
+
+def split(model, last, gamma=1.0, precision=fp32, **options):
+    noise, schedule, text = inputs(model)
+    recompute, two_pass = options.get("recompute", True), options.get("two_pass", False)
+    latents, tape = draw(
+        model,
+        noise,
+        schedule,
+        text,
+        last=last,
+        gamma=gamma,
+        recompute=recompute,
+        precision=precision,
+    )
+    _, gradient = latent_gradient(model, latents, score, two_pass=two_pass, precision=precision)
+    replay(model, tape, gradient, schedule, text, gamma=gamma, precision=precision)
+    return gradients(model)
+
+
+def plain(model, last, gamma=1.0, precision=fp32):
+    """One graph from the noise to the loss; the discount written as the paper does."""
+    latents, schedule, text = inputs(model)
+
+    def discount(_network, arguments):
+        x = arguments[0]
+        return (x.detach() + gamma * (x - x.detach()), *arguments[1:])
+
+    handle = model.network.register_forward_pre_hook(discount) if gamma != 1 else None
+    with precision():  # one region: autocast forgets its cached weights where a region ends
+        for i in range(STEPS):
+            with torch.set_grad_enabled(i >= STEPS - last):
+                latents = model.step(latents, i, schedule, text)
+        loss = score(model.decode(latents))
+    if handle:
+        handle.remove()
+    loss.backward()
+    return gradients(model)
+
+
+def equal(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"recompute": False}, {"two_pass": True}], ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("last", [1, 2, STEPS])
+def test_equal_to_plain_back_propagation_to_the_bit(last, precision, options):
+    model = model_with_adapters()
+    ours = split(model, last, precision=PRECISIONS[precision], **options)
+    reference = plain(model, last, precision=PRECISIONS[precision])
+    assert equal(ours, reference)
+    assert sum(gradient.abs().sum() for gradient in reference) > 0
+    other = plain(model, last % STEPS + 1, precision=PRECISIONS[precision])
+    assert not equal(ours, other)  # control: another K gives another gradient
+
+
+def test_the_weight_cache_of_autocast_breaks_equality():
+    """Why it is off: with it, plain back-propagation sums a weight's gradients in bf16."""
+    model = model_with_adapters()
+    reference = plain(model, STEPS, precision=cached_bf16)
+    assert not equal(split(model, STEPS, precision=bf16), reference)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("gamma", [0.0, 0.25, 0.7])
+def test_discounted_gradient_equals_the_reference(gamma, recompute):
+    model = model_with_adapters()
+    ours, reference = split(model, 3, gamma, recompute=recompute), plain(model, 3, gamma)
+    for mine, theirs in zip(ours, reference, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)
+    assert not equal(ours, plain(model, 3))
+
+
+def test_gamma_zero_skips_the_gradient_of_the_input():
+    model = model_with_adapters()
+    x = torch.zeros(1, 2, requires_grad=True)
+    network = torch.nn.Identity()
+    with scaled_input(network, 0.0):
+        assert not network(x).requires_grad
+    with scaled_input(network, 0.5):
+        network(x).sum().backward()
+    assert torch.equal(x.grad, torch.full((1, 2), 0.5))
+    assert not model.network._forward_pre_hooks
+
+
+def count(model, work):
+    """Transformer calls made by `work`: (all, with gradient)."""
+    calls = []
+    handle = model.network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    work()
+    handle.remove()
+    return len(calls), sum(calls)
+
+
+@pytest.mark.parametrize("last", [1, 2, STEPS])
+def test_grad_enabled_calls_equal_k(last):
+    model = model_with_adapters()
+    assert count(model, lambda: split(model, last)) == (STEPS + last, last)
+    assert count(model, lambda: split(model, last, recompute=False)) == (STEPS, last)
+    # Control: the same counter sees every step of a release that forgot to truncate.
+    assert count(model, lambda: plain(model, STEPS)) == (STEPS, STEPS)
+
+
+def test_gradient_reaches_the_adapters_and_nothing_else():
+    model = model_with_adapters()
+    noise, schedule, text = inputs(model)
+    latents, tape = draw(model, noise, schedule, text, last=2)
+    _, gradient = latent_gradient(model, latents, score)
+    replay(model, tape, gradient, schedule, text)
+    adapters = {id(weights) for weights in lora_parameters(model.network)}
+    for module in (model.network, model.vae, *model._text_encoders()):
+        for name, weights in module.named_parameters():
+            assert (weights.grad is not None) == (id(weights) in adapters), name

@@ -1,0 +1,85 @@
+"""A frozen network in, the same network with LoRA adapters out (peft, rank = alpha, fp32)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from core import seeds as seeding
+from core.errors import UserError
+
+ADAPTER = "default"
+
+
+def add_lora(network: nn.Module, rank: int, targets: list[str], seed: int) -> nn.Module:
+    """Put adapters on the modules whose names end in `targets`; all else is frozen.
+
+    A: Kaiming-uniform as in peft, drawn from `seed` and the module's place; B: zeros, so that the
+    network is unchanged at first. The masters are fp32 whatever the network's precision.
+    """
+    if any(isinstance(module, LoraLayer) for module in network.modules()):
+        raise UserError("This network carries adapters already: load the base again.")
+    network.requires_grad_(False)
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, lora_dropout=0.0)
+    inject_adapter_in_model(settings, network, ADAPTER)
+    for index, layer in enumerate(_layers(network)):
+        a, b = _pair(layer)
+        a.data = (
+            torch.empty(a.shape)
+            .uniform_(
+                # Kaiming with a = sqrt(5): bound 1 / sqrt(fan in).
+                -(a.shape[1] ** -0.5),
+                a.shape[1] ** -0.5,
+                generator=seeding.generator(seed, index),
+            )
+            .to(a.device)
+        )
+        b.data = torch.zeros(b.shape, device=b.device)
+    return network
+
+
+def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Every A and B, in the order of the network's modules."""
+    return [weights for layer in _layers(network) for weights in _pair(layer)]
+
+
+def lora_state(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of the adapters by peft's names (`….lora_A.weight`)."""
+    state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def load_lora_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put `lora_state` back; raise `UserError` unless every tensor finds its place."""
+    here = {name: tensor.shape for name, tensor in lora_state(network).items()}
+    if here != {name: tensor.shape for name, tensor in state.items()}:
+        raise UserError(
+            "These adapters do not fit the base: use the base, rank and targets they came from."
+        )
+    set_peft_model_state_dict(network, dict(state), adapter_name=ADAPTER)
+
+
+@contextmanager
+def adapter_off(network: nn.Module) -> Iterator[None]:
+    """Within, the network is the untreated base."""
+    layers = _layers(network)
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _layers(network: nn.Module) -> list[LoraLayer]:
+    return [module for module in network.modules() if isinstance(module, LoraLayer)]
+
+
+def _pair(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight

@@ -1,0 +1,80 @@
+"""Artifact maps in, one number to lower out; and the lock that holds the rest of the image still.
+
+Legend: b batch, h w pixels. Source: DiffDoctor (arXiv 2501.12382), METHODS: M * C with M = C > 0.1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.contracts import ArtifactMap, Images
+
+EPS = 1e-5
+"""Keeps the mean over no pixels at zero."""
+PerImage = Float[Tensor, " b"]
+
+
+def pixel_loss(maps: ArtifactMap, selection: str, threshold: float = 0.1) -> Float[Tensor, ""]:
+    """Mean over the batch of one of `SELECTIONS`; the selection itself carries no gradient."""
+    return SELECTIONS[selection](maps.flatten(1), threshold).mean()
+
+
+def _threshold(c: Float[Tensor, "b hw"], threshold: float) -> PerImage:
+    """The paper's: mean of C over the pixels above the threshold; blind to their number."""
+    m = (c > threshold).detach().to(c.dtype)
+    return (m * c).sum(1) / (m.sum(1) + EPS)
+
+
+def _area(c: Float[Tensor, "b hw"], threshold: float) -> PerImage:
+    """Sum of C over the pixels above the threshold, over all pixels: counts the area too."""
+    m = (c > threshold).detach().to(c.dtype)
+    return (m * c).sum(1) / c.shape[1]
+
+
+def _all(c: Float[Tensor, "b hw"], _threshold: float) -> PerImage:
+    return c.mean(1)
+
+
+def _max(c: Float[Tensor, "b hw"], _threshold: float) -> PerImage:
+    return c.amax(1)
+
+
+SELECTIONS: dict[str, Callable[[Tensor, float], PerImage]] = {
+    "threshold": _threshold,
+    "area": _area,
+    "all": _all,
+    "max": _max,
+}
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def straight_through_clamp(images: Images) -> Images:
+    """Clamp to [0, 1]; gradient passes as if it did not, so that saturated pixels still learn."""
+    return _Clamp.apply(images)  # pyright: ignore[reportReturnType]
+
+
+def dilated(maps: ArtifactMap, threshold: float, pixels: int) -> Bool[Tensor, "b 1 h w"]:
+    """Pixels within `pixels` (square neighbourhood) of one above the threshold."""
+    grown = F.max_pool2d(maps, 2 * pixels + 1, stride=1, padding=pixels) if pixels else maps
+    return grown > threshold
+
+
+def lock_loss(images: Images, base: Images, inside: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
+    """Squared change against the base's images, outside the mask; mean over all pixels.
+
+    Source: the region lock of Focus-N-Fix (arXiv 2501.06481).
+    """
+    return ((images - base).square() * ~inside).mean()

@@ -1,0 +1,165 @@
+"""One treat step in three phases, so that no autograd graph crosses from one network to the next.
+
+1. `draw`: all T steps without gradient; the latents that enter the last K are kept.
+2. `latent_gradient`: decode, look, score; the gradient at the final latents.
+3. `replay`: the last K steps in reverse, each recomputed with gradient and pulled back through.
+
+Nothing is drawn at random here, nothing logged and nothing moved. With gamma 1 the gradient of the
+weights equals plain back-propagation to the bit, in fp32 and under bf16 autocast without its weight
+cache (with the cache, weight gradients are summed in bf16).
+
+Legend: b batch, h w pixels, T sampling steps, K steps that carry gradient.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from base_models import DiffusionModel
+from core.contracts import Conditioning, Images, Latents, Schedule
+
+Precision = Callable[[], AbstractContextManager]
+"""Opens the autocast region that the networks' forward passes run in."""
+Loss = Callable[[Images], Float[Tensor, ""]]
+
+
+@dataclass(frozen=True)
+class Taped:
+    """Step i of T: what entered it and, where the graph was kept, what left it."""
+
+    i: int
+    entering: Latents
+    leaving: Latents | None
+
+
+def draw(
+    model: DiffusionModel,
+    noise: Latents,
+    schedule: Schedule,
+    conditioning: Conditioning,
+    *,
+    last: int,
+    gamma: float = 1.0,
+    recompute: bool = True,
+    precision: Precision = nullcontext,
+) -> tuple[Latents, list[Taped]]:
+    """Phase 1: the final latents, and the tape of the last K steps.
+
+    Without `recompute` the graphs of these K steps are kept, each for itself: `replay` then costs
+    K forward passes less and holds K graphs at once.
+    """
+    latents, tape = noise, []
+    for i in range(schedule.steps):
+        taped = i >= schedule.steps - last
+        entering, leaving = latents, None
+        if taped and not recompute:
+            # The first of the K has nothing before it that could learn.
+            entering = _leaf(latents, i > schedule.steps - last)
+            leaving = _forward(model, entering, i, schedule, conditioning, gamma, precision)
+            latents = leaving.detach()
+        else:
+            with torch.no_grad(), precision():
+                latents = model.step(latents, i, schedule, conditioning)
+        if taped:
+            tape.append(Taped(i, entering, leaving))
+    return latents, tape
+
+
+def latent_gradient(
+    model: DiffusionModel,
+    latents: Latents,
+    loss: Loss,
+    *,
+    two_pass: bool = False,
+    precision: Precision = nullcontext,
+) -> tuple[Float[Tensor, ""], Latents]:
+    """Phase 2: the loss of the decoded images and its gradient at the latents.
+
+    `two_pass` decodes twice, so that the graphs of decoder and detector never live together; the
+    gradient is the same to the bit.
+    """
+    latents = _leaf(latents)
+    with precision(), torch.set_grad_enabled(not two_pass):
+        images = model.decode(latents)
+    pixels = _leaf(images)
+    with precision():
+        value = loss(pixels)
+    value.backward()
+    if two_pass:
+        with precision():
+            images = model.decode(latents)
+    images.backward(_gradient(pixels))
+    return value.detach(), _gradient(latents)
+
+
+def replay(
+    model: DiffusionModel,
+    tape: list[Taped],
+    gradient: Latents,
+    schedule: Schedule,
+    conditioning: Conditioning,
+    *,
+    gamma: float = 1.0,
+    precision: Precision = nullcontext,
+) -> None:
+    """Phase 3: add the gradient of every taped step to the adapters' `.grad`.
+
+    What comes back through the model's input is multiplied by gamma, the sampler's own path is
+    not: 1 is back-propagation, 0 stops at the input (and is not computed).
+    """
+    for taped in reversed(tape):
+        entering, leaving = taped.entering, taped.leaving
+        if leaving is None:
+            entering = _leaf(entering, taped is not tape[0])
+            leaving = _forward(model, entering, taped.i, schedule, conditioning, gamma, precision)
+        leaving.backward(gradient)
+        if taped is not tape[0]:
+            gradient = _gradient(entering)
+
+
+def _forward(
+    model: DiffusionModel,
+    entering: Latents,
+    i: int,
+    schedule: Schedule,
+    conditioning: Conditioning,
+    gamma: float,
+    precision: Precision,
+) -> Latents:
+    with precision(), scaled_input(model.network, gamma):
+        return model.step(entering, i, schedule, conditioning)
+
+
+@contextmanager
+def scaled_input(network: nn.Module, gamma: float) -> Iterator[None]:
+    """Within, gradient leaving through the network's first argument is multiplied by gamma.
+
+    x.detach() + gamma (x - x.detach()), of the same value as x: LeapAlign and DRTune's discount.
+    """
+
+    def discount(_network: nn.Module, arguments: tuple) -> tuple:
+        x = arguments[0]
+        x = torch.lerp(x.detach(), x, gamma) if gamma else x.detach()
+        return (x, *arguments[1:])
+
+    if gamma == 1.0:
+        yield
+        return
+    handle = network.register_forward_pre_hook(discount)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _leaf(values: Tensor, needs_gradient: bool = True) -> Tensor:
+    return values.detach().requires_grad_(needs_gradient)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    """Zeros where nothing reached the leaf (gamma 0 through an ancestral sampler, say)."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
