@@ -21,11 +21,12 @@ from core.storage import write_atomic
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-MAX_PIXELS = 64 * 1024 * 1024
-"""64 megapixels: 8192 x 8192; 192 MiB when decoded to RGB."""
-MAX_BYTES = 256 * 1024 * 1024
+MAX_PIXELS = 25_000_000
+"""A 24-megapixel camera passes; as float32 RGB this is 300 MB."""
+MAX_BYTES = 64 * 1024 * 1024
 
 Picture = Float[Tensor, "3 h w"]
+Levels = UInt8[np.ndarray, "b h w 3"]
 
 
 def read_image(path: Path) -> Picture:
@@ -56,15 +57,15 @@ def write_image(path: Path, image: Picture) -> None:
     write_atomic(Path(path), encode_png(to_uint8(image[None])[0]))
 
 
-def to_uint8(images: Images) -> UInt8[np.ndarray, "b h w 3"]:
+def to_uint8(images: Images) -> Levels:
     """Clamp to [0, 1], round to the nearest of 256 levels, channels last."""
-    return (_levels(images)).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return _levels(images).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def from_uint8(array: UInt8[np.ndarray, "b h w 3"]) -> Images:
+def from_uint8(array: Levels) -> Images:
     """The exact inverse of `to_uint8`."""
     planes = torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
-    return planes.float() / 255
+    return planes.float().div_(255)
 
 
 def round_to_8bit(images: Images) -> Images:
@@ -152,7 +153,7 @@ def decode_image(content: bytes, name: str, formats: Sequence[str] = FORMATS) ->
     except UnidentifiedImageError as error:
         kinds = ", ".join(formats)
         raise UserError(f"{name} is none of {kinds} by its content; convert it.") from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} has more than {MAX_PIXELS} pixels; shrink it.") from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
         raise UserError(f"{name} is damaged ({error}); replace it.") from error
@@ -162,12 +163,13 @@ def _check_header(picture: Image.Image, name: str) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise UserError(f"{name} has {width}x{height} pixels, more than {MAX_PIXELS}; shrink it.")
-    if getattr(picture, "is_animated", False):
+    # MPO is a JPEG with more views behind it, as phones write: the first one is the photograph
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":
         raise UserError(f"{name} is animated; save one frame of it as PNG.")
 
 
-def _flatten(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB levels; transparency is laid on white, 16-bit gray loses its low byte."""
+def _flatten(picture: Image.Image) -> np.ndarray:
+    """RGB levels (h, w, 3); transparency is laid on white, 16-bit gray loses its low byte."""
     if picture.mode.startswith("I;16") or picture.mode == "I":
         return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if picture.has_transparency_data:

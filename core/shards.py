@@ -1,0 +1,307 @@
+"""Samples in, tar shards and their index out, and samples back in any order.
+
+shard-000000.tar          {key}.png, {key}.mask.png, {key}.json, as webdataset readers expect
+shard-000000.index.jsonl  key, and offset, size and sha256 of each member
+shard.manifest.jsonl      one line a committed shard, with the digests of both files
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from pydantic import ValidationError
+
+from core import storage
+from core.errors import UserError
+from core.images import MAX_BYTES, decode_image, encode_png
+from core.samples import Record, Sample, safe_key
+from core.seeds import mix
+
+__all__ = [
+    "Record",
+    "Sample",
+    "ShardStore",
+    "ShardWriter",
+    "batch_indices",
+    "epoch_order",
+    "safe_key",
+]
+
+MAX_RECORD_BYTES = 1_000_000
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_ORDER = 1
+"""What the draw is for: keeps the order apart from other uses of the same seed."""
+
+
+class ShardWriter:
+    """Writes samples into shards of `shard_size` samples; a context manager.
+
+    A shard is committed whole: temporary name, fsync, rename, index, manifest line. Keys that
+    were committed earlier are passed over, so running again repeats nothing; `key in writer`
+    tells before the work is done. On an exception the shard in progress is dropped. Writers
+    side by side in one folder take different `name`s; one name has one writer (`UserError`).
+    """
+
+    def __init__(self, folder: Path, shard_size: int = 1000, name: str = "shard"):
+        if not _NAME.fullmatch(name) or shard_size < 1:
+            raise UserError(f"shard name {name!r} or size {shard_size} is not usable.")
+        self.folder, self.shard_size, self.name = Path(folder), shard_size, name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder / f".{name}.lock")
+        self._manifest = self.folder / f"{name}.manifest.jsonl"
+        committed = _committed(self._manifest)
+        _end_cleanly(self._manifest, committed)
+        self._next = len(committed)
+        self._keys = {entry["key"] for line in committed for entry in _index(self.folder, line)}
+        self._shard: _OpenShard | None = None
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def write(self, sample: Sample) -> bool:
+        """Add a sample; False if its key is already there."""
+        if sample.key in self._keys:
+            return False
+        if self._shard is None:
+            self._shard = _OpenShard(self.folder / f"{self.name}-{self._next:06d}.tar")
+        try:
+            self._shard.add(sample)
+            self._keys.add(sample.key)
+            if len(self._shard.entries) == self.shard_size:
+                self._commit()
+        except OSError as error:
+            storage.raise_if_full(error, self._shard.path, self._shard.size)
+            raise
+        return True
+
+    def _commit(self) -> None:
+        if self._shard is not None:
+            line = self._shard.commit()
+            storage.append_line(self._manifest, json.dumps(line))
+            self._next += 1
+            self._shard = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            if self._shard is not None:
+                self._shard.drop()
+            self._lock.close()
+
+
+class _OpenShard:
+    """A tar in the making under a temporary name; its bytes depend on its samples alone."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._file = _HashedFile(self._temporary.open("wb"))
+        # tarfile asks a plain write-mode target for write and tell only
+        self._tar = tarfile.open(
+            fileobj=cast(BinaryIO, self._file), mode="w", format=tarfile.USTAR_FORMAT
+        )
+
+    @property
+    def size(self) -> int:
+        return self._file.size
+
+    def add(self, sample: Sample) -> None:
+        members = {"png": encode_png(sample.image)}
+        if sample.mask is not None:
+            members["mask.png"] = encode_png(sample.mask)
+        members["json"] = sample.record.model_dump_json().encode()
+        places = {kind: self._add(f"{sample.key}.{kind}", body) for kind, body in members.items()}
+        self.entries.append({"key": sample.key, "members": places})
+
+    def _add(self, name: str, content: bytes) -> dict[str, Any]:
+        header = tarfile.TarInfo(name)
+        header.size = len(content)
+        offset = self._tar.offset + tarfile.BLOCKSIZE  # the body follows one header block
+        self._tar.addfile(header, io.BytesIO(content))
+        digest = hashlib.sha256(content).hexdigest()
+        return {"offset": offset, "bytes": len(content), "sha256": digest}
+
+    def commit(self) -> dict[str, Any]:
+        """Make the shard and its index durable; returns the manifest line."""
+        self._tar.close()
+        self._file.stream.flush()
+        storage.primitives.fsync(self._file.stream.fileno())
+        self._file.stream.close()
+        storage.primitives.rename(self._temporary, self.path)
+        index = "".join(json.dumps(entry) + "\n" for entry in self.entries).encode()
+        storage.write_atomic(_index_path(self.path), index)  # also syncs the folder
+        return {
+            "shard": self.path.name,
+            "samples": len(self.entries),
+            "bytes": self._file.size,
+            "sha256": self._file.digest.hexdigest(),
+            "index_sha256": hashlib.sha256(index).hexdigest(),
+        }
+
+    def drop(self) -> None:
+        self._file.stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class _HashedFile:
+    """A file that hashes and counts what is written to it."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream, self.digest, self.size = stream, hashlib.sha256(), 0
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self.size += len(content)
+        return self.stream.write(content)
+
+    def tell(self) -> int:
+        return self.size
+
+
+class ShardStore:
+    """The committed samples of a folder, by position; every byte is verified when it is read."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        manifests = sorted(self.folder.glob("*.manifest.jsonl"))
+        if not manifests:
+            raise UserError(f"{folder} holds no shards; name a folder that a ShardWriter filled.")
+        self._entries: list[tuple[str, dict[str, Any]]] = []
+        for line in (line for manifest in manifests for line in _committed(manifest)):
+            self._entries += [(line["shard"], entry) for entry in _index(self.folder, line)]
+        self.keys = [entry["key"] for _, entry in self._entries]
+        if len(set(self.keys)) != len(self.keys):
+            raise UserError(f"{folder} holds a key twice; write the shards again by one writer.")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Sample i; `UserError` naming shard and member if it is damaged."""
+        shard, entry = self._entries[i]
+        members = entry["members"]
+        image = decode_image(self._member(shard, entry, "png"), f"{shard}:{entry['key']}.png")
+        mask = None
+        if "mask.png" in members:
+            name = f"{shard}:{entry['key']}.mask.png"
+            mask = np.array(decode_image(self._member(shard, entry, "mask.png"), name))
+        return Sample(entry["key"], np.array(image), mask, self._record(shard, entry))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def records(self) -> list[Record]:
+        """The records alone, in the order of the positions; no image is decoded."""
+        return [self._record(shard, entry) for shard, entry in self._entries]
+
+    def _record(self, shard: str, entry: dict[str, Any]) -> Record:
+        content = self._member(shard, entry, "json", MAX_RECORD_BYTES)
+        try:
+            return Record.model_validate_json(content)
+        except ValidationError as error:
+            raise UserError(f"{shard}:{entry['key']}.json is no record; write it again.") from error
+
+    def _member(self, shard: str, entry: dict[str, Any], kind: str, cap: int = MAX_BYTES) -> bytes:
+        """A member's bytes; the size is checked before reading, the digest after."""
+        place, name = entry["members"][kind], f"{self.folder / shard}:{entry['key']}.{kind}"
+        if not 0 <= place["bytes"] <= cap:
+            raise UserError(f"{name} has {place['bytes']} bytes, more than {cap}; shrink it.")
+        try:
+            with (self.folder / shard).open("rb") as stream:
+                content = os.pread(stream.fileno(), place["bytes"], place["offset"])
+        except OSError as error:
+            raise UserError(f"cannot read {name} ({error.strerror}); restore it.") from error
+        if hashlib.sha256(content).hexdigest() != place["sha256"]:
+            raise UserError(f"{name} is damaged (another sha256 than its index); restore it.")
+        return content
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of n positions (int64, read-only), a pure function of its arguments.
+
+    Positions are sorted by a hash (SplitMix64's finaliser, Steele et al. 2014), which no later
+    version of a library can change.
+    """
+    return _order(n, seed, epoch)
+
+
+@lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    word = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    word += np.uint64(mix(_ORDER, seed, epoch))
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    order = np.argsort(word ^ (word >> np.uint64(31)), kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def batch_indices(n: int, batch: int, seed: int, k: int) -> list[int]:
+    """Positions of global batch k: samples [k batch, (k+1) batch) of the endless epoch stream.
+
+    The same whatever the number of processes, which share it out; a batch may span epochs.
+    """
+    if n < 1 or batch < 1:
+        raise UserError(f"a batch of {batch} from {n} samples is empty; give it samples.")
+    places = (divmod(p, n) for p in range(k * batch, (k + 1) * batch))
+    return [int(epoch_order(n, seed, epoch)[i]) for epoch, i in places]
+
+
+def _committed(manifest: Path) -> list[dict[str, Any]]:
+    """The manifest's lines; one that a crash left without its end was never committed."""
+    if not manifest.exists():
+        return []
+    lines = manifest.read_bytes().split(b"\n")[:-1]
+    try:
+        return [dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{manifest} is damaged; restore it, or write the shards again.") from error
+
+
+def _end_cleanly(manifest: Path, lines: list[dict[str, Any]]) -> None:
+    if manifest.exists() and not manifest.read_bytes().endswith(b"\n"):
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        storage.write_atomic(manifest, content.encode())
+
+
+def _index_path(shard: Path) -> Path:
+    return shard.with_suffix(".index.jsonl")
+
+
+def _index(folder: Path, line: dict[str, Any]) -> list[dict[str, Any]]:
+    """A committed shard's index entries, verified against its manifest line."""
+    name = str(line.get("shard"))
+    if not re.fullmatch(r"[A-Za-z0-9_-]+\.tar", name):
+        raise UserError(f"{folder} names a shard {name!r}; its manifest is damaged, restore it.")
+    path = _index_path(folder / name)
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() == line.get("index_sha256"):
+            return [json.loads(entry) for entry in content.splitlines()]
+    raise UserError(f"{path} is missing or damaged; restore it, or write the shards again.")
+
+
+def _lock(path: Path) -> BinaryIO:
+    lock = path.open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise UserError(f"another writer holds {path}; wait for it or use another name.") from error
+    return lock
