@@ -1,0 +1,146 @@
+"""A detector in, one folder out: `detector.safetensors` and `detector.json`; and back, verified.
+
+The tensors carry transformers' names whichever library computed them (FORMATS.md 4 has the same
+rule for adapters: one neutral layout, readers for the others). `detector.json` holds the
+configuration, the digest of the tensors, and the card: licence, data, seed, figures.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from core.errors import UserError
+from core.storage import write_atomic
+from detector.segformer import (
+    SegformerConfig,
+    SegformerDetector,
+    canonical_state,
+    load_canonical_state,
+)
+
+TENSORS, DESCRIPTION = "detector.safetensors", "detector.json"
+FORMAT = "diffdoctor-detector-1"
+MAX_JSON_BYTES = 1_000_000
+LICENCE_NOTES = {
+    "transformers": (
+        "The network code is transformers' SegFormer (Apache-2.0); weights trained from scratch on "
+        "your data are yours. Weights started from nvidia/mit-* or nvidia/segformer-* are "
+        "non-commercial (NVIDIA Source Code License)."
+    ),
+    "smp": (
+        "segmentation-models-pytorch is MIT, but its MiT encoder file (mit_b0 .. mit_b5) and the "
+        "nvidia/mit-* weights are under the NVIDIA Source Code License: non-commercial use only. "
+        "The tensors here also load with --backend transformers (Apache-2.0 code)."
+    ),
+}
+
+
+class Description(BaseModel):
+    """What `detector.json` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = FORMAT
+    config: SegformerConfig
+    sha256: str
+    card: dict[str, Any] = {}
+
+
+def save_detector(detector: SegformerDetector, folder: Path, card: dict[str, Any]) -> Path:
+    """Write the folder (each file atomically, the description last); returns it.
+
+    `card` is any JSON: data, seed, steps, metrics; the licence note is added.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {folder} ({error.strerror}); choose another place."
+        ) from error
+    state = {name: t.detach().cpu().contiguous() for name, t in canonical_state(detector).items()}
+    payload = save_tensors(state, metadata={"format": "pt"})
+    description = Description(
+        config=detector.config,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        card={"licence": LICENCE_NOTES[detector.config.backend], **card},
+    )
+    write_atomic(folder / TENSORS, payload)
+    write_atomic(folder / DESCRIPTION, (description.model_dump_json(indent=2) + "\n").encode())
+    return folder
+
+
+def load_detector(folder: Path) -> SegformerDetector:
+    """The detector of a folder, in eval mode, every byte verified first.
+
+    Raises `UserError` that names the cure for a missing folder, a damaged or foreign file and a
+    variant that this version does not know.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    payload = _read(folder / TENSORS, folder)
+    if hashlib.sha256(payload).hexdigest() != description.sha256:
+        raise UserError(
+            f"{folder / TENSORS} is damaged (its digest is not the one in {DESCRIPTION}); "
+            "copy the folder again or train the detector again."
+        )
+    detector = SegformerDetector(description.config)
+    try:
+        load_canonical_state(detector, load_tensors(payload))
+    except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{folder / TENSORS} does not hold a {description.config.variant} detector "
+            f"({_first_line(error)}); train it again with `diffdoctor detector train`."
+        ) from error
+    return detector.eval()
+
+
+def read_description(folder: Path) -> Description:
+    """The checked `detector.json`; raises `UserError`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no detector folder {folder}; train one with `diffdoctor detector train`."
+        )
+    text = _read(folder / DESCRIPTION, folder)
+    try:
+        description = Description.model_validate_json(text)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UserError(
+            f"{folder / DESCRIPTION} is damaged or of another program (at {where or 'its start'}); "
+            "copy the folder again or train the detector again."
+        ) from error
+    if description.format != FORMAT:
+        raise UserError(
+            f"{folder} has the format {description.format!r}, this version reads {FORMAT!r}; "
+            "update diffdoctor or train the detector again."
+        )
+    return description
+
+
+def digest(folder: Path) -> str:
+    """The sha256 of the detector's tensors, as other files name it."""
+    return read_description(folder).sha256
+
+
+def _read(path: Path, folder: Path) -> bytes:
+    try:
+        if path.name == DESCRIPTION and path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"{path} is larger than {MAX_JSON_BYTES} bytes; is it a detector's?")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{folder} is no complete detector folder: cannot read {path.name} "
+            f"({error.strerror}); copy it again or train one with `diffdoctor detector train`."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[1] if len(lines) > 1 else lines[0] if lines else "no detail")[:160]
