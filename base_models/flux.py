@@ -231,14 +231,18 @@ class Flux:
         return presets[preset]
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
-        grain = 2 * self.cells
-        if height % grain or width % grain or min(height, width) < grain:
-            near = [max(grain, round(side / grain) * grain) for side in (height, width)]
-            raise UserError(
-                f"{height}x{width} pixels do not divide by {grain}, as this base needs: "
-                f"try {near[0]}x{near[1]}."
-            )
+        check_sides(height, width, grain=2 * self.cells)
         return height // self.cells, width // self.cells
+
+
+def check_sides(height: int, width: int, grain: int) -> None:
+    """Raise `UserError` unless both divide by `grain`, the pixels of one token."""
+    if height % grain or width % grain or min(height, width) < grain:
+        near = [max(grain, round(side / grain) * grain) for side in (height, width)]
+        raise UserError(
+            f"{height}x{width} pixels do not divide by {grain}, as this base needs: "
+            f"try {near[0]}x{near[1]}."
+        )
 
 
 def pack(latents: Latents) -> Float[Tensor, "b l d"]:

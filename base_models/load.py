@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from base_models import DiffusionModel
-from base_models.flux import Flux
+from base_models.flux import Flux, check_sides
 from core.errors import UserError
 
 FAMILIES: dict[str, tuple[Any, Any]] = {"FluxPipeline": (FluxPipeline, Flux)}
@@ -44,7 +44,7 @@ def load_base(
         folder = _download(base, revision)
     pipeline, wrapper = FAMILIES[check_base(folder)]
     loaded = pipeline.from_pretrained(
-        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True
     )
     return wrapper.from_pipeline(loaded, **options).to(device)
 
@@ -60,6 +60,24 @@ def check_base(folder: Path) -> str:
         if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None:
             _check_component(folder / name, library=entry[0])
     return family
+
+
+def check_size(base: str, height: int, width: int) -> None:
+    """Raise `UserError` for a damaged folder, or sides that its base cannot draw; no weights read.
+
+    A Hub id is checked when it is opened.
+    """
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        check_base(folder)
+        config = _read_json(folder / "vae" / "config.json")
+        check_sides(height, width, grain=2 ** len(config.get("block_out_channels", ())))
+    elif not _names_repository(base):
+        raise UserError(f"There is no base model folder {base}: check the path.")
+
+
+def _names_repository(base: str) -> bool:
+    return base.count("/") == 1 and not base.startswith((".", "/", "~"))
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -133,7 +151,7 @@ def check_safetensors(path: Path) -> None:
 
 def _download(base: str, revision: str | None) -> Path:
     """A snapshot of a Hub repository; one sentence for whatever keeps it away."""
-    if base.count("/") != 1 or base.startswith((".", "/", "~")):
+    if not _names_repository(base):
         raise UserError(f"There is no base model folder {base}: check the path.")
     try:
         folder = huggingface_hub.snapshot_download(

@@ -28,6 +28,29 @@ Loss = Callable[[Images], Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
+class Chain:
+    """What every step of one drawing shares; `gamma` discounts the gradient between steps."""
+
+    model: DiffusionModel
+    schedule: Schedule
+    conditioning: Conditioning
+    gamma: float = 1.0
+    precision: Precision = nullcontext
+
+    def step(self, latents: Latents, i: int) -> Latents:
+        with self.precision():
+            return self.model.step(latents, i, self.schedule, self.conditioning)
+
+    def learning_step(self, latents: Latents, i: int) -> Latents:
+        with scaled_input(self.model.network, self.gamma):
+            return self.step(latents, i)
+
+    def decode(self, latents: Latents) -> Images:
+        with self.precision():
+            return self.model.decode(latents)
+
+
+@dataclass(frozen=True)
 class Taped:
     """Step i of T: what entered it and, where the graph was kept, what left it."""
 
@@ -37,75 +60,49 @@ class Taped:
 
 
 def draw(
-    model: DiffusionModel,
-    noise: Latents,
-    schedule: Schedule,
-    conditioning: Conditioning,
-    *,
-    last: int,
-    gamma: float = 1.0,
-    recompute: bool = True,
-    precision: Precision = nullcontext,
+    chain: Chain, noise: Latents, last: int, recompute: bool = True
 ) -> tuple[Latents, list[Taped]]:
     """Phase 1: the final latents, and the tape of the last K steps.
 
     Without `recompute` the graphs of these K steps are kept, each for itself: `replay` then costs
-    K forward passes less and holds K graphs at once.
+    K forward passes less, and K graphs are held at once.
     """
     latents, tape = noise, []
-    for i in range(schedule.steps):
-        taped = i >= schedule.steps - last
+    first = chain.schedule.steps - last
+    for i in range(chain.schedule.steps):
         entering, leaving = latents, None
-        if taped and not recompute:
-            # The first of the K has nothing before it that could learn.
-            entering = _leaf(latents, i > schedule.steps - last)
-            leaving = _forward(model, entering, i, schedule, conditioning, gamma, precision)
+        if i >= first and not recompute:
+            entering = _leaf(latents, i > first)  # before the first nothing could learn
+            leaving = chain.learning_step(entering, i)
             latents = leaving.detach()
         else:
-            with torch.no_grad(), precision():
-                latents = model.step(latents, i, schedule, conditioning)
-        if taped:
+            with torch.no_grad():
+                latents = chain.step(latents, i)
+        if i >= first:
             tape.append(Taped(i, entering, leaving))
     return latents, tape
 
 
-def latent_gradient(
-    model: DiffusionModel,
-    latents: Latents,
-    loss: Loss,
-    *,
-    two_pass: bool = False,
-    precision: Precision = nullcontext,
-) -> tuple[Float[Tensor, ""], Latents]:
-    """Phase 2: the loss of the decoded images and its gradient at the latents.
+def latent_gradient(chain: Chain, latents: Latents, loss: Loss, two_pass: bool = False) -> Latents:
+    """Phase 2: the gradient of the decoded images' loss at the final latents.
 
     `two_pass` decodes twice, so that the graphs of decoder and detector never live together; the
     gradient is the same to the bit.
     """
     latents = _leaf(latents)
-    with precision(), torch.set_grad_enabled(not two_pass):
-        images = model.decode(latents)
+    with torch.set_grad_enabled(not two_pass):
+        images = chain.decode(latents)
     pixels = _leaf(images)
-    with precision():
+    with chain.precision():
         value = loss(pixels)
     value.backward()
     if two_pass:
-        with precision():
-            images = model.decode(latents)
+        images = chain.decode(latents)
     images.backward(_gradient(pixels))
-    return value.detach(), _gradient(latents)
+    return _gradient(latents)
 
 
-def replay(
-    model: DiffusionModel,
-    tape: list[Taped],
-    gradient: Latents,
-    schedule: Schedule,
-    conditioning: Conditioning,
-    *,
-    gamma: float = 1.0,
-    precision: Precision = nullcontext,
-) -> None:
+def replay(chain: Chain, tape: list[Taped], gradient: Latents) -> None:
     """Phase 3: add the gradient of every taped step to the adapters' `.grad`.
 
     What comes back through the model's input is multiplied by gamma, the sampler's own path is
@@ -115,23 +112,10 @@ def replay(
         entering, leaving = taped.entering, taped.leaving
         if leaving is None:
             entering = _leaf(entering, taped is not tape[0])
-            leaving = _forward(model, entering, taped.i, schedule, conditioning, gamma, precision)
+            leaving = chain.learning_step(entering, taped.i)
         leaving.backward(gradient)
         if taped is not tape[0]:
             gradient = _gradient(entering)
-
-
-def _forward(
-    model: DiffusionModel,
-    entering: Latents,
-    i: int,
-    schedule: Schedule,
-    conditioning: Conditioning,
-    gamma: float,
-    precision: Precision,
-) -> Latents:
-    with precision(), scaled_input(model.network, gamma):
-        return model.step(entering, i, schedule, conditioning)
 
 
 @contextmanager

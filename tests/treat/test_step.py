@@ -9,7 +9,7 @@ from base_models.flux import Flux
 from tests.tiny import SIZE, tiny_flux
 from treat.lora import add_lora, lora_parameters
 from treat.pixel_loss import pixel_loss
-from treat.step import draw, latent_gradient, replay, scaled_input
+from treat.step import Chain, draw, latent_gradient, replay, scaled_input
 
 STEPS = 4
 bf16 = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
@@ -59,21 +59,11 @@ def gradients(model):
     return found
 
 
-def split(model, last, gamma=1.0, precision=fp32, **options):
+def split(model, last, gamma=1.0, precision=fp32, *, recompute=True, two_pass=False):
     noise, schedule, text = inputs(model)
-    recompute, two_pass = options.get("recompute", True), options.get("two_pass", False)
-    latents, tape = draw(
-        model,
-        noise,
-        schedule,
-        text,
-        last=last,
-        gamma=gamma,
-        recompute=recompute,
-        precision=precision,
-    )
-    _, gradient = latent_gradient(model, latents, score, two_pass=two_pass, precision=precision)
-    replay(model, tape, gradient, schedule, text, gamma=gamma, precision=precision)
+    chain = Chain(model, schedule, text, gamma, precision)
+    latents, tape = draw(chain, noise, last, recompute)
+    replay(chain, tape, latent_gradient(chain, latents, score, two_pass))
     return gradients(model)
 
 
@@ -164,9 +154,9 @@ def test_grad_enabled_calls_equal_k(last):
 def test_gradient_reaches_the_adapters_and_nothing_else():
     model = model_with_adapters()
     noise, schedule, text = inputs(model)
-    latents, tape = draw(model, noise, schedule, text, last=2)
-    _, gradient = latent_gradient(model, latents, score)
-    replay(model, tape, gradient, schedule, text)
+    chain = Chain(model, schedule, text)
+    latents, tape = draw(chain, noise, last=2)
+    replay(chain, tape, latent_gradient(chain, latents, score))
     adapters = {id(weights) for weights in lora_parameters(model.network)}
     for module in (model.network, model.vae, *model._text_encoders()):
         for name, weights in module.named_parameters():

@@ -1,0 +1,174 @@
+"""The real `main`: what it leaves, what each term does, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from core import checkpoint
+from core.errors import UserError
+from tests.treat.setting import build, config, digest, losses
+from treat import step as treat_step
+from treat import train
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("world"))
+
+
+def adapters(folder, step):
+    return checkpoint.load(folder / "checkpoints", step).tensors["adapter"]
+
+
+def test_a_run_leaves_what_it_should(world, tmp_path):
+    out = tmp_path / "run"
+    settings = config(world, out, picture_every=4, checkpoint_every=2)
+    assert train.main(settings) == 0
+    figures = losses(out)
+    assert sorted(figures) == [0, 1, 2, 3, 4]
+    assert {"pixel", "lock", "offline", "gradient_norm", "skipped"} <= set(figures[1])
+    assert figures[1]["pixel"] > 0 and figures[1]["gradient_norm"] > 0
+    watched = {"reward_mean", "second_mean", "second_frequency", "sharpness", "watch_offline"}
+    assert watched <= set(figures[0]) and watched <= set(figures[4])
+    assert sorted(path.name for path in (out / "pictures").glob("*")) == [
+        "step-00000000.png",
+        "step-00000004.png",
+    ]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["best_step"] in checkpoint.steps(out / "checkpoints")
+    assert any(tensor.abs().max() > 0 for tensor in adapters(out, 4).values())
+
+
+def test_the_same_settings_give_the_same_bits(world, tmp_path):
+    torch.manual_seed(1)
+    train.main(config(world, tmp_path / "a", steps=2))
+    torch.manual_seed(2)
+    train.main(config(world, tmp_path / "b", steps=2, picture_every=1, recompute=False))
+    train.main(config(world, tmp_path / "c", steps=2, seed=1))
+    one, two, other = (digest(tmp_path / x, 2, ("adapter", "optimizer")) for x in "abc")
+    assert one == two  # neither pictures, nor the global state, nor keeping graphs change a bit
+    assert one != other
+
+
+def test_pixels_alone_lower_the_score(world, tmp_path):
+    out = tmp_path / "run"
+    quiet = {"offline": None, "offline_weight": 0.0, "lock_weight": 0.0}
+    train.main(config(world, out, steps=16, watch_every=16, selection="all", **quiet))
+    figures = losses(out)
+    assert figures[16]["reward_mean"] < figures[0]["reward_mean"]
+    assert figures[1]["offline"] == figures[1]["lock"] == 0
+
+
+def test_the_control_draws_nothing(world, tmp_path, monkeypatch):
+    def refuse(*_args):
+        raise AssertionError("the control must not draw")
+
+    monkeypatch.setattr(train, "draw", refuse)
+    train.main(config(world, tmp_path / "run", pixel_weight=0.0, steps=2))
+    assert losses(tmp_path / "run")[1]["offline"] > 0
+    with pytest.raises(AssertionError):  # control of the control
+        train.main(config(world, tmp_path / "treated", steps=1))
+
+
+def test_accumulation_sees_the_samples_of_a_larger_batch(world, tmp_path):
+    train.main(config(world, tmp_path / "a", batch=2, steps=1, clip=1e9))
+    train.main(config(world, tmp_path / "b", batch=1, accumulation=2, steps=1, clip=1e9))
+    one, two = (losses(tmp_path / x)[1] for x in "ab")
+    for name in ("pixel", "offline", "gradient_norm"):
+        assert one[name] == pytest.approx(two[name], rel=1e-4)
+
+
+class Blind:
+    differentiable = False
+
+    def __call__(self, images):
+        return images.mean(1, keepdim=True)
+
+
+class Bright(Blind):
+    differentiable = True
+
+
+def test_another_reward_may_be_given(world, tmp_path):
+    seen = []
+
+    def reward_for(prompts):
+        seen.append(prompts)
+        return Bright()
+
+    settings = config(world, tmp_path / "run", detector=None, steps=1, watch_every=0)
+    train.main(settings, reward_for=reward_for)
+    assert seen[-1][0].startswith("a ")
+    train.main(config(world, tmp_path / "other", detector=None, steps=1), reward=Bright())
+
+
+class Broken(Bright):
+    def __call__(self, images):
+        return images.mean(1, keepdim=True) * float("nan")
+
+
+def test_not_finite_changes_nothing_and_then_stops(world, tmp_path):
+    out = tmp_path / "run"
+    settings = config(world, out, steps=9, checkpoint_every=1, watch_every=0, second_detector=None)
+    with pytest.raises(UserError, match="step 3 of seed 0"):
+        train.main(settings, reward=Broken())
+    first, second = adapters(out, 1), adapters(out, 2)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(tensor.any() for name, tensor in second.items() if "lora_B" in name)
+    assert losses(out)[2]["skipped"] == 2
+
+
+def test_one_bad_update_is_passed_over(world, tmp_path, monkeypatch):
+    real, calls = treat_step.latent_gradient, []
+
+    def sometimes(*args):
+        calls.append(1)
+        return real(*args) * (float("inf") if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(train, "latent_gradient", sometimes)
+    out = tmp_path / "run"
+    assert train.main(config(world, out, steps=3, checkpoint_every=1, watch_every=0)) == 0
+    figures = losses(out)
+    assert [figures[step]["skipped"] for step in (1, 2, 3)] == [0, 1, 0]
+
+
+REFUSED = {
+    "blind detector": ({"detector": None}, {"reward": Blind()}, "differentiable"),
+    "no detector": ({"detector": None}, {}, "needs a detector"),
+    "size": ({"height": 30}, {}, "divide by 4"),
+    "no base": ({"base": "nowhere/at/all"}, {}, "check the path"),
+    "no detector folder": ({"detector": "nowhere"}, {}, "no detector folder"),
+    "no prompts": ({"prompts": "nowhere.txt"}, {}, "cannot read"),
+    "no real images": ({"offline": "nowhere"}, {}, "no folder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_anything_is_written(name, world, tmp_path):
+    changes, given, message = REFUSED[name]
+    with pytest.raises(UserError, match=message):
+        train.main(config(world, tmp_path / "run", **changes), **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"last": 3}, "sampling_steps"),
+        ({"pixel_weight": 0, "offline_weight": 0}, "nothing would be learnt"),
+        ({"offline": None}, "offline_weight"),
+        ({"refresh_every": 2}, "annotator"),
+        ({"second_detector": None, "patience": 1}, "second_detector"),
+    ],
+)
+def test_settings_that_do_not_agree(world, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(world, tmp_path, **changes)
+
+
+def test_last_is_a_quarter_of_the_steps_by_default(world, tmp_path):
+    cases = [(1, 1), (4, 1), (5, 2), (8, 2), (30, 8)]
+    for steps, last in cases:
+        assert config(world, tmp_path, sampling_steps=steps).gradient_steps == last

@@ -1,0 +1,165 @@
+"""What a treatment keeps besides weights: figures, pictures, the best step, checkpoints, refreshes.
+
+Main process: looks, draws, writes. The others are told what they need to go the same way.
+"""
+
+import time
+from collections.abc import Mapping
+
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import nn
+
+from core import checkpoint
+from core.images import write_image
+from core.run import PAUSED, Run
+from treat.lora import load_lora_state, lora_state
+from treat.refresh import Refresher
+from treat.update import Update
+from treat.watch import Best, Watcher
+
+
+class Ledger:
+    """The state of a run between updates; `step` is the number of updates made."""
+
+    def __init__(
+        self,
+        run: Run,
+        network: nn.Module,
+        update: Update,
+        watcher: Watcher,
+        refresher: Refresher | None,
+        best: Best,
+        *,
+        checkpoint_every: int,
+        picture_every: int,
+        watch_every: int,
+        patience: int,
+    ):
+        self.run, self.network, self.update = run, network, update
+        self.watcher, self.refresher, self.best = watcher, refresher, best
+        self.every = {
+            "checkpoint": checkpoint_every,
+            "picture": picture_every,
+            "watch": watch_every,
+        }
+        self.patience = patience
+        self.place = PartialState()
+        self.step = 0
+        self.saved: int | None = None
+        self.last: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Take up the newest checkpoint, or look at the base before the first update."""
+        with self.place.main_process_first():
+            found = checkpoint.load_newest(self.run.checkpoints)
+        if found is None:
+            self._look(self._watched(0))
+            self._picture()
+            return
+        load_lora_state(self.network, found.tensors["adapter"])
+        self.update.restore(found.tensors["optimizer"], found.state["update"])
+        self.best.restore(found.state["best"])
+        if self.refresher:
+            self.refresher.restore(found.tensors.get("detector", {}), found.state["refreshes"])
+        checkpoint.unpack_rng(found.tensors["rng"])
+        self.step = self.saved = found.step
+        self.run.event("info", f"resumed after step {self.step}")
+
+    def refresh(self) -> bool:
+        """Refresh the detector where that is due; False if a signal came before the labels."""
+        if self.refresher is None or not self.refresher.due(self.step):
+            return True
+        done = [True]
+        if self.place.is_main_process:
+            self.run.event("info", f"refreshing the detector after step {self.step}")
+            sampler = self.watcher.sampler
+            done = [self.refresher.refresh(self.step, sampler, lambda: self.run.interrupted)]
+        if self.place.num_processes > 1:
+            broadcast_object_list(done)
+            for tensor in self.refresher.detector.state_dict().values():
+                broadcast(tensor, from_process=0)
+        if done[0]:
+            self.refresher.note(self.step)
+        return done[0]
+
+    def record(self, step: int, figures: Mapping[str, float], seconds: float) -> None:
+        """Log an update, with a look, a picture and a checkpoint where they are due."""
+        self.step = step
+        if figures["skipped"]:
+            self.run.event("warn", f"step {step} was not finite and changed nothing", step=step)
+        watched = self._watched(step)
+        self.last = {**figures, **watched}
+        self.run.log(step, **figures, **watched, seconds=seconds)
+        better = self._look(watched)
+        if self._due("picture"):
+            self._picture()
+        if better or self._due("checkpoint"):
+            self.save()
+
+    @property
+    def exhausted(self) -> bool:
+        """No look has been better for `patience` looks."""
+        return bool(self.patience) and self.best.since >= self.patience
+
+    def save(self) -> None:
+        if not self.place.is_main_process or self.saved == self.step:
+            return
+        optimizer, state = self.update.state()
+        tensors = {"adapter": lora_state(self.network), "optimizer": optimizer}
+        tensors["rng"] = checkpoint.pack_rng()
+        if self.refresher and self.refresher.done:
+            tensors["detector"] = self.refresher.state()
+        checkpoint.save(
+            self.run.checkpoints,
+            self.step,
+            tensors,
+            {
+                "update": state,
+                "best": self.best.state(),
+                "refreshes": self.refresher.done if self.refresher else [],
+            },
+            best=self.best.step,
+        )
+        self.saved = self.step
+
+    def close(self, steps: int) -> int:
+        """Save, say how it ended; the program's exit code."""
+        self.save()
+        finished = self.step >= steps or self.exhausted
+        if not finished:
+            self.run.event(
+                "info", f"stopped after step {self.step} of {steps}: the same command resumes"
+            )
+            return PAUSED
+        best = self.step if self.best.step is None else self.best.step
+        self.run.summary(
+            {"steps": self.step, "best_step": best, "second_mean": self.best.known, **self.last}
+        )
+        self.run.event("info", f"finished after step {self.step}; the best is step {best}")
+        return 0
+
+    def _due(self, what: str) -> bool:
+        return bool(self.every[what]) and self.step % self.every[what] == 0
+
+    def _watched(self, step: int) -> dict[str, float]:
+        """The same figures on every process."""
+        if not self._due("watch"):
+            return {}
+        said = [self.watcher.figures() if self.place.is_main_process else {}]
+        if self.place.num_processes > 1:
+            broadcast_object_list(said)
+        if step == 0:
+            self.run.log(0, **said[0])
+        return said[0]
+
+    def _look(self, watched: Mapping[str, float]) -> bool:
+        return bool(watched) and self.best.look(self.step, watched)
+
+    def _picture(self) -> None:
+        if self.every["picture"] and self.place.is_main_process:
+            begun = time.perf_counter()
+            path = self.run.pictures / f"step-{self.step:08d}.png"
+            write_image(path, self.watcher.picture())
+            spent = round(time.perf_counter() - begun, 1)
+            self.run.event("info", f"wrote {path.name} in {spent} s")

@@ -1,0 +1,137 @@
+"""Real images with captions in; their latents and encoded captions out, cached on disk.
+
+A folder of images takes its captions from `metadata.jsonl` (`file_name`, and `text`, `caption` or
+`prompt`), else from `<stem>.txt`; a folder of shards from its records (`caption`, else `prompt`).
+
+Legend: b batch, h w pixels.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from base_models import DiffusionModel
+from core.contracts import Images
+from core.errors import UserError
+from core.images import from_uint8, list_images, read_image
+from core.shards import ShardStore
+from treat.cache import RowCache, Rows, digest
+
+LATENTS = "latents"
+HELD = 32
+CAPTION_FIELDS = ("text", "caption", "prompt")
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Captions, and the picture of each by position; `name` tells one set from another."""
+
+    captions: list[str]
+    picture: Callable[[int], Images]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def read_offline(path: Path, limit: int | None = None) -> RealImages:
+    """Open a folder of images or of shards, at most `limit` samples of it.
+
+    Raises `UserError` for a missing folder, no images, or images without captions.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path} of real images; check --offline.")
+    return _shards(path, limit) if any(path.glob("*.manifest.jsonl")) else _folder(path, limit)
+
+
+def _shards(path: Path, limit: int | None) -> RealImages:
+    store = ShardStore(path)
+    records = list(store.records())[:limit]
+    captions = [record.caption or record.prompt for record in records]
+    name = digest([str(path.resolve()), *(r.key for r in records), *captions])
+    return RealImages(captions, lambda i: from_uint8(store[i].image[None]), name)
+
+
+def _folder(path: Path, limit: int | None) -> RealImages:
+    files = list_images(path)[:limit]
+    said = _metadata(path / "metadata.jsonl")
+    captions = [said.get(file.name) or _sidecar(file) for file in files]
+    stamps = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    name = digest([str(path.resolve()), *stamps, *captions])
+    return RealImages(captions, lambda i: read_image(files[i])[None], name)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+        return {
+            line["file_name"]: next(line[field] for field in CAPTION_FIELDS if field in line)
+            for line in lines
+        }
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise UserError(
+            f"{path} does not parse: write one object with file_name and text a line."
+        ) from error
+
+
+def _sidecar(file: Path) -> str:
+    note = file.with_suffix(".txt")
+    if not note.is_file():
+        raise UserError(
+            f"{file} has no caption: write it to {note.name}, or to metadata.jsonl beside it."
+        )
+    return note.read_text("utf-8").strip()
+
+
+def cache_offline(
+    folder: Path, model: DiffusionModel, base: str, images: RealImages, height: int, width: int
+) -> RowCache:
+    """`latents` and the conditioning of every image, computed once."""
+
+    def compute(start: int, stop: int) -> dict[str, torch.Tensor]:
+        pictures = torch.cat([fit(images.picture(i), height, width) for i in range(start, stop)])
+        text = dict(model.encode_prompts(images.captions[start:stop]))
+        device = next(iter(text.values())).device
+        return {LATENTS: model.encode(pictures.to(device)), **text}
+
+    name = digest([base, model.family, images.name, str(height), str(width)])
+    return RowCache(folder / name, len(images)).fill(compute)
+
+
+def cache_prompts(folder: Path, model: DiffusionModel, base: str, prompts: list[str]) -> RowCache:
+    """The conditioning of every prompt, computed once."""
+    name = digest([base, model.family, *prompts])
+    cache = RowCache(folder / name, len(prompts))
+    return cache.fill(lambda start, stop: dict(model.encode_prompts(prompts[start:stop])))
+
+
+def fit(images: Images, height: int, width: int) -> Images:
+    """Shrink or enlarge (antialiased) to cover height x width, then cut the centre."""
+    h, w = images.shape[-2:]
+    if (h, w) == (height, width):
+        return images
+    scale = max(height / h, width / w)
+    size = (max(height, round(h * scale)), max(width, round(w * scale)))
+    images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return images[..., top : top + height, left : left + width]
+
+
+class RealRows:
+    """Cached real images; the last tenth (at most `HELD`) is held out for looking."""
+
+    def __init__(self, cache: RowCache, device: torch.device):
+        self.cache, self.device = cache, device
+        held = min(HELD, len(cache) // 10)
+        self.train, self.held = range(len(cache) - held), range(len(cache) - held, len(cache))
+
+    def rows(self, indices: Sequence[int]) -> Rows:
+        """Latents and conditioning."""
+        return self.cache.rows(indices, self.device)

@@ -1,0 +1,48 @@
+"""A model, prompts and seeds in; images out, as a PNG would hold them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from base_models import DiffusionModel
+from core.contracts import Conditioning, Images
+from core.images import round_to_8bit
+
+
+@torch.no_grad()
+def sample(
+    model: DiffusionModel,
+    prompts: Sequence[str] | Conditioning,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    height: int,
+    width: int,
+    batch: int = 16,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+) -> Images:
+    """One image a seed, clamped and rounded to 8 bits, on the CPU.
+
+    `prompts` may be what `encode_prompts` returned, one row a seed. The batch changes no image's
+    noise; its last bits may follow it through the library's matrix products.
+    """
+    schedule = model.schedule(steps, height, width)
+    images = []
+    for at in range(0, len(seeds), batch):
+        text = _encoded(model, prompts, at, min(at + batch, len(seeds)))
+        latents = model.noise(seeds[at : at + batch], height, width)
+        with precision():
+            for i in range(steps):
+                latents = model.step(latents, i, schedule, text)
+            images.append(round_to_8bit(model.decode(latents)).cpu())
+    return torch.cat(images)
+
+
+def _encoded(
+    model: DiffusionModel, prompts: Sequence[str] | Conditioning, start: int, stop: int
+) -> dict[str, Tensor]:
+    if isinstance(prompts, Mapping):
+        return {name: rows[start:stop] for name, rows in prompts.items()}
+    return dict(model.encode_prompts(prompts[start:stop]))

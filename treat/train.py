@@ -1,0 +1,302 @@
+"""Treat a base model: prompts, a frozen detector and real images in, LoRA adapters out.
+
+    python -m treat.train --config treat.yaml --out runs/treat
+    accelerate launch --config_file accelerate_configs/many_gpus.yaml -m treat.train --config ...
+
+The run folder holds figures, pictures and checkpoints; the same command resumes it.
+Source: DiffDoctor (arXiv 2501.12382), section 3.3; the choices are METHODS.md's.
+"""
+
+import functools
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from pydantic import Field, model_validator
+
+import core.config
+from base_models import DiffusionModel
+from base_models.load import check_size, load_base
+from core import seeds as seeding
+from core.contracts import Detector
+from core.errors import UserError
+from core.run import Run
+from detector.segformer import SegformerDetector, freeze
+from detector.storage import load_detector, read_description
+from treat.ledger import Ledger
+from treat.lora import add_lora, lora_parameters
+from treat.offline import RealRows, cache_offline, read_offline
+from treat.prompts import read_prompts
+from treat.refresh import Refresher
+from treat.step import Chain, Precision, draw, latent_gradient, replay
+from treat.terms import PixelTerm, lock_to_base, offline_term
+from treat.texts import Sampler, Texts, encode_texts, split_prompts
+from treat.update import LORA, NOISE, OFFLINE, PROMPTS, Places, Update
+from treat.watch import Best, DetectorFor, Watcher
+
+
+class Config(core.config.Config):
+    """Settings of one treatment."""
+
+    base: str
+    """Pipeline folder or Hub id of the base model."""
+    prompts: Path
+    """What to draw while learning: .txt (one a line), or .jsonl or .csv with `prompt`."""
+    out: Path
+    """Run folder; the same command resumes it."""
+    detector: Path | None = None
+    """Folder of the detector whose map is lowered."""
+    second_detector: Path | None = None
+    """Folder of a detector that is never learnt from: it chooses the best step."""
+    offline: Path | None = None
+    """Real images with captions: a folder, or shards."""
+    offline_limit: int | None = Field(None, ge=1)
+    """Use at most so many of them."""
+    seed: int = Field(0, ge=0)
+    steps: int = Field(400, ge=1)
+    """Updates of the adapters."""
+    batch: int = Field(4, ge=1)
+    """Images of a micro-batch on one process."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches of an update."""
+
+    height: int = Field(512, ge=8)
+    width: int = Field(512, ge=8)
+    sampling_steps: int = Field(4, ge=1)
+    """T, the steps of one drawing."""
+    last: int | None = Field(None, ge=1)
+    """K, the last steps that carry gradient; a quarter of T, rounded up, by default."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Share of the gradient that passes back through the network's input."""
+    recompute: bool = True
+    """Compute the last K steps again (little memory), or keep their graphs (faster)."""
+    two_pass_decode: bool = False
+    """Decode twice, so that detector and decoder are never in memory together."""
+
+    selection: Literal["threshold", "area", "all", "max"] = "threshold"
+    threshold: float = Field(0.1, ge=0, lt=1)
+    """Probability above which a pixel counts, in the loss and in the lock's mask."""
+    pixel_weight: float = Field(1.0, ge=0)
+    """0: nothing is drawn; with the offline term alone this is the control."""
+    offline_weight: float = Field(0.25, ge=0)
+    lock_weight: float = Field(0.0, ge=0)
+    """Weight of the change outside what the detector marks on the base's image."""
+    lock_dilation: int = Field(3, ge=0)
+    """Pixels that the lock's mask is grown by."""
+
+    rank: int = Field(16, ge=1)
+    targets: str = "attention+mlp"
+    """What carries adapters: `attention` or `attention+mlp`."""
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(5.0, gt=0)
+    """Largest norm of an update's gradient."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    annotator: tuple[str, ...] = ()
+    """Command that labels a folder (see treat/annotate.py), for the refreshes."""
+    refresh_every: int = Field(0, ge=0)
+    """Updates between two refreshes of the detector; 0: none."""
+    refresh_images: int = Field(64, ge=1)
+    refresh_steps: int = Field(100, ge=1)
+    """Steps of the detector in one refresh."""
+    refresh_data: tuple[Path, ...] = ()
+    """Shards the detector came from, mixed half and half with the new labels."""
+
+    checkpoint_every: int = Field(50, ge=1)
+    picture_every: int = Field(50, ge=0)
+    picture_prompts: Path | None = None
+    """Prompts of the pictures; the first eight that are watched by default."""
+    watch_every: int = Field(25, ge=0)
+    """Updates between two looks at held-out prompts; 0: none."""
+    watch_images: int = Field(32, ge=1)
+    """The last lines of the prompts, held out for looking; at most a fifth of them."""
+    patience: int = Field(0, ge=0)
+    """Looks without a better second score after which to stop; 0: never."""
+    offline_rise: float = Field(0.2, ge=0)
+    """How much the loss on held-out real images may rise before a step cannot be the best."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        if (self.last or 1) > self.sampling_steps:
+            raise ValueError(
+                f"last is {self.last}, more than the {self.sampling_steps} sampling_steps"
+            )
+        if not self.pixel_weight and not self.offline_weight:
+            raise ValueError("pixel_weight and offline_weight are both 0: nothing would be learnt")
+        if self.offline_weight and self.offline is None:
+            raise ValueError("give real images as offline, or set offline_weight to 0")
+        if self.refresh_every and not (self.annotator and self.detector):
+            raise ValueError("refresh_every needs an annotator and a detector")
+        if self.patience and not (self.second_detector and self.watch_every):
+            raise ValueError("patience needs a second_detector and watch_every")
+        return self
+
+    @property
+    def gradient_steps(self) -> int:
+        return self.last or -(-self.sampling_steps // 4)
+
+
+def main(
+    config: Config, reward: Detector | None = None, reward_for: DetectorFor | None = None
+) -> int:
+    """Run or resume a treatment; 0 when finished, `PAUSED` when stopped by a signal.
+
+    `reward` replaces the config's detector; `reward_for(prompts)` gives one that knows what its
+    images should show.
+    """
+    place = PartialState()
+    given = reward_for or (always(reward) if reward else None)
+    check(config, given)
+    with Run.start(config, config.out, "treat", place.is_main_process, {"steps"}) as run:
+        device = place.device or torch.device("cpu")
+        model, texts, real = open_model(config, place, device)
+        schedule = model.schedule(config.sampling_steps, config.height, config.width)
+        precision = autocast(device.type, config.mixed_precision)
+        places = Places(config.seed, config.batch, config.accumulation)
+        weights, share = lora_parameters(model.network), places.share
+        update = Update(weights, config.learning_rate, config.weight_decay, config.clip)
+        detectors = open_detectors(config, device, given)
+        sides = config.height, config.width
+        sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
+        ledger = open_ledger(config, run, update, Watcher(sampler, detectors, real, config.seed))
+        ledger.begin()
+        remaining = range(ledger.step + 1, config.steps + 1)
+        for step in run.progress(remaining, config.steps, ledger.step, "treat"):
+            begun = time.perf_counter()
+            if not ledger.refresh():
+                break
+            for micro in range(config.accumulation):
+                figures = {}
+                if config.pixel_weight:
+                    rows = places.rows(PROMPTS, len(texts.train), step, micro)
+                    noise = model.noise(places.seeds(NOISE, step, micro), *sides)
+                    text, detector = texts.conditioning(rows), detectors["reward"](texts.said(rows))
+                    chain = Chain(model, schedule, text, config.gamma, precision)
+                    term = PixelTerm(detector, *pixel_numbers(config))
+                    if config.lock_weight:
+                        term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
+                    latents, tape = draw(chain, noise, config.gradient_steps, config.recompute)
+                    gradient = latent_gradient(chain, latents, term, config.two_pass_decode)
+                    replay(chain, tape, gradient * share)
+                    figures |= term.figures
+                if real is not None and config.offline_weight:
+                    rows = real.rows(places.rows(OFFLINE, len(real.train), step, micro))
+                    seeds = places.seeds(OFFLINE, step, micro)
+                    loss = offline_term(model, rows, seeds, precision)
+                    (loss * (config.offline_weight * share)).backward()
+                    figures["offline"] = loss.detach()
+                update.collect(share, figures)
+            figures = update.apply(step, config.seed, run.interrupted)
+            ledger.record(step, figures, time.perf_counter() - begun)
+            if update.stopping or ledger.exhausted:
+                break
+        return ledger.close(config.steps)
+
+
+def pixel_numbers(config: Config) -> tuple[float, str, float]:
+    return config.pixel_weight, config.selection, config.threshold
+
+
+def lock_numbers(config: Config) -> tuple[float, float, int]:
+    return config.lock_weight, config.threshold, config.lock_dilation
+
+
+def always(detector: Detector) -> DetectorFor:
+    return lambda prompts: detector
+
+
+def autocast(device: str, mixed_precision: str) -> Precision:
+    """Without the weight cache, whose weight gradients would be summed in bf16 (see treat.step)."""
+    if mixed_precision == "no":
+        return nullcontext
+    return functools.partial(torch.autocast, device, torch.bfloat16, cache_enabled=False)
+
+
+def check(config: Config, given: DetectorFor | None) -> None:
+    """Everything that can be wrong, before anything heavy; raises `UserError`."""
+    prompts = read_prompts(config.prompts)
+    if config.picture_prompts:
+        read_prompts(config.picture_prompts)
+    check_size(config.base, config.height, config.width)
+    for folder in filter(None, (config.detector, config.second_detector)):
+        read_description(folder)
+    if config.offline and not len(read_offline(config.offline, config.offline_limit)):
+        raise UserError(f"{config.offline} holds no images: name a folder that does.")
+    if config.refresh_every and given is not None:
+        raise UserError("Only the config's own detector can be refreshed: set refresh_every to 0.")
+    if not config.pixel_weight:
+        return
+    if given is None and config.detector is None:
+        raise UserError("pixel_weight needs a detector: give --detector, or --pixel-weight 0.")
+    if given is not None and not given(prompts[:1]).differentiable:
+        raise UserError(
+            "This detector carries no gradient from its map to the image, and a treatment learns "
+            "from nothing else: give one that is differentiable, such as a trained SegFormer."
+        )
+
+
+def open_model(
+    config: Config, place: PartialState, device: torch.device
+) -> tuple[DiffusionModel, Texts, RealRows | None]:
+    """The base with its adapters; prompts and real images encoded once, into the run folder."""
+    model = load_base(config.base, device, getattr(torch, config.base_dtype))
+    split = split_prompts(config.prompts, config.watch_images, config.picture_prompts)
+    cache, real = config.out / "cache", None
+    with place.main_process_first():
+        texts = encode_texts(cache, model, config.base, split, device)
+        if config.offline:
+            images = read_offline(config.offline, config.offline_limit)
+            sides = config.height, config.width
+            real = RealRows(cache_offline(cache, model, config.base, images, *sides), device)
+    targets = model.lora_targets(config.targets)
+    add_lora(model.network, config.rank, targets, seeding.mix(config.seed, LORA))
+    return model, texts, real
+
+
+def open_detectors(
+    config: Config, device: torch.device, given: DetectorFor | None
+) -> dict[str, DetectorFor]:
+    """`reward`, which is learnt from, and `second`, which only looks; frozen."""
+    detectors = {} if given is None else {"reward": given}
+    folders = {"reward": config.detector, "second": config.second_detector}
+    for name, folder in folders.items():
+        if folder is not None and name not in detectors:
+            detectors[name] = always(freeze(load_detector(folder)).to(device))
+    return detectors
+
+
+def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> Ledger:
+    refresher = None
+    detector = watcher.detectors["reward"]([]) if config.refresh_every else None
+    if isinstance(detector, SegformerDetector):
+        refresher = Refresher(
+            run.folder / "refresh",
+            detector,
+            config.refresh_data,
+            config.annotator,
+            every=config.refresh_every,
+            images=config.refresh_images,
+            steps=config.refresh_steps,
+            seed=config.seed,
+        )
+    return Ledger(
+        run,
+        watcher.sampler.model.network,
+        update,
+        watcher,
+        refresher,
+        Best(config.offline_rise),
+        checkpoint_every=config.checkpoint_every,
+        picture_every=config.picture_every,
+        watch_every=config.watch_every,
+        patience=config.patience,
+    )
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m treat.train")

@@ -1,0 +1,161 @@
+"""The treated model in; figures and pictures of the same prompts and seeds out, step after step.
+
+The second detector never taught the model: where its score stops falling, healing has turned into
+hacking. The loss on real images tells the same from another side.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from core import seeds as seeding
+from core.contracts import ArtifactMap, Conditioning, Detector, Images
+from core.heatmap import overlay
+from core.images import contact_sheet
+from treat.lora import adapter_off
+from treat.offline import LATENTS, RealRows
+from treat.texts import Sampler
+from treat.update import OFFLINE, WATCH
+
+DetectorFor = Callable[[list[str]], Detector]
+"""A detector for images of these prompts; most look at the images alone."""
+FLAGGED = 0.5
+"""An image counts when its surest pixel reaches this (DIAMOND, arXiv 2602.00883)."""
+
+
+def scores(maps: ArtifactMap, name: str) -> dict[str, float]:
+    """Share of images flagged, and mean share of pixels flagged."""
+    return {
+        f"{name}_frequency": (maps.amax((1, 2, 3)) >= FLAGGED).float().mean().item(),
+        f"{name}_area": (maps >= FLAGGED).float().mean().item(),
+        f"{name}_mean": maps.mean().item(),
+    }
+
+
+def sharpness(images: Images) -> Float[Tensor, ""]:
+    """Mean absolute Laplacian of the gray image."""
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    return F.conv2d(images.mean(1, keepdim=True), kernel).abs().mean()
+
+
+@dataclass
+class Best:
+    """The step whose images the second detector likes best, and how long ago it was.
+
+    A step counts only while the loss on real images stays within `rise` of the base's.
+    """
+
+    rise: float
+    step: int | None = None
+    score: float = float("inf")
+    base_offline: float | None = None
+    since: int = field(default=0)
+    """Looks since the best one."""
+
+    def look(self, step: int, figures: Mapping[str, float]) -> bool:
+        """True if `step` is the best so far; step 0 is the base and only sets the scale."""
+        offline = figures.get("watch_offline")
+        if step == 0:
+            self.base_offline = offline
+            return False
+        score = figures.get("second_mean")
+        if score is None:
+            return False
+        held = offline is None or self.base_offline is None
+        if not held:
+            held = offline <= self.base_offline * (1 + self.rise)  # pyright: ignore
+        better = held and score < self.score
+        self.since = 0 if better else self.since + 1
+        if better:
+            self.step, self.score = step, score
+        return better
+
+    @property
+    def known(self) -> float | None:
+        return None if self.step is None else self.score
+
+    def state(self) -> dict[str, float | int | None]:
+        """As JSON, which knows no infinity."""
+        known = {"step": self.step, "base_offline": self.base_offline, "since": self.since}
+        return known if self.step is None else {**known, "score": self.score}
+
+    def restore(self, state: Mapping[str, float | int | None]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class Watcher:
+    """Looks at the treated model: held-out prompts and seeds, held-out real images, pictures."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        detectors: Mapping[str, DetectorFor],
+        real: RealRows | None,
+        seed: int,
+    ):
+        self.sampler, self.detectors, self.real, self.seed = sampler, detectors, real, seed
+
+    def figures(self) -> dict[str, float]:
+        """Scores of every detector by name, sharpness, and the loss on real images."""
+        texts = self.sampler.texts
+        images = self.sampler(texts.held, self._seeds(len(texts.held)))
+        figures = {"sharpness": sharpness(images).item()}
+        for name, detector in self.detectors.items():
+            figures |= scores(self._maps(detector, images, texts.said(texts.held)), name)
+        if self.real is not None and len(self.real.held):
+            figures["watch_offline"] = self._offline_loss(self.real)
+        return figures
+
+    def picture(self) -> Float[Tensor, "3 h w"]:
+        """One line a prompt: the base's image, the treated one, and each with its map laid over."""
+        texts = self.sampler.texts
+        rows, prompts = texts.pictures, texts.said(texts.pictures)
+        seeds = self._seeds(len(rows))
+        with adapter_off(self.sampler.model.network):
+            base = self.sampler(rows, seeds)
+        columns, names = [base, self.sampler(rows, seeds)], ["base", "treated"]
+        for detector in list(self.detectors.values())[:1]:
+            columns += [
+                overlay(images, self._maps(detector, images, prompts)) for images in columns
+            ]
+            names += ["base, map", "treated, map"]
+        lines = [[column[i] for column in columns] for i in range(len(rows))]
+        return contact_sheet(lines, [short(prompt) for prompt in prompts], names)
+
+    def _seeds(self, n: int) -> list[int]:
+        return [seeding.mix(self.seed, WATCH, i) for i in range(n)]
+
+    @torch.no_grad()
+    def _maps(self, detector: DetectorFor, images: Images, prompts: list[str]) -> ArtifactMap:
+        batch, device = self.sampler.batch, self.sampler.texts.device
+        parts = []
+        for at in range(0, len(images), batch):
+            look = detector(prompts[at : at + batch])
+            parts.append(look(images[at : at + batch].to(device)).float().cpu())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _offline_loss(self, real: RealRows) -> float:
+        """The same real images at the same noise and times, whatever the step."""
+        batch, total = self.sampler.batch, 0.0
+        for at in range(0, len(real.held), batch):
+            rows = real.held[at : at + batch]
+            clean, text = split_rows(real.rows(rows))
+            seeds = [seeding.mix(self.seed, WATCH, OFFLINE, row) for row in rows]
+            with self.sampler.precision():
+                total += self.sampler.model.offline_loss(clean, text, seeds).item() * len(rows)
+        return total / len(real.held)
+
+
+def split_rows(rows: Mapping[str, Tensor]) -> tuple[Tensor, Conditioning]:
+    """Latents, and the conditioning, of cached real images."""
+    return rows[LATENTS], {name: rows[name] for name in rows if name != LATENTS}
+
+
+def short(prompt: str, length: int = 40) -> str:
+    return prompt if len(prompt) <= length else prompt[: length - 3] + "..."
