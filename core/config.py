@@ -7,6 +7,7 @@ command line (tyro), its HTTP body and its documentation. Settings stop at the p
 import contextlib
 import difflib
 import io
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -72,13 +73,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; is it a settings file?")
     try:
         values = yaml.safe_load(text)
+        twice = _repeated(yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is no valid YAML ({_one_line(str(error))}); mend it.") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path} must hold `name: value` lines with quoted or plain text names.")
+    if twice:
+        raise UserError(f"{path} gives {twice!r} twice; keep one.")
     return values
+
+
+def _repeated(node: yaml.Node | None) -> str | None:
+    """The first name that stands twice in one mapping, which YAML readers let pass."""
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    names = [key.value for key, _ in node.value]
+    again = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    return again or next(filter(None, (_repeated(value) for _, value in node.value)), None)
 
 
 def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
@@ -89,7 +102,8 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     if fault["type"] == "extra_forbidden":
         return unknown_name(name, _names(cls), where)
     if fault["type"] == "missing":
-        return f"{name!r} is missing in {where}; give it there or as --{_dashed(name)}."
+        option = f"--{_dashed(name)}" if name not in _positionals(cls) else "a plain argument"
+        return f"{name!r} is missing in {where}; give it there or as {option}."
     message = fault["msg"].removeprefix("Value error, ")
     if not name:
         return f"{where}: {_one_line(message)}"
@@ -194,8 +208,9 @@ def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: st
         cause = cause.__context__
     if cause is not None:
         return explain(cause, cls, "the command line")
-    rows = [row.strip(" │") for row in box.splitlines() if row.startswith("│")]
-    text = _one_line(" ".join(row for row in rows if not set(row) <= {"─"}))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours, where stdout is a terminal
+    rows = [row.strip(" │╰─╯") for row in plain.splitlines()[1:]]  # the first is the box's title
+    text = _one_line(" ".join(row for row in rows if not set(row) <= {"-"}))
     text = text.split("Argument helptext:")[0].split("For full helptext")[0].strip()
     return _unknown_word(cls, words) or f"{text.rstrip('.:')}; see --help."
 
@@ -220,6 +235,12 @@ def _names(cls: type[BaseModel], prefix: str = "") -> list[str]:
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 names += _names(inner, f"{prefix}{name}.")
     return names
+
+
+def _positionals(cls: type[BaseModel]) -> set[str]:
+    """Settings given by their place on the command line (`tyro.conf.Positional`)."""
+    fields = cls.model_fields.items()
+    return {name for name, field in fields if tyro.conf.Positional in field.metadata}
 
 
 def _dashed(name: str) -> str:

@@ -1,0 +1,166 @@
+"""Settings: YAML first, command line over it, every fault one sentence with its cure."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import tyro
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError, model_validator
+
+from core.config import Config, from_mapping, load_config, run_program, to_yaml
+from core.errors import UserError
+
+
+class Inner(Config):
+    width: int = Field(3, description="how wide", ge=1)
+    need: str
+
+
+class Settings(Config):
+    """What the program does."""
+
+    sources: tyro.conf.Positional[list[Path]] = Field(description="the files", min_length=1)
+    out: Path
+    rate: float = Field(1e-3, description="step size", gt=0)
+    on: bool = True
+    kind: Literal["a", "b"] = "a"
+    """which of two"""
+    names: tuple[str, ...] = ()
+    optional: Inner | None = None
+    inner: Inner = Inner(need="x")
+
+    @model_validator(mode="after")
+    def no_seven(self):
+        if self.rate == 7:
+            raise ValueError("rate 7 is unlucky; take 6")
+        return self
+
+
+def outcome(capsys, *words):
+    """Exit code and the one line on stderr of a run that prints its settings."""
+    with pytest.raises(SystemExit) as stop:
+        run_program(lambda config: print(config), Settings, words, prog="p")
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1, text
+    return stop.value.code, text
+
+
+def test_command_line():
+    words = "a b --out o --no-on --kind b --names x y --inner.width 5 --rate 2"
+    config = load_config(Settings, overrides=words.split())
+    assert config.sources == [Path("a"), Path("b")] and config.out == Path("o")
+    assert (config.on, config.kind, config.names, config.inner.width) == (False, "b", ("x", "y"), 5)
+
+
+def test_command_line_wins_over_yaml(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("out: z\nrate: 1e-4\ninner: {width: 8, need: q}\n'on': false\n")
+    seen = []
+    run_program(seen.append, Settings, ["--config", str(path), "a", "--inner.width", "9"])
+    (config,) = seen
+    assert (config.rate, config.on, config.inner) == (1e-4, False, Inner(width=9, need="q"))
+
+
+def test_required_names_may_come_from_either_side(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("rate: 2\ninner: {width: 8}\n")
+    config = load_config(Settings, path, ["a", "--out", "o", "--inner.need", "k"])
+    assert config.inner == Inner(width=8, need="k") and config.rate == 2.0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("a --out o --raet 5", "unknown name '--raet' in the command line; did you mean '--rate'?"),
+        ("a --raet 5", "did you mean '--rate'?"),
+        ("a --out o --width 5", "did you mean '--inner.width'?"),
+        ("a --out o --rate -5", "'rate' in the command line is -5.0"),
+        ("a --out o --rate x", "--rate: could not convert string to float: 'x'"),
+        ("a --out o --rate 7", "rate 7 is unlucky; take 6"),
+        ("a --out o --kind c", "'c'"),
+        ("a --out o --inner.width 0", "greater than or equal to 1"),
+        ("a", "--out"),
+        ("--out o", "'sources'"),
+        ("a --config", "--config needs a YAML file"),
+        ("a --config nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_faults_of_the_command_line(capsys, words, said):
+    code, text = outcome(capsys, *words.split())
+    assert code == 2 and said in text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("raet: 1", "unknown name 'raet' in {path}; did you mean 'rate'?"),
+        ("inner: {widht: 1, need: x}", "did you mean 'inner.width'?"),
+        ("sources: [a]", "'out' is missing in {path}; give it there or as --out."),
+        ("sources: [a]\nout: b\nrate: -1", "'rate' in {path} is -1"),
+        ("sources: [a\nout: b", "no valid YAML"),
+        ("- a", "`name: value` lines"),
+        ("on: true", "`name: value` lines"),  # YAML 1.1 reads the name as a truth value
+        ("!!python/object/apply:os.system ['touch sentinel']", "no valid YAML"),
+        ("out: a\nout: b", "'out' twice"),
+    ],
+)
+def test_faults_of_a_file(capsys, tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    code, line = outcome(capsys, "--config", str(path))
+    assert code == 2 and said.format(path=path) in line
+    assert not (tmp_path / "sentinel").exists()
+
+
+def test_help_shows_descriptions_and_defaults(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_program(lambda config: None, Settings, ["--help"], prog="p")
+    text = capsys.readouterr().out
+    assert not stop.value.code
+    for words in ("What the program does.", "step size", "0.001", "which of two", "--config"):
+        assert words in text
+
+
+def test_frozen_and_closed():
+    config = load_config(Settings, overrides=["a", "--out", "o"])
+    with pytest.raises(ValidationError):
+        config.rate = 2.0  # type: ignore[misc]
+    with pytest.raises(UserError, match="did you mean 'rate'"):
+        from_mapping(Settings, {"sources": ["a"], "out": "o", "raet": 1})
+
+
+@given(
+    st.floats(1e-300, 1e300).filter(lambda rate: rate != 7),
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8),
+    st.booleans(),
+)
+def test_yaml_reads_back_equal(rate, text, on):
+    config = Settings(
+        sources=[Path("a")], out=Path("b"), rate=rate, on=on, names=(text,), inner=Inner(need=text)
+    )
+    assert from_mapping(Settings, yaml.safe_load(to_yaml(config))) == config
+
+
+def test_exit_codes(capsys):
+    words = ["a", "--out", "o"]
+    run_program(lambda config: None, Settings, words)
+    run_program(lambda config: 0, Settings, words)
+    for main, code in [(lambda config: 75, 75), (interrupted, 130), (refused, 2)]:
+        with pytest.raises(SystemExit) as stop:
+            run_program(main, Settings, words)
+        assert stop.value.code == code
+    assert "error: no such base; name another." in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):  # our own faults keep their traceback
+        run_program(lambda config: 1 // 0, Settings, words)
+
+
+def interrupted(config):
+    raise KeyboardInterrupt
+
+
+def refused(config):
+    raise UserError("no such base; name another.")
