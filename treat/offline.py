@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
 from base_models import DiffusionModel
@@ -95,7 +97,7 @@ def cache_offline(
 ) -> RowCache:
     """`latents` and the conditioning of every image, computed once."""
 
-    def compute(start: int, stop: int) -> dict[str, torch.Tensor]:
+    def compute(start: int, stop: int) -> dict[str, Tensor]:
         pictures = torch.cat([fit(images.picture(i), height, width) for i in range(start, stop)])
         text = dict(model.encode_prompts(images.captions[start:stop]))
         device = next(iter(text.values())).device
@@ -112,7 +114,7 @@ def cache_prompts(folder: Path, model: DiffusionModel, base: str, prompts: list[
     return cache.fill(lambda start, stop: dict(model.encode_prompts(prompts[start:stop])))
 
 
-def fit(images: Images, height: int, width: int) -> Images:
+def fit(images: Images, height: int, width: int) -> Float[Tensor, "b 3 height width"]:
     """Shrink or enlarge (antialiased) to cover height x width, then cut the centre."""
     h, w = images.shape[-2:]
     if (h, w) == (height, width):

@@ -15,8 +15,9 @@ from core.contracts import ArtifactMap, Images
 from core.errors import UserError
 from core.images import list_images, read_images, to_uint8
 from core.samples import Record, Sample
-from core.shards import ShardStore, batch_indices
+from core.shards import batch_indices
 from core.storage import read_lines
+from detector.data import open_labelled
 from detector.segformer import SegformerDetector, freeze
 from treat.annotate import annotate, read_masks, write_task
 from treat.texts import Sampler
@@ -39,20 +40,6 @@ class Mixed(Sequence[Sample]):
             return self.new[index]
         side = (self.old, self.new)[index % 2]
         return side[index // 2 % len(side)]
-
-
-class Joined(Sequence[Sample]):
-    """Several stores, one after the other."""
-
-    def __init__(self, stores: Sequence[ShardStore]):
-        self.places = [(store, i) for store in stores for i in range(len(store))]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index):  # type: ignore[override]
-        store, i = self.places[index]
-        return store[i]
 
 
 def labelled(
@@ -118,7 +105,7 @@ class Refresher:
     ):
         self.folder, self.detector, self.command = folder, detector, command
         self.every, self.images, self.steps, self.seed = every, images, steps, seed
-        self.old = Joined([ShardStore(path) for path in data])
+        self.old: Sequence[Sample] = open_labelled(data)[0] if data else []
         self.done: list[int] = []
         """The steps after which the detector was refreshed."""
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import set_seed
 from pydantic import Field, model_validator
 
 import core.config
@@ -164,6 +165,7 @@ def main(
         sides = config.height, config.width
         sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
         ledger = open_ledger(config, run, update, Watcher(sampler, detectors, real, config.seed))
+        set_seed(seeding.mix(config.seed) % 2**32)  # for what libraries may draw by themselves
         ledger.begin()
         remaining = range(ledger.step + 1, config.steps + 1)
         for step in run.progress(remaining, config.steps, ledger.step, "treat"):

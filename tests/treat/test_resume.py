@@ -1,0 +1,94 @@
+"""Stopped anywhere and run again, a treatment ends in the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from core import checkpoint
+from core.config import to_yaml
+from core.run import PAUSED, Run
+from tests.treat.setting import build, config, digest, losses
+from treat import train
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def reference(world, tmp_path_factory):
+    """The run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    assert train.main(config(world, out, steps=STEPS)) == 0
+    return digest(out, STEPS), losses(out)
+
+
+def stop_at(monkeypatch, step):
+    """As if SIGTERM came while `step` was computed."""
+    asked = []
+
+    def interrupted(_run):
+        asked.append(1)
+        return len(asked) >= step
+
+    monkeypatch.setattr(Run, "interrupted", property(interrupted))
+
+
+def test_stopped_and_resumed_at_random_steps(world, reference, tmp_path, monkeypatch):
+    seed = random.randrange(2**31)
+    print("seed", seed)
+    stops = random.Random(seed).sample(range(1, STEPS), 2)
+    for stop in sorted(stops):
+        out = tmp_path / f"stop-{stop}"
+        settings = config(world, out, steps=STEPS)
+        with monkeypatch.context() as patch:
+            stop_at(patch, stop)
+            assert train.main(settings) == PAUSED
+        assert checkpoint.steps(out / "checkpoints")[-1] == stop
+        assert train.main(settings) == 0
+        assert (digest(out, STEPS), losses(out)) == reference
+
+
+def test_control_a_resume_without_the_optimizer_differs(world, reference, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        train.main(config(world, out, steps=STEPS))
+    monkeypatch.setattr(train.Update, "restore", lambda *_: None)
+    train.main(config(world, out, steps=STEPS))
+    assert digest(out, STEPS) != reference[0]
+
+
+def run_program(settings, folder):
+    """The real command in a fresh process, with as many threads as here."""
+    file = folder / "treat.yaml"
+    file.write_text(to_yaml(settings))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    words = [sys.executable, "-m", "treat.train", "--config", str(file)]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_signal_and_a_fresh_process(world, reference, tmp_path):
+    out = tmp_path / "run"
+    settings = config(world, out, steps=STEPS, checkpoint_every=1)
+    child = run_program(settings, tmp_path)
+    while child.poll() is None and not checkpoint.steps(out / "checkpoints"):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == PAUSED, said
+    assert "the same command resumes" in said
+    assert checkpoint.steps(out / "checkpoints")[-1] < STEPS
+    child = run_program(settings, tmp_path)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 0, said
+    assert (digest(out, STEPS), losses(out)) == reference

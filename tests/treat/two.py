@@ -1,0 +1,35 @@
+"""What each process does in `test_processes`: a treatment, then its adapter into a file."""
+
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from accelerate import PartialState
+
+from tests.treat.setting import config
+from treat import train
+from treat.lora import lora_state
+
+
+def main(world: str, out: str) -> None:
+    torch.set_num_threads(1)
+    place, networks, add_lora = PartialState(), [], train.add_lora
+
+    def add_own_lora(network, *rest):
+        """As if every process had drawn a start of its own: the broadcast must make them one."""
+        networks.append(add_lora(network, *rest))
+        for name, weights in network.named_parameters():
+            if "lora_A" in name:
+                weights.data += place.process_index
+        return network
+
+    train.add_lora = add_own_lora
+    accumulation = 2 // place.num_processes
+    train.main(config(Path(world), Path(out), steps=2, accumulation=accumulation))
+    file = f"{out}-rank{place.process_index}.safetensors"
+    safetensors.torch.save_file(lora_state(networks[0]), file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
