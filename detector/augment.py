@@ -26,7 +26,7 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    appearance: float = Field(0.8, ge=0, le=1)
+    appearance: float = Field(default=0.8, ge=0, le=1)
     """Chance that an image's appearance changes at all; the three below are within it."""
     sharpness: tuple[float, float] = (-1.0, 1.5)
     """-1 is fully blurred (sigma 0.4 to 1.5 px), 0 unchanged, above 0 unsharp masking."""
@@ -35,16 +35,16 @@ class Augmentation(BaseModel):
     brightness: float = 0.15
     noise: float = 0.06
     """Largest deviation of the Gaussian noise."""
-    adversarial: float = Field(0.25, ge=0, le=1)
+    adversarial: float = Field(default=0.25, ge=0, le=1)
     """Share of each batch that takes a step against the detector (costs about as much again)."""
-    adversarial_step: float = Field(0.03, ge=0)
+    adversarial_step: float = Field(default=0.03, ge=0)
     """Largest step, in units of the image's [0, 1]."""
     flip: bool = True
-    no_flip: tuple[str, ...] = ("sign",)
+    unflipped: tuple[str, ...] = ("sign",)
     """Categories that hold text."""
-    move: float = Field(0.5, ge=0, le=1)
+    move: float = Field(default=0.5, ge=0, le=1)
     """Chance of a shift (up to 10 % of the side) and a scale (0.85 to 1.2)."""
-    shrink: float = Field(0.3, ge=0, le=1)
+    shrink: float = Field(default=0.3, ge=0, le=1)
     """Chance that an image without artifact is scaled down and padded back."""
     shrink_below: float = 0.1
     """Largest label that counts as without artifact (unpublished; METHODS.md 1)."""

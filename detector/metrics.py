@@ -16,6 +16,9 @@ EPS = 1e-6
 """Published with the figures: both halves are clamped to [EPS, 1 - EPS]."""
 BINARY = 0.5
 """Targets count as artifact from here."""
+SORTED = 8_000_000
+"""Up to so many scores a ranking figure is exact; beyond, scores are rounded to `LEVELS`."""
+LEVELS = 65_536
 
 
 def mse(prediction: ArtifactMap, target: ArtifactMap) -> float:
@@ -49,10 +52,7 @@ def saliency_kld(prediction: ArtifactMap, target: ArtifactMap) -> float:
 
 
 def pixel_ap(prediction: ArtifactMap, target: ArtifactMap) -> float:
-    """Average precision over all pixels, exact (equal scores are one step), target cut at 0.5.
-
-    Sorts all pixels: about 0.4 s for four million.
-    """
+    """Average precision over all pixels (equal scores are one step), target cut at 0.5."""
     return average_precision(prediction.flatten(), target.flatten() >= BINARY)
 
 
@@ -78,6 +78,8 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
 def _operating_points(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     """At each distinct score, descending: positives and all pixels at or above it (float64)."""
+    if scores.numel() > SORTED:
+        return _binned_points(scores, positive)
     order = torch.argsort(scores, descending=True, stable=True)
     scores, positive = scores[order], positive[order]
     last_of_ties = torch.ones_like(positive, dtype=torch.bool)
@@ -85,6 +87,15 @@ def _operating_points(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]
     hits = torch.cumsum(positive.double(), 0)[last_of_ties]
     seen = torch.nonzero(last_of_ties).flatten().double() + 1
     return hits, seen
+
+
+def _binned_points(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """The same over scores in [0, 1] rounded to 65,536 levels: a count instead of a sort."""
+    level = (scores * (LEVELS - 1)).round().long().clamp(0, LEVELS - 1)
+    seen = torch.bincount(level, minlength=LEVELS).flip(0)
+    hits = torch.bincount(level[positive], minlength=LEVELS).flip(0)
+    used = seen > 0
+    return hits.cumsum(0)[used].double(), seen.cumsum(0)[used].double()
 
 
 def iou(

@@ -185,7 +185,7 @@ def _transformers_network(variant: str) -> nn.Module:
     if variant not in VARIANTS:
         raise UserError(_unknown_variant(variant, list(VARIANTS)))
     shape = transformers.SegformerConfig(
-        num_labels=1,
+        num_labels=1,  # pyright: ignore[reportCallIssue]
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         classifier_dropout_prob=0.0,

@@ -76,12 +76,12 @@ def save_detector(detector: SegformerDetector, folder: Path, card: dict[str, Any
 
 
 def load_detector(folder: Path) -> SegformerDetector:
-    """The detector of a folder, in eval mode, every byte verified first.
+    """The detector of a folder (its own, or the run's that made it), in eval mode, verified first.
 
     Raises `UserError` that names the cure for a missing folder, a damaged or foreign file and a
     variant that this version does not know.
     """
-    folder = Path(folder)
+    folder = _located(folder)
     description = read_description(folder)
     payload = _read(folder / TENSORS, folder)
     if hashlib.sha256(payload).hexdigest() != description.sha256:
@@ -102,7 +102,7 @@ def load_detector(folder: Path) -> SegformerDetector:
 
 def read_description(folder: Path) -> Description:
     """The checked `detector.json`; raises `UserError`."""
-    folder = Path(folder)
+    folder = _located(folder)
     if not folder.is_dir():
         raise UserError(
             f"there is no detector folder {folder}; train one with `diffdoctor detector train`."
@@ -127,6 +127,12 @@ def read_description(folder: Path) -> Description:
 def digest(folder: Path) -> str:
     """The sha256 of the detector's tensors, as other files name it."""
     return read_description(folder).sha256
+
+
+def _located(folder: Path) -> Path:
+    """A training run keeps its detector in `detector/`; either folder may be named."""
+    inner = Path(folder) / "detector"
+    return inner if (inner / DESCRIPTION).is_file() else Path(folder)
 
 
 def _read(path: Path, folder: Path) -> bytes:

@@ -1,0 +1,244 @@
+"""Shard stores and plain folders in, labelled samples and training batches out.
+
+A plain folder holds `images/`, `masks/` (same stem, 8-bit gray, 0..255 soft), `real/` (sound
+photographs, their label is zero) and, if known, `prompts.jsonl` or `records.jsonl` with one
+object a line: `file` or `key`, and any field of a record. An image without a mask is unlabelled
+and passed over. Legend: b batch, h w pixels, n samples.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.contracts import ArtifactMap, Images
+from core.errors import UserError
+from core.heatmap import read_map
+from core.images import SUFFIXES, from_uint8, list_images, read_image, to_uint8
+from core.samples import Record, Sample, safe_key
+from core.seeds import generator, mix
+from core.shards import ShardStore, batch_indices, epoch_order
+from core.storage import read_lines
+from detector.augment import Augmentation, augment
+
+ORDER, AUGMENT, SPLIT, SPREAD = 101, 102, 103, 104
+"""What a draw is for: keeps the streams of one seed apart."""
+MEMORY = 2 << 30
+"""Bytes of decoded samples that are held; a larger set is read again each time."""
+
+
+class FolderSamples(Sequence[Sample]):
+    """The labelled images of a plain folder, read on demand."""
+
+    def __init__(self, folder: Path):
+        folder = Path(folder)
+        self.folder, self.unlabelled = folder, 0
+        self._known = _known_records(folder)
+        self._files = [(path, mask) for path, mask in self._pairs("images") if mask is not None]
+        self._files += [(path, None) for path, _ in self._pairs("real")]
+        if not self._files:
+            raise UserError(
+                f"{folder} has no labelled image; put masks with the same names as images/ into "
+                "masks/, or sound photographs into real/."
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i):  # type: ignore[override]
+        path, mask = self._files[i]
+        image, record = to_uint8(read_image(path)[None])[0], self.record(i)
+        if mask is None:
+            return Sample(record.key, image, np.zeros(image.shape[:2], np.uint8), record)
+        levels = (read_map(mask)[0] * 255).round().to(torch.uint8).numpy()
+        return Sample(record.key, image, levels, record)
+
+    def records(self) -> list[Record]:
+        return [self.record(i) for i in range(len(self))]
+
+    def record(self, i: int) -> Record:
+        path, mask = self._files[i]
+        key = safe_key(path.stem if mask is not None else f"real-{path.stem}")
+        given = self._known.get(path.name) or self._known.get(path.stem) or {}
+        try:
+            return Record(**{"source": "human" if mask else "real", **given, "key": key})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise UserError(
+                f"{self.folder}: what is said of {path.name} is no record "
+                f"({fault['loc'][0]}: {fault['msg']}); mend its line."
+            ) from error
+
+    def _pairs(self, name: str) -> list[tuple[Path, Path | None]]:
+        if not (self.folder / name).is_dir():
+            return []
+        pairs = [(path, _mask_of(self.folder, path)) for path in list_images(self.folder / name)]
+        self.unlabelled += sum(mask is None for _, mask in pairs) if name == "images" else 0
+        return pairs
+
+
+class Chosen(Sequence[Sample]):
+    """Some positions of a larger sequence."""
+
+    def __init__(self, samples: Sequence[Sample], positions: Sequence[int]):
+        self.samples, self.positions = samples, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, i):  # type: ignore[override]
+        return self.samples[self.positions[i]]
+
+
+class Joined(Sequence[Sample]):
+    """Several sources, one after the other."""
+
+    def __init__(self, sources: Sequence[ShardStore | FolderSamples]):
+        self.places = [(source, i) for source in sources for i in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i):  # type: ignore[override]
+        source, place = self.places[i]
+        return source[place]
+
+
+def open_labelled(
+    paths: Sequence[Path], memory: int = MEMORY
+) -> tuple[Sequence[Sample], list[Record]]:
+    """All samples of several stores or folders, and their records; decoded once where they fit.
+
+    Raises `UserError` for what is neither, and for a sample without a mask that is not real.
+    """
+    if not paths:
+        raise UserError(
+            "no data was given; name a shard folder or a folder with images/ and masks/."
+        )
+    sources = [_open(Path(path)) for path in paths]
+    records = [record for source in sources for record in source.records()]
+    samples = Joined(sources)
+    if not len(samples):
+        raise UserError(f"{', '.join(map(str, paths))} holds no sample; fill it first.")
+    first = samples[0].image
+    if 4 * first.shape[0] * first.shape[1] * len(samples) <= memory:
+        return [labelled(sample) for sample in samples], records
+    return samples, records
+
+
+def labelled(sample: Sample) -> Sample:
+    """The sample with a mask: zero for a real photograph; `UserError` for an unlabelled one."""
+    if sample.mask is not None:
+        return sample
+    if sample.record.source != "real":
+        raise UserError(
+            f"sample {sample.key} ({sample.record.source}) has no mask; label it, or leave it out."
+        )
+    return Sample(
+        sample.key, sample.image, np.zeros(sample.image.shape[:2], np.uint8), sample.record
+    )
+
+
+def split_by_prompt(
+    records: Sequence[Record], share: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Positions to train on and to validate on; no prompt stands on both sides.
+
+    About `share` of the prompts validate (each decides by a hash of its text, so that adding
+    samples moves no other one); a sample without a prompt decides by its key.
+    """
+    sides: tuple[list[int], list[int]] = ([], [])
+    for i, record in enumerate(records):
+        text = (record.prompt or record.key).strip().lower().encode()
+        number = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+        sides[mix(SPLIT, seed, number) / 2**63 < share].append(i)
+    return sides
+
+
+def spread(n: int, limit: int | None) -> list[int]:
+    """At most `limit` of n positions, ascending, chosen by a fixed hash: no period of the data
+    (a category every fourth sample) can fall in with it."""
+    if limit is None or n <= limit:
+        return list(range(n))
+    return sorted(int(i) for i in epoch_order(n, SPREAD, 0)[:limit])
+
+
+def to_tensors(samples: Sequence[Sample], size: int | None = None) -> tuple[Images, ArtifactMap]:
+    """A batch in [0, 1]; images to `size` x `size` where given, masks to their images' size.
+
+    Raises `UserError` where sizes differ and none was given.
+    """
+    pairs = [_pair(labelled(sample), size) for sample in samples]
+    shapes = {tuple(image.shape) for image, _ in pairs}
+    if len(shapes) > 1:
+        raise UserError(f"the images have {len(shapes)} sizes; give one with --size.")
+    return torch.cat([image for image, _ in pairs]), torch.cat([mask for _, mask in pairs])
+
+
+def training_batch(
+    samples: Sequence[Sample],
+    batch: int,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    step: int,
+    size: int | None = None,
+) -> tuple[Images, ArtifactMap]:
+    """Augmented global batch `step`: a pure function of (samples, seed, step)."""
+    places = batch_indices(len(samples), batch, mix(seed, ORDER), step)
+    chosen = [samples[i] for i in places]
+    images, masks = to_tensors(chosen, size)
+    may_flip = torch.tensor([s.record.category not in augmentation.unflipped for s in chosen])
+    return augment(images, masks, augmentation, generator(seed, AUGMENT, step), may_flip)
+
+
+def mean_artifact(samples: Sequence[Sample], limit: int = 1000) -> float:
+    """Mean label over at most `limit` samples, within [0.001, 0.5]."""
+    masks = [labelled(samples[i]).mask for i in spread(len(samples), limit)]
+    mean = float(np.mean([mask.mean() / 255 for mask in masks if mask is not None]))
+    return min(max(mean, 0.001), 0.5)
+
+
+def _pair(sample: Sample, size: int | None) -> tuple[Tensor, Tensor]:
+    image: Tensor = from_uint8(sample.image[None])
+    mask = torch.from_numpy(np.array(sample.mask))[None, None].float() / 255
+    if size is not None and image.shape[-2:] != (size, size):
+        image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+    if mask.shape[-2:] != image.shape[-2:]:
+        shrinks = mask.shape[-1] > image.shape[-1]
+        mask = F.interpolate(mask, size=image.shape[-2:], mode="bilinear", antialias=shrinks)
+    return image.clamp(0, 1), mask.clamp(0, 1)
+
+
+def _open(path: Path) -> ShardStore | FolderSamples:
+    if not path.is_dir():
+        raise UserError(f"there is no data folder {path}; check --data.")
+    if any(path.glob("*.manifest.jsonl")):
+        return ShardStore(path)
+    if (path / "images").is_dir() or (path / "real").is_dir():
+        return FolderSamples(path)
+    raise UserError(
+        f"{path} holds neither shards nor images/ and masks/ (or real/); see docs for the layouts."
+    )
+
+
+def _mask_of(folder: Path, image: Path) -> Path | None:
+    found = [folder / "masks" / (image.stem + suffix) for suffix in SUFFIXES]
+    return next((path for path in found if path.is_file()), None)
+
+
+def _known_records(folder: Path) -> dict[str, dict]:
+    """What the two files say, by file name or key; fields that no record has are dropped."""
+    known: dict[str, dict] = {}
+    for name in ("prompts.jsonl", "records.jsonl"):
+        for line in read_lines(folder / name):
+            place = str(line.get("file", line.get("key", line.get("image", ""))))
+            known[Path(place).name] = {
+                key: value for key, value in line.items() if key in Record.model_fields
+            }
+    return known

@@ -1,0 +1,125 @@
+"""Measure a detector: labelled samples in, a table of figures (and JSON) out.
+
+    diffdoctor detector evaluate --detector runs/detector --data shards/test --json figures.json
+
+Figures are plain, overall and by source, category and generator (METHODS.md 1; the paper prints
+them x100).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import core.config
+from core.contracts import Detector
+from core.run import plain
+from core.samples import Record, Sample
+from core.storage import write_atomic
+from detector.data import Chosen, open_labelled, spread
+from detector.measure import by_group, device, predict_samples
+from detector.segformer import freeze
+from detector.storage import digest, load_detector
+
+SHOWN = {
+    "images": "images",
+    "mse": "MSE",
+    "kl_fn": "KL (FN)",
+    "kl_fp": "KL (FP)",
+    "pixel_ap": "pixel AP",
+    "iou": "IoU",
+    "iou_1px": "IoU\n±1px",
+    "f1": "F1",
+    "calibration_error": "ECE",
+    "image_auroc": "image\nAUROC",
+    "false_positive_images": "FP\nimages",
+}
+WIDTH = 110
+"""Columns of text that the table needs; also where the output is a file."""
+Figures = dict[str, dict[str, dict[str, float]]]
+
+
+class Config(core.config.Config):
+    """Settings of one measurement."""
+
+    detector: Path
+    """Folder of the detector, or of the run that trained it."""
+    data: tuple[Path, ...]
+    """Shard folders, or folders with images/, masks/ and real/."""
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    """Also write the figures here (`json` alone is taken by pydantic)."""
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """From here a pixel counts as flagged."""
+    size: int | None = Field(None, ge=8)
+    """Resize all images to this square; needed where their sizes differ."""
+    limit: int | None = Field(None, ge=1)
+    """Measure on at most so many samples."""
+    batch: int = Field(32, ge=1)
+    device: str = "auto"
+
+
+def main(config: Config) -> None:
+    """Print the table; write the JSON if asked."""
+    detector = freeze(load_detector(config.detector)).to(device(config.device))
+    samples, records = open_labelled(config.data)
+    samples, records = _thinned(samples, records, config.limit)
+    figures = measure(
+        detector, samples, records, config.batch, threshold=config.threshold, size=config.size
+    )
+    if config.json_file is not None:
+        result = {"detector": digest(config.detector), "threshold": config.threshold, **figures}
+        write_atomic(config.json_file, (json.dumps(plain(result), indent=2) + "\n").encode())
+    Console(width=max(WIDTH, Console().width)).print(table(figures))
+
+
+def measure(
+    detector: Detector,
+    samples: Sequence[Sample],
+    records: Sequence[Record],
+    batch: int = 32,
+    *,
+    threshold: float = 0.5,
+    size: int | None = None,
+) -> Figures:
+    """Kind of group -> group -> figure -> value; `overall` holds the one group `all`."""
+    maps, target = predict_samples(detector, samples, batch, size)
+    return by_group(maps, target, records, threshold)
+
+
+def table(figures: Figures) -> Table:
+    """One row a group; a dash where the data does not define a figure."""
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("group", no_wrap=True)
+    for title in SHOWN.values():
+        shown.add_column(title, justify="right")
+    for kind, groups in figures.items():
+        for name, values in groups.items():
+            group = kind if name == "all" else f"{kind} {name}"
+            shown.add_row(group, *(_cell(key, values[key]) for key in SHOWN))
+        shown.add_section()
+    return shown
+
+
+def _cell(name: str, value: float) -> str:
+    if value != value:
+        return "-"
+    return (
+        str(int(value)) if name == "images" else f"{value:.4f}" if name == "mse" else f"{value:.3f}"
+    )
+
+
+def _thinned(
+    samples: Sequence[Sample], records: Sequence[Record], limit: int | None
+) -> tuple[Sequence[Sample], Sequence[Record]]:
+    kept = spread(len(samples), limit)
+    return Chosen(samples, kept), [records[i] for i in kept]
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m detector.evaluate")

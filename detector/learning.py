@@ -1,0 +1,216 @@
+"""A detector and labelled samples in, the same detector a little wiser out: the training step.
+
+Everything random is a pure function of (seed, step), so that a state of weights, moments and
+averages is all there is to resume. Legend: b batch, h w pixels.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.checkpoint import optimizer_tensors, restore_optimizer
+from core.contracts import ArtifactMap, Images
+from core.errors import UserError
+from core.samples import Sample
+from core.seeds import generator, mix
+from detector.augment import Augmentation, adversarial_step
+from detector.data import training_batch
+from detector.segformer import SegformerDetector, upsample
+
+ADVERSARY, DROPOUT = 105, 106
+MOST_SKIPPED = 5
+"""Steps in a row that may give no finite gradient before the training stops."""
+
+Loss = Callable[[Tensor, ArtifactMap], Tensor]
+
+
+def squared_error(logits: Tensor, target: ArtifactMap) -> Tensor:
+    """MSE on the sigmoid map, as in DiffDoctor (METHODS.md 1)."""
+    return (torch.sigmoid(logits) - target).square().mean()
+
+
+def cross_entropy(logits: Tensor, target: ArtifactMap) -> Tensor:
+    """Binary cross-entropy against the soft label."""
+    return F.binary_cross_entropy_with_logits(logits, target)
+
+
+LOSSES: dict[str, Loss] = {"mse": squared_error, "bce": cross_entropy}
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str = "poly") -> float:
+    """At step 0 .. steps - 1: a linear warm-up, then (1 - t) (`poly`) or a half cosine to zero."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    t = (step - warmup) / max(1, steps - warmup)
+    return peak * (1 - t if decay == "poly" else 0.5 * (1 + math.cos(math.pi * t)))
+
+
+@dataclass
+class Learner:
+    """Weights, their moments and their average: all the state that training has."""
+
+    detector: SegformerDetector
+    weight_decay: float = 0.01
+    ema: float = 0.0
+    """Decay of the average of weights and batch statistics; 0 keeps none."""
+    skipped: int = 0
+    optimizer: torch.optim.AdamW = field(init=False)
+    average: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = [p for p in self.detector.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in weights if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
+        self.average = {name: t.detach().clone() for name, t in self._state().items()}
+
+    def update(self, loss: Tensor, rate: float, clip: float, step: int) -> float:
+        """One optimizer step; returns the gradient's norm before clipping.
+
+        A gradient that is not finite changes nothing; the fifth in a row raises `UserError`.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), clip).item()
+        if not math.isfinite(norm) or not math.isfinite(loss.item()):
+            self._skip(step)
+            return norm
+        self.skipped = 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self._follow(step)
+        return norm
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[SegformerDetector]:
+        """The detector in eval mode, with the averaged weights while the block runs."""
+        own = {name: t.detach().clone() for name, t in self._state().items()}
+        self._put(self.average if self.ema else own)
+        training = self.detector.training
+        self.detector.eval()
+        try:
+            yield self.detector
+        finally:
+            self._put(own)
+            self.detector.train(training)
+
+    def pack(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors by file stem, and JSON state, for `core.checkpoint.save`."""
+        moments, state = optimizer_tensors(self.optimizer)
+        tensors = {"weights": dict(self._state()), "average": self.average, "optimizer": moments}
+        return tensors, {"optimizer": state, "skipped": self.skipped}
+
+    def unpack(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Take up what `pack` gave."""
+        self._put(tensors["weights"])
+        self.average = {name: t.clone() for name, t in tensors["average"].items()}
+        restore_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
+        self.skipped = state["skipped"]
+
+    def _state(self) -> dict[str, Tensor]:
+        return self.detector.state_dict()
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._state().items():
+            tensor.copy_(values[name])
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        """The average starts short-sighted, so that the first weights are soon forgotten."""
+        if not self.ema:
+            return
+        decay = min(self.ema, (1 + step) / (10 + step))
+        for name, tensor in self._state().items():
+            if tensor.is_floating_point():
+                self.average[name].lerp_(tensor, 1 - decay)
+            else:
+                self.average[name].copy_(tensor)
+
+    def _skip(self, step: int) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += 1
+        if self.skipped >= MOST_SKIPPED:
+            raise UserError(
+                f"{MOST_SKIPPED} steps in a row gave no finite gradient (last: step {step}); "
+                "lower --learning-rate, or check the data."
+            )
+
+
+def batch_loss(
+    detector: SegformerDetector,
+    images: Images,
+    target: ArtifactMap,
+    loss: Loss,
+    autocast: bool = False,
+) -> Tensor:
+    """The loss of one batch at the images' own size; bf16 autocast for the network if asked."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+        logits = detector.logits(images)
+    return loss(upsample(logits.float(), target.shape[-2:]), target)
+
+
+def harden(
+    detector: SegformerDetector,
+    images: Images,
+    target: ArtifactMap,
+    loss: Loss,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    step: int,
+) -> Images:
+    """The first share of the batch takes a small step against the detector (its labels stay).
+
+    In eval mode: the adversary must not move the batch statistics.
+    """
+    n = math.ceil(len(images) * augmentation.adversarial)
+    if n == 0:
+        return images
+    training = detector.training
+    detector.eval()
+    stepped = adversarial_step(
+        images[:n],
+        target[:n],
+        lambda x, y: batch_loss(detector, x, y, loss),
+        augmentation.adversarial_step,
+        generator(seed, ADVERSARY, step),
+    )
+    detector.train(training)
+    return torch.cat([stepped, images[n:]])
+
+
+def learn_step(
+    learner: Learner,
+    samples: Sequence[Sample],
+    augmentation: Augmentation,
+    *,
+    step: int,
+    seed: int,
+    batch: int,
+    rate: float,
+    clip: float = 1.0,
+    loss: str = "mse",
+    size: int | None = None,
+    autocast: bool = False,
+) -> dict[str, float]:
+    """Batch, augmentation, loss, update: step `step` of the training; returns its figures."""
+    detector = learner.detector
+    device = next(detector.parameters()).device
+    drawn = training_batch(samples, batch, augmentation, seed=seed, step=step, size=size)
+    images, target = (x.to(device) for x in drawn)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(mix(seed, DROPOUT, step))  # stochastic depth draws from the global one
+        images = harden(detector, images, target, LOSSES[loss], augmentation, seed=seed, step=step)
+        value = batch_loss(detector, images, target, LOSSES[loss], autocast)
+        norm = learner.update(value, rate, clip, step)
+    return {"loss": value.item(), "gradient_norm": norm, "learning_rate": rate}

@@ -1,0 +1,236 @@
+"""Train a detector: images with soft masks in, a folder that `load_detector` reads out.
+
+    python -m detector.train --data shards real_photos --out runs/detector
+    diffdoctor detector train --data shards --variant mit_b5 --input-size 512 --out runs/detector
+
+The paper's loss is the squared error of the sigmoid map (DiffDoctor, arXiv 2501.12382); its
+learning rate, batch and steps are unpublished. The run folder resumes with the same command;
+`detector/` in it is the result. Licences: transformers' SegFormer code is Apache-2.0; smp's MiT
+encoder file and the nvidia/mit-* weights are for non-commercial use.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+import core.config
+from core import checkpoint
+from core.contracts import ArtifactMap, Images
+from core.errors import UserError
+from core.heatmap import colourise, overlay
+from core.images import contact_sheet, write_image
+from core.run import PAUSED, Run
+from core.samples import Record, Sample
+from detector.augment import Augmentation
+from detector.data import Chosen, mean_artifact, open_labelled, split_by_prompt, spread, to_tensors
+from detector.learning import Learner, learn_step, learning_rate
+from detector.measure import device, predict_samples
+from detector.metrics import all_metrics
+from detector.segformer import SegformerConfig, SegformerDetector
+from detector.storage import LICENCE_NOTES, load_detector, save_detector
+
+PICTURED = 8
+
+
+class Config(core.config.Config):
+    """Settings of one detector training."""
+
+    data: tuple[Path, ...]
+    """Shard folders, or folders with images/ and masks/ (and real/ for sound photographs)."""
+    out: Path
+    """Run folder; the same command resumes it."""
+    backend: Literal["transformers", "smp"] = "transformers"
+    variant: str = "nano"
+    """`nano` (64x64 images), `mit_b0` .. `mit_b5`; with smp any of its encoders."""
+    input_size: int | None = Field(None, ge=8)
+    """Shorter side that the network sees; the published detector takes 512."""
+    upscale: Literal[1, 2, 4, 8] = 1
+    """Enlargement before the network; 4 gives a stride-4 variant a full-resolution map."""
+    prior: float | None = Field(None, gt=0, lt=1)
+    """Artifact share that the untrained head says; None: the mean of the training labels."""
+    init: Path | None = None
+    """Detector folder to start from, instead of random weights."""
+    size: int | None = Field(None, ge=8)
+    """Resize all images to this square; needed where their sizes differ."""
+
+    steps: int = Field(2000, ge=1)
+    batch: int = Field(16, ge=1)
+    loss: Literal["mse", "bce"] = "mse"
+    """Squared error of the map (the paper's), or soft cross-entropy."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """From random weights; about 6e-5 for a pretrained mit_b5."""
+    warmup: int = Field(100, ge=0)
+    decay: Literal["poly", "cosine"] = "poly"
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    ema: float = Field(0.995, ge=0, lt=1)
+    """Decay of the averaged weights, which are what is measured and kept; 0: none."""
+    augmentation: Augmentation = Augmentation()
+    mixed_precision: Literal["no", "bf16"] = "no"
+    device: str = "auto"
+    """`auto`, or a torch device."""
+    seed: int = Field(0, ge=0)
+
+    valid_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the prompts that is held out and measured on."""
+    valid_limit: int = Field(512, ge=1)
+    """Measure on at most so many samples."""
+    valid_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+
+
+def main(config: Config) -> int | None:
+    """Train to the end, or until a signal: then save and return `PAUSED`."""
+    samples, records = open_labelled(config.data)
+    train, valid = _split(samples, records, config.valid_share, config.valid_limit, config.seed)
+    detector = _initial(config, train)
+    run = Run.start(config, config.out, "detector train")
+    run.event("info", LICENCE_NOTES[detector.config.backend])
+    learner = Learner(detector.to(device(config.device)).train(), config.weight_decay, config.ema)
+    start = _resume(run, learner)
+    for step in run.progress(range(start, config.steps), config.steps, start, "detector"):
+        rate = learning_rate(step, config.steps, config.learning_rate, config.warmup, config.decay)
+        figures = learn_step(
+            learner,
+            train,
+            config.augmentation,
+            step=step,
+            seed=config.seed,
+            batch=config.batch,
+            rate=rate,
+            clip=config.clip,
+            loss=config.loss,
+            size=config.size,
+            autocast=config.mixed_precision == "bf16",
+        )
+        done = step + 1
+        if valid and (done % config.valid_every == 0 or done == config.steps):
+            figures |= _validate(run, learner, valid, config.size, config.batch, done)
+        run.log(done, **figures)
+        if run.interrupted or done % config.checkpoint_every == 0 or done == config.steps:
+            checkpoint.save(run.checkpoints, done, *learner.pack())
+        if run.interrupted and done < config.steps:
+            return PAUSED
+    _finish(run, learner, valid, config, _counted(records))
+    return None
+
+
+def fine_tune(
+    detector: SegformerDetector,
+    samples: Sequence[Sample],
+    steps: int,
+    seed: int = 0,
+    *,
+    batch: int = 16,
+    learning_rate: float = 2e-4,
+    augmentation: Augmentation | None = None,
+) -> SegformerDetector:
+    """Train the given detector (unfrozen, whole) in place for some steps; returns it in eval mode.
+
+    The rate falls linearly to zero; a pure function of its arguments.
+    """
+    if not len(samples):
+        raise UserError("a detector cannot learn from no sample; give it labelled images.")
+    learner = Learner(detector.train())
+    for step in range(steps):
+        learn_step(
+            learner,
+            samples,
+            augmentation or Augmentation(),
+            step=step,
+            seed=seed,
+            batch=batch,
+            rate=learning_rate * (1 - step / steps),
+        )
+    learner.optimizer.zero_grad(set_to_none=True)
+    return detector.eval()
+
+
+def _split(
+    samples: Sequence[Sample], records: Sequence[Record], share: float, limit: int, seed: int
+) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    train, valid = split_by_prompt(records, share, seed)
+    if not train:
+        raise UserError("all prompts fell to the held-out side; add data or lower --valid-share.")
+    return Chosen(samples, train), Chosen(samples, [valid[i] for i in spread(len(valid), limit)])
+
+
+def _initial(config: Config, train: Sequence[Sample]) -> SegformerDetector:
+    if config.init is not None:
+        return load_detector(config.init)
+    network = SegformerConfig(
+        backend=config.backend,
+        variant=config.variant,
+        input_size=config.input_size,
+        upscale=config.upscale,
+        prior=config.prior or mean_artifact(train),
+    )
+    return SegformerDetector(network, seed=config.seed)
+
+
+def _resume(run: Run, learner: Learner) -> int:
+    saved = checkpoint.load_newest(run.checkpoints, lambda text: run.event("warn", text))
+    if saved is None:
+        return 0
+    learner.unpack(saved.tensors, saved.state)
+    return saved.step
+
+
+def _validate(
+    run: Run, learner: Learner, valid: Sequence[Sample], size: int | None, batch: int, step: int
+) -> dict[str, float]:
+    """Figures of the averaged weights under `valid/`, and a sheet of the first images."""
+    with learner.averaged() as detector:
+        maps, target = predict_samples(detector, valid, batch, size)
+    images, _ = to_tensors([valid[i] for i in range(min(PICTURED, len(valid)))], size)
+    write_image(run.pictures / f"step-{step:08d}.png", sheet(images, target, maps))
+    return {f"valid/{name}": value for name, value in all_metrics(maps, target).items()}
+
+
+def sheet(images: Images, target: ArtifactMap, maps: ArtifactMap) -> torch.Tensor:
+    """Image, label, prediction and overlay of the images given (maps may be more)."""
+    maps, target = maps[: len(images)], target[: len(images)]
+    columns = (images, colourise(target), colourise(maps), overlay(images, maps))
+    rows = [[column[i] for column in columns] for i in range(len(images))]
+    return contact_sheet(rows, columns=("image", "label", "map", "overlay"))
+
+
+def _finish(
+    run: Run, learner: Learner, valid: Sequence[Sample], config: Config, counts: dict[str, Any]
+) -> None:
+    """Export the averaged weights as `detector/` and write the summary."""
+    figures = {}
+    with learner.averaged() as detector:
+        if len(valid):
+            maps, target = predict_samples(detector, valid, config.batch, config.size)
+            figures = all_metrics(maps, target)
+        card = {
+            "data": [path.resolve().name for path in config.data],
+            "samples": counts,
+            "seed": config.seed,
+            "steps": config.steps,
+            "loss": config.loss,
+            "initial": None if config.init is None else config.init.resolve().name,
+            "held_out": figures,
+        }
+        save_detector(detector, run.folder / "detector", card)
+    run.summary({"detector": "detector", "samples": counts, "held_out": figures})
+    run.event("info", f"the detector is in {run.folder / 'detector'}")
+
+
+def _counted(records: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "number": len(records),
+        "sources": dict(sorted(Counter(record.source for record in records).items())),
+        "categories": dict(sorted(Counter(record.category for record in records).items())),
+        "generators": dict(sorted(Counter(record.generator for record in records).items())),
+    }
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m detector.train")
