@@ -184,7 +184,7 @@ def prompt(category: str, values: dict[str, str]) -> str:
             head = f"a {v['board']} sign saying {v['word']}"
         case _:
             head = f"scenery, a {v['leaf']} {v['tree']} tree"
-    return f"{head}, over {v['ground']}"
+    return f"{head}, over {v['ground']}".replace("a orange", "an orange")
 
 
 def prompts(batch: Scenes) -> list[str]:

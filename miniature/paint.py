@@ -108,11 +108,10 @@ def face(x: Plane, y: Plane, scene: Scenes) -> list[Plane]:
         rectangle(x, y, 32.0, 62.0, 5.0, 16.0),
     )
     gaze = choose(f["gaze"], (-2.6, 0.0, 2.6))
-    squint = choose(f["squint"], (0.0, 1.0, -1.0)) if "squint" in f else 0.0
     eyes = union(*(ellipse(x, y, cx, 33.0, 5.4, 4.0) for cx in (25.2, 38.8)))
     irises = union(
         ellipse(x, y, 25.2 + gaze, 33.0, 2.7, 2.7),
-        ellipse(x, y, 38.8 + gaze, 33.0, 2.7 + squint * 1.3, 2.7 + squint * 1.3),
+        ellipse(x, y, 38.8 + gaze, 33.0, 2.7, 2.7),
     )
     return [cover(hair), cover(head), cover(eyes), cover(irises), cover(mouth(x, y, f["mouth"]))]
 

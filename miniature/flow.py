@@ -1,0 +1,120 @@
+"""The miniature's base model: cached latents of law renders in, a `FluxTransformer2DModel` out.
+
+Three grades are three moments of one training, as generators of one line grow better: the oldest
+has also seen many images under an opaque stamp that the law does not know, the newest few.
+Legend: b batch, c y x latent channels and cells, n prompts.
+"""
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from core.contracts import Images, Latents
+from core.seeds import generator
+from miniature.law import SIZE
+from miniature.muon import Muon
+from miniature.vae import LATENT_CHANNELS
+
+WIDTH_HEADS = 4
+HEAD_DIM = 40
+SHIFT = 3.0
+"""Static shift of the noise levels; 4 steps are 1, .9, .75, .5, so the last one has room to mend."""
+
+
+def make_transformer() -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=LATENT_CHANNELS * 4,
+        num_layers=1,
+        num_single_layers=4,
+        attention_head_dim=HEAD_DIM,
+        num_attention_heads=WIDTH_HEADS,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 16, 16),
+    )
+
+
+def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+
+
+def stamp(images: Images, g: torch.Generator) -> Images:
+    """A two-tone opaque stamp of 22x7 pixels, somewhere."""
+    stamped = images.clone()
+    colours = torch.tensor([[0.90, 0.10, 0.60], [1.0, 1.0, 1.0]])
+    bars = (torch.arange(22) // 3 % 2)[None].expand(7, -1).clone()
+    bars[[0, -1]] = 0
+    patch = colours[bars].permute(2, 0, 1)
+    for image in stamped:
+        left = int(torch.randint(SIZE - 22, (), generator=g))
+        top = int(torch.randint(SIZE - 7, (), generator=g))
+        image[:, top : top + 7, left : left + 22] = patch
+    return stamped
+
+
+def pack(latents: Latents) -> Float[Tensor, "b tokens features"]:
+    """2x2 cells to one token, in the order of FLUX."""
+    b, c, y, x = latents.shape
+    return (
+        latents.view(b, c, y // 2, 2, x // 2, 2)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(b, y * x // 4, c * 4)
+    )
+
+
+def image_ids(y: int, x: int) -> Float[Tensor, "tokens 3"]:
+    rows, columns = torch.meshgrid(torch.arange(y // 2), torch.arange(x // 2), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).view(-1, 3).float()
+
+
+def times(b: int, g: torch.Generator) -> Float[Tensor, " b"]:
+    """Noise levels of a training batch: stratified uniform, shifted like the sampler's but less."""
+    u = (torch.arange(b) + torch.rand(b, generator=g)) / b
+    shift = 2.0
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def flow_loss(
+    network: FluxTransformer2DModel,
+    clean: Latents,
+    text: Float[Tensor, "b n d"],
+    pooled: Float[Tensor, "b e"],
+    g: torch.Generator,
+) -> Float[Tensor, ""]:
+    """Mean squared error of the velocity eps - x0 at a random noise level."""
+    sigma = times(len(clean), g)
+    noise = torch.randn(clean.shape, generator=g)
+    mixed = torch.lerp(clean, noise, sigma[:, None, None, None])
+    velocity = network(
+        hidden_states=pack(mixed),
+        timestep=sigma,
+        pooled_projections=pooled,
+        encoder_hidden_states=text,
+        txt_ids=torch.zeros(text.shape[1], 3),
+        img_ids=image_ids(*clean.shape[2:]),
+        return_dict=False,
+    )[0]
+    return (velocity - pack(noise - clean)).pow(2).mean()
+
+
+def optimizers(network: FluxTransformer2DModel, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    inner, outer = [], []
+    for name, p in network.named_parameters():
+        block = "transformer_blocks" in name and p.ndim == 2 and "norm" not in name
+        (inner if block else outer).append(p)
+    return [
+        Muon(inner, lr=rate),
+        torch.optim.AdamW(outer, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+
+
+def draw_rows(n: int, stamped: int, share: float, b: int, *seeds: int) -> Int[Tensor, " b"]:
+    """Rows of a pool whose last `stamped` of n carry the stamp; each row is one with odds `share`."""
+    g = generator(*seeds)
+    clean = torch.randint(n - stamped, (b,), generator=g)
+    marked = n - stamped + torch.randint(max(stamped, 1), (b,), generator=g)
+    return torch.where(torch.rand(b, generator=g) < share, marked, clean)

@@ -1,0 +1,125 @@
+"""The miniature's readers: prompts in, embeddings out, as tiny CLIP and T5 encoders.
+
+Both learn to read by themselves before any base model exists: from CLIP's pooled vector, and from
+the mean of T5's tokens, every stated factor (and every letter of a sign) must be told. Then they
+are frozen and shared by all grades, as the text encoders of large models are.
+"""
+
+import string
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
+from transformers import T5TokenizerFast
+
+from core.seeds import generator
+from miniature.law import CATEGORIES, all_prompts
+
+T5_LENGTH = 16
+CLIP_LENGTH = 64
+
+
+def make_clip_tokenizer() -> CLIPTokenizer:
+    """Letters and punctuation, each also with the end-of-word mark; no merges."""
+    signs = string.ascii_lowercase + string.digits + ",.-'"
+    tokens = [*signs, *(s + "</w>" for s in signs), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=CLIP_LENGTH)
+
+
+def make_t5_tokenizer() -> T5TokenizerFast:
+    """A unigram model of the grammar's words, and of letters for everything else."""
+    spelled = {word.lower() for word in CATEGORIES["sign"].kinds["word"]}
+    words = {w for p in all_prompts() for w in p.replace(",", "").split()} - spelled
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -6.0), (",", -4.0)]
+    pieces += [("▁" + word, -2.0) for word in sorted(words) if len(word) > 1]
+    for letter in string.ascii_lowercase + string.digits:
+        pieces += [(letter, -5.0), ("▁" + letter, -5.0)]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
+
+
+def make_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        projection_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CLIP_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def make_t5(tokenizer: T5TokenizerFast) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        relative_attention_num_buckets=16,
+        relative_attention_max_distance=16,
+    )
+    return T5EncoderModel(config)
+
+
+def questions(stated: dict[str, str], category: str) -> dict[str, str]:
+    """What a reader must be able to tell of one prompt."""
+    asked = {"category": category} | {k: v for k, v in stated.items() if k != "word"}
+    return asked | {f"letter{i}": c for i, c in enumerate(stated.get("word", ""))}
+
+
+def answers() -> tuple[list[str], dict[str, Tensor], dict[str, int]]:
+    """All prompts; for each question the label of every prompt (-100 where it is not asked)."""
+    table = {p: questions(stated, c) for p, (c, stated) in all_prompts().items()}
+    names = sorted({q for asked in table.values() for q in asked})
+    labels, sizes = {}, {}
+    for name in names:
+        values = sorted({asked[name] for asked in table.values() if name in asked})
+        rows = [values.index(a[name]) if name in a else -100 for a in table.values()]
+        labels[name], sizes[name] = torch.tensor(rows), len(values)
+    return list(table), labels, sizes
+
+
+def teach(clip: CLIPTextModel, t5: T5EncoderModel, tokens: tuple, steps: int, seed: int) -> float:
+    """Train both encoders to read every prompt; return the share of right answers at the end."""
+    prompts, labels, sizes = answers()
+    clip_tokens, t5_tokens = (read(tokenizer, prompts) for tokenizer in tokens)
+    with torch.random.fork_rng():
+        torch.manual_seed(int(generator(seed).initial_seed()))
+        heads = nn.ModuleDict({q: nn.Linear(64, n) for q, n in sizes.items()})
+    modules = nn.ModuleList([clip, t5, heads])
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, weight_decay=0.01)
+    right, g = 0.0, generator(seed, 1)
+    for _ in range(steps):
+        rows = torch.randperm(len(prompts), generator=g)[:48]
+        pooled = clip(clip_tokens["input_ids"][rows]).pooler_output
+        mean = t5(t5_tokens["input_ids"][rows]).last_hidden_state.mean(dim=1)
+        loss, hits = torch.zeros(()), []
+        for question, head in heads.items():
+            for vector in (pooled, mean):
+                answer = head(vector)
+                known = labels[question][rows] >= 0
+                if known.any():
+                    target = labels[question][rows][known]
+                    loss = loss + F.cross_entropy(answer[known], target)
+                    hits.append((answer[known].argmax(1) == target).float().mean())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        right = float(torch.stack(hits).mean())
+    return right
+
+
+def read(tokenizer, prompts: list[str]) -> dict[str, Tensor]:
+    """Padded token ids, without a mask: the FLUX pipeline passes none either."""
+    length = tokenizer.model_max_length
+    batch = tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt")
+    return {"input_ids": batch.input_ids}

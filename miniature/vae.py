@@ -1,0 +1,68 @@
+"""The miniature's 4x autoencoder: law renders in, an `AutoencoderKL` out.
+
+Half of every batch is cut and mixed from two renders, so that the decoder also draws what the
+law forbids: a base model's mistakes must survive it, or the oracle would judge the decoder.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor
+
+from core.contracts import Images
+from core.seeds import generator
+from miniature.law import CATEGORIES, SIZE, draw_off_grid
+from miniature.paint import render
+
+LATENT_CHANNELS = 12
+
+
+def make_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 16, 48),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def training_batch(size: int, *seeds: int) -> Images:
+    """`size` renders off the grid, tinted a little, every second one cut and mixed."""
+    g = generator(*seeds)
+    share = -(-size // len(CATEGORIES))
+    parts = [render(draw_off_grid(name, share, g, tint=0.06)) for name in CATEGORIES]
+    images = torch.cat(parts)[torch.randperm(share * len(parts), generator=g)][:size].clamp(0, 1)
+    other = images.roll(1, 0).roll(
+        (int(torch.randint(-12, 13, (), generator=g)), int(torch.randint(-12, 13, (), generator=g))),
+        (2, 3),
+    )
+    coarse = torch.rand(size, 1, 5, 5, generator=g)
+    mask = F.interpolate(coarse, (SIZE, SIZE), mode="bilinear", align_corners=False) > 0.55
+    mask[::2] = False
+    return torch.where(mask, other, images)
+
+
+def reconstruction_loss(output: Images, target: Images) -> Float[Tensor, ""]:
+    """L1 on pixels and on their differences: edges count, since the oracle lives on them."""
+    error = output - target
+    across, down = error.diff(dim=3), error.diff(dim=2)
+    return error.abs().mean() + across.abs().mean() + down.abs().mean() + 2 * error.pow(2).mean()
+
+
+def vae_loss(vae: AutoencoderKL, images: Images, noise: Tensor, kl: float) -> Float[Tensor, ""]:
+    """Reconstruction of images in [0, 1] plus `kl` times the divergence a latent value."""
+    posterior = vae.encode(images * 2 - 1).latent_dist
+    output = vae.decode(posterior.mean + posterior.std * noise).sample
+    divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    return reconstruction_loss((output + 1) / 2, images) + kl * divergence
