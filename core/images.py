@@ -26,6 +26,8 @@ MAX_PIXELS = 25_000_000
 MAX_BYTES = 64 * 1024 * 1024
 
 Picture = Float[Tensor, "3 h w"]
+AnyPicture = Float[Tensor, "3 _ _"]
+"""Where pictures of several sizes meet."""
 Levels = UInt8[np.ndarray, "b h w 3"]
 
 
@@ -94,11 +96,11 @@ def list_images(path: Path) -> list[Path]:
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[Picture]],
+    rows: Sequence[Sequence[AnyPicture]],
     labels: Sequence[str] = (),
     columns: Sequence[str] = (),
     gap: int = 4,
-) -> Picture:
+) -> AnyPicture:
     """Pictures in a table on white, `gap` pixels apart.
 
     `labels` stand above each row at the left, `columns` above the first row's pictures. Every

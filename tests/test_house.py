@@ -115,7 +115,7 @@ def test_imported_folder_is_ours(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_folder_says_what_goes_in_and_out(name):
     text = ast.get_docstring(parse(ROOT / name / "__init__.py")) or ""
-    assert "In: " in text and "Out: " in text, f"{name}/__init__.py lacks its paragraph"
+    assert "In:" in text and "Out:" in text, f"{name}/__init__.py lacks its paragraph"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

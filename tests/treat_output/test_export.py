@@ -1,0 +1,203 @@
+"""What the trainer holds is what plain diffusers loads: same images, same bits."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from core import checkpoint
+from core.errors import UserError
+from tests.tiny import SIZE, save_tiny
+from treat import export
+from treat.adapter import PREFIX, attach, read_adapter
+from treat.arms import Draw, Sampling, draw_images, load_arm
+from treat.lora import add_lora, lora_parameters, lora_state
+
+PROMPTS, SEEDS = ["a hand", "a face, blue eyes"], [3, 4]
+PLAIN = f"""
+import sys, torch, numpy as np
+from diffusers import FluxPipeline
+base, lora, out = sys.argv[1:4]
+pipeline = FluxPipeline.from_pretrained(base)
+if lora:
+    pipeline.load_lora_weights(lora, weight_name="pytorch_lora_weights.safetensors")
+pipeline.set_progress_bar_config(disable=True)
+tokens = pipeline.tokenizer_2.model_max_length
+images = [
+    pipeline(prompt, num_inference_steps=2, height={SIZE}, width={SIZE}, output_type="np",
+             max_sequence_length=tokens, generator=torch.Generator().manual_seed(seed)).images[0]
+    for prompt, seed in zip({PROMPTS!r}, {SEEDS!r})
+]
+np.save(out, (np.stack(images) * 255).round().astype(np.uint8), allow_pickle=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def network(base):
+    model = load_arm(sampling(base), None)
+    add_lora(model.network, 4, model.lora_targets("attention+mlp"), seed=1)
+    draw = torch.Generator().manual_seed(0)
+    for weight in lora_parameters(model.network):
+        weight.data = torch.randn(weight.shape, generator=draw) * 0.2
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(base, network, tmp_path_factory):
+    """A run folder as `diffdoctor treat` leaves it."""
+    folder = tmp_path_factory.mktemp("runs") / "treat"
+    (folder / "checkpoints").mkdir(parents=True)
+    state = lora_state(network.network)
+    for step in (5, 9):
+        tensors = {"adapter": {name: tensor * (step / 5) for name, tensor in state.items()}}
+        checkpoint.save(folder / "checkpoints", step, tensors, {})
+    (folder / "config.yaml").write_text(
+        f"base: {base}\nlearning_rate: 0.001\nseed: 7\nwidth: {SIZE}\nheight: {SIZE}\n"
+    )
+    (folder / "summary.json").write_text(json.dumps({"best_step": 5}))
+    return folder
+
+
+def sampling(base, batch=1):
+    return Sampling(str(base), 2, SIZE, SIZE, batch, "cpu", "fp32")
+
+
+def ours(model, base):
+    images = draw_images(model, list(map(Draw, PROMPTS, SEEDS)), sampling(base))
+    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def plain(base, lora, out):
+    import numpy as np
+
+    words = [sys.executable, "-c", PLAIN, str(base), str(lora), str(out)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "unexpected keys" not in done.stderr and "missing keys" not in done.stderr
+    return np.load(out, allow_pickle=False)
+
+
+def test_fp32_file_gives_the_trainers_images_in_a_fresh_process(base, network, run, tmp_path):
+    export.main(export.Config(run=run, out=tmp_path / "lora", dtype="fp32"))
+    mine = ours(network, base)
+    assert (plain(base, tmp_path / "lora", tmp_path / "a.npy") == mine).all()
+    assert (plain(base, "", tmp_path / "b.npy") != mine).any()  # the adapter does something
+
+
+def test_bf16_file_is_the_masters_rounded(run, network, tmp_path):
+    export.main(export.Config(run=run, out=tmp_path))
+    written = safetensors.torch.load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    masters = lora_state(network.network)
+    assert {name.removeprefix(PREFIX) for name in written} == set(masters)
+    for name, tensor in masters.items():
+        assert torch.equal(written[PREFIX + name], tensor.to(torch.bfloat16))
+
+
+def test_the_evaluations_arm_is_the_trainers_network(base, network, run):
+    model = load_arm(sampling(base), read_adapter(run))
+    assert (ours(model, base) == ours(network, base)).all()
+
+
+def test_step_is_chosen(run, network, tmp_path):
+    export.main(export.Config(run=run, out=tmp_path, step="last", dtype="fp32"))
+    name = next(iter(lora_state(network.network)))
+    again = read_adapter(tmp_path)
+    assert again.step == 9
+    assert torch.equal(again.tensors[name], lora_state(network.network)[name] * (9 / 5))
+    assert read_adapter(run / "checkpoints" / "step-00000005").digest == read_adapter(run).digest
+
+
+def test_header(run, tmp_path):
+    export.main(export.Config(run=run, out=tmp_path, title="Steady hands", license="apache-2.0"))
+    file = (tmp_path / "pytorch_lora_weights.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", file[:8])
+    said = json.loads(file[8 : 8 + length])["__metadata__"]
+    assert all(isinstance(value, str) for value in said.values())
+    assert said["format"] == "pt"
+    assert said["modelspec.architecture"] == "flux-1-schnell/lora"
+    assert said["modelspec.title"] == "Steady hands"
+    assert said["modelspec.resolution"] == f"{SIZE}x{SIZE}"
+    assert said["ss_network_dim"] == "4" and float(said["ss_network_alpha"]) == 4.0
+    assert said["ss_seed"] == "7" and said["ss_steps"] == "5" == said["diffdoctor.step"]
+    whole = export.digest(file[8 + length :])
+    assert said["sshs_model_hash"] == whole and said["modelspec.hash_sha256"] == "0x" + whole
+    assert len(said["sshs_legacy_hash"]) == 8
+    settings = json.loads(said["lora_adapter_metadata"])
+    assert settings["transformer.r"] == settings["transformer.lora_alpha"] == 4
+    assert str(run.parent) not in json.dumps(said) and "/" not in said["ss_output_name"]
+
+
+def test_card(run, tmp_path):
+    export.main(export.Config(run=run, out=tmp_path, title="Steady hands"))
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("---\nbase_model: tiny\nbase_model_relation: adapter\n")
+    assert "# Steady hands" in text and "load_lora_weights" in text
+    assert str(run.parent) not in text
+
+
+def test_foreign_scale_is_folded(run, tmp_path):
+    """alpha = 2 rank in the header: B doubles, and the file written again says alpha = rank."""
+    source = read_adapter(run)
+    tensors = {PREFIX + name: tensor for name, tensor in source.tensors.items()}
+    settings = {"transformer.r": 4, "transformer.lora_alpha": 8}
+    path = tmp_path / "foreign.safetensors"
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings)}
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    export.main(export.Config(run=path, out=tmp_path / "out", dtype="fp32"))
+    again = read_adapter(tmp_path / "out")
+    for name, tensor in source.tensors.items():
+        factor = 2.0 if name.endswith("lora_B.weight") else 1.0
+        assert torch.equal(again.tensors[name], tensor * factor)
+
+
+def test_nothing_of_others_is_overwritten(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="other files"):
+        export.main(export.Config(run=run, out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_exporting_again_is_fine(run, tmp_path):
+    for _ in range(2):
+        export.main(export.Config(run=run, out=tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "pytorch_lora_weights.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("step", ["7", "newest"])
+def test_a_step_that_is_not_there(run, tmp_path, step):
+    with pytest.raises(UserError, match="5"):
+        export.main(export.Config(run=run, out=tmp_path, step=step))
+
+
+def test_no_adapter(tmp_path):
+    for path in (tmp_path, tmp_path / "missing.safetensors"):
+        with pytest.raises(UserError, match="holds no adapter"):
+            read_adapter(path)
+    (tmp_path / "bad.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 not a header at all")
+    with pytest.raises(UserError, match="no readable safetensors"):
+        read_adapter(tmp_path / "bad.safetensors")
+    whole = {"lora_unet_x.lora_down.weight": torch.zeros(2, 2)}
+    safetensors.torch.save_file(whole, tmp_path / "kohya.safetensors")
+    with pytest.raises(UserError, match="PEFT names"):
+        read_adapter(tmp_path / "kohya.safetensors")
+
+
+def test_adapter_of_another_base(run, base):
+    source = read_adapter(run)
+    strange = {"elsewhere." + name: tensor for name, tensor in source.tensors.items()}
+    model = load_arm(sampling(base), None)
+    with pytest.raises(UserError, match="another base"):
+        attach(model.network, type(source)(strange))

@@ -1,0 +1,81 @@
+"""The page stands alone: no outside address, hostile prompts are text, every arm is in it."""
+
+import re
+from html.parser import HTMLParser
+
+import torch
+
+from treat import report
+
+HOSTILE = '</script><img src=x onerror="alert(1)">&amp;\u2028'
+
+
+def page(prompt="a hand", curves=()):
+    draw = torch.Generator().manual_seed(0)
+    image, map_ = torch.rand(3, 8, 8, generator=draw), torch.rand(1, 8, 8, generator=draw)
+    arms = {"base": image, "treated": image}
+    pair = report.Pair(prompt, 5, arms, dict.fromkeys(arms, map_))
+    figure = {"artifact_frequency": 0.5, "interval": {"artifact_frequency": [0.4, 0.6]}, "n": 9}
+    difference = {"difference": -0.2, "interval": [-0.3, -0.1]}
+    summary = {
+        "arms": {"base": figure, "treated": figure},
+        "differences": {"treated - base": {"artifact_frequency": difference}},
+        "method": "paired",
+    }
+    return report.render("Before & after", "a note", summary, [pair], curves)
+
+
+class Elements(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def elements(text):
+    parser = Elements()
+    parser.feed(text)
+    return parser.found
+
+
+def test_no_outside_address():
+    text = page()
+    words = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
+    assert len(words) < len(text) and not re.search(r"(https?:|)//", words)
+    for tag, attributes in elements(text):
+        assert tag not in ("link", "iframe", "img") and "src" not in attributes
+
+
+def test_a_hostile_prompt_stays_text():
+    tags = [tag for tag, _ in elements(page(HOSTILE))]
+    assert tags == [tag for tag, _ in elements(page())]
+    assert "onerror" not in page(HOSTILE).split("<script>")[0]
+
+
+def test_figures_with_intervals_and_differences():
+    text = page()
+    assert "50 <small>[40, 60]</small>" in text
+    assert '<td class="clear">-20 <small>[-30, -10]</small></td>' in text
+
+
+def test_a_difference_that_is_not_clear_of_zero_is_not_marked():
+    pairs = {"d": {"sharpness": {"difference": 0.1, "interval": [-0.1, 0.3]}}}
+    arms = {"base": {"sharpness": 1.0, "interval": {"sharpness": [1, 1]}, "n": 2}}
+    assert "clear" not in report.table({"arms": arms, "differences": pairs})
+
+
+def test_curves():
+    curve = report.Curve("reward", [(0, 0.5), (10, 0.25), (20, 0.125)], kept=10)
+    text = page(curves=[curve])
+    assert "<polyline" in text and "kept" in text and "step 20" in text
+    assert report.svg(report.Curve("one point", [(0, 1.0)])) == ""
+
+
+def test_large_images_are_shrunk():
+    small, large = (
+        report.data_url(torch.zeros(3, 512, 512)),
+        report.data_url(torch.zeros(3, 1024, 1024)),
+    )
+    assert small == large

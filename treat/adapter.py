@@ -1,0 +1,159 @@
+"""A LoRA file, a treat run or one of its checkpoints in; an adapter by peft's names out.
+
+Inside this project an adapter's tensors are called `<module>.lora_A.weight` and `.lora_B.weight`,
+as `treat.lora.lora_state` names them, and its alpha equals its rank: any other scale is folded
+into B when the file is read.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from core import checkpoint
+from core.config import read_yaml
+from core.errors import UserError
+from treat.lora import add_lora, load_lora_state
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+METADATA = "lora_adapter_metadata"
+STEM = "adapter"
+"""The file of a treat checkpoint that holds the LoRA masters."""
+PREFIX = "transformer."
+"""What diffusers puts before the names of the denoiser's modules."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Tensors by peft's names with alpha = rank, and where they come from."""
+
+    tensors: Mapping[str, Tensor]
+    step: int | None = None
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of the run that trained it; empty for a plain file."""
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module (diffusers needs one number; all are equal here)."""
+        return max(t.shape[0] for name, t in self.tensors.items() if name.endswith("lora_A.weight"))
+
+    @property
+    def modules(self) -> list[str]:
+        end = ".lora_A.weight"
+        return sorted(name.removesuffix(end) for name in self.tensors if name.endswith(end))
+
+    @property
+    def digest(self) -> str:
+        """sha256 over names and bytes, whatever file they were read from."""
+        total = hashlib.sha256()
+        for name in sorted(self.tensors):
+            total.update(name.encode())
+            total.update(safetensors.torch.save({"": self.tensors[name].contiguous()}))
+        return total.hexdigest()
+
+
+def read_adapter(path: Path, step: str = "best") -> Adapter:
+    """Open an adapter. `step` (best, last or a number) chooses among a run's checkpoints.
+
+    Raises `UserError` when nothing of the kind lies there, or it is damaged.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return read_file(path)
+    if (path / "checkpoints").is_dir():
+        return read_run(path, step)
+    if (path / "manifest.json").is_file() and path.name.removeprefix("step-").isdigit():
+        return read_checkpoint(path.parent, int(path.name.removeprefix("step-")))
+    if (path / WEIGHTS).is_file():
+        return read_file(path / WEIGHTS)
+    raise UserError(
+        f"{path} holds no adapter: name a .safetensors file, a run folder of `diffdoctor treat`, "
+        "or one of its checkpoints."
+    )
+
+
+def read_file(path: Path) -> Adapter:
+    """A LoRA file in PEFT names, its scale folded into B."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        settings = json.loads(metadata.get(METADATA, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable safetensors file: copy it again.") from error
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    check_names(tensors, path)
+    settings = {name.removeprefix(PREFIX): value for name, value in settings.items()}
+    rank = settings.get("r")
+    scale = settings["lora_alpha"] / rank if rank and "lora_alpha" in settings else 1.0
+    step = metadata.get("diffdoctor.step")
+    return Adapter(fold(tensors, scale), int(step) if step and step.isdigit() else None)
+
+
+def read_run(folder: Path, step: str) -> Adapter:
+    """One checkpoint of a treat run, with the run's settings."""
+    return read_checkpoint(folder / "checkpoints", chosen_step(folder, step))
+
+
+def chosen_step(folder: Path, step: str) -> int:
+    """The step number that best, last or a number means in a run folder."""
+    present = checkpoint.steps(folder / "checkpoints")
+    if not present:
+        raise UserError(f"{folder} has no checkpoint yet: run `diffdoctor treat` to its end.")
+    if step == "last":
+        return present[-1]
+    if step == "best":
+        summary = folder / "summary.json"
+        said = json.loads(summary.read_text()).get("best_step") if summary.is_file() else None
+        if said is None:
+            raise UserError(f"{folder} names no best step yet: finish the run, or say --step last.")
+        return int(said)
+    if not step.isdigit():
+        raise UserError(f"no step '{step}': say best, last or one of {present}.")
+    return int(step)
+
+
+def read_checkpoint(folder: Path, step: int) -> Adapter:
+    saved = checkpoint.load(folder, step)
+    if STEM not in saved.tensors:
+        raise UserError(f"{saved.path} is no checkpoint of `diffdoctor treat`: choose its run.")
+    settings = folder.parent / "config.yaml"
+    run = read_yaml(settings) if settings.is_file() else {}
+    return Adapter(saved.tensors[STEM], step, run)
+
+
+def check_names(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `UserError` unless every tensor is half of an A, B pair of matching rank."""
+    for name, tensor in tensors.items():
+        a, b = name.replace(".lora_B.", ".lora_A."), name.replace(".lora_A.", ".lora_B.")
+        if a == b or a not in tensors or b not in tensors:
+            raise UserError(
+                f"{path} has '{name}', which is no pair of lora_A.weight and lora_B.weight: "
+                "give a LoRA in PEFT names, as `diffdoctor export` writes it."
+            )
+        if tensor.ndim != 2 or tensors[a].shape[0] != tensors[b].shape[1]:
+            raise UserError(f"{path}: the shapes at '{name}' do not belong together: export again.")
+
+
+def fold(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Multiply B by alpha / rank, so that alpha = rank says the same."""
+    if scale == 1.0:
+        return dict(tensors)
+    return {n: t * scale if n.endswith("lora_B.weight") else t for n, t in tensors.items()}
+
+
+def attach(network: nn.Module, adapter: Adapter) -> None:
+    """Put the adapter on a fresh base; `UserError` where the base lacks one of its modules."""
+    there = {name for name, _ in network.named_modules()}
+    lost = [name for name in adapter.modules if name not in there]
+    if lost:
+        raise UserError(f"the base has no module '{lost[0]}': the adapter is of another base.")
+    add_lora(network, adapter.rank, adapter.modules, seed=0)
+    load_lora_state(network, {name: tensor.float() for name, tensor in adapter.tensors.items()})

@@ -1,0 +1,130 @@
+"""The arms of a comparison: names, prompts and seeds in, the same images of every arm out.
+
+An arm is the base model or the base with one adapter. Image i of every arm has the same prompt
+and the same noise; images that are already on disk are not drawn again.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from base_models import DiffusionModel
+from base_models.load import load_base
+from core.contracts import Images
+from core.errors import UserError
+from core.images import write_image
+from core.seeds import mix
+from core.storage import write_atomic
+from treat.adapter import Adapter, attach, read_adapter
+from treat.sample import sample
+
+BASE = "base"
+PURPOSE = 0x65766C
+"""Keeps the seeds of an evaluation away from those of training."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Draw(NamedTuple):
+    """One image of every arm: its prompt and the seed of its noise."""
+
+    prompt: str
+    seed: int
+
+
+class Sampling(NamedTuple):
+    """How every arm is sampled."""
+
+    base: str
+    steps: int
+    height: int
+    width: int
+    batch: int
+    device: str
+    dtype: str
+
+
+def named(words: Sequence[str]) -> dict[str, str]:
+    """NAME=PATH words as a dict; `UserError` for a word without a name, or a name twice."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (equals and path and name.replace("-", "").replace("_", "").isalnum()):
+            raise UserError(f"'{word}' is not NAME=PATH: write it like treated=runs/treat.")
+        if name in pairs or name == BASE:
+            raise UserError(f"the name '{name}' stands for two arms: give each its own.")
+        pairs[name] = path
+    return pairs
+
+
+def open_arms(paths: Mapping[str, str], step: str) -> dict[str, Adapter | None]:
+    """Every arm by name, the base (no adapter) first; all files are read before any image."""
+    arms: dict[str, Adapter | None] = {BASE: None}
+    return arms | {name: read_adapter(Path(path), step) for name, path in paths.items()}
+
+
+def plan(prompts: Sequence[str], n: int | None, seed: int) -> list[Draw]:
+    """What is drawn: n images (one a prompt by default); prompts repeat with new seeds."""
+    count = len(prompts) if n is None else n
+    return [
+        Draw(prompts[i % len(prompts)], mix(seed, PURPOSE, i) % 2**32)  # 32 bits: torch keeps those
+        for i in range(count)
+    ]
+
+
+def image_path(folder: Path, arm: str, index: int) -> Path:
+    return folder / "images" / arm / f"{index:06d}.png"
+
+
+def draw_arm(
+    folder: Path,
+    name: str,
+    adapter: Adapter | None,
+    draws: Sequence[Draw],
+    sampling: Sampling,
+    progress: Callable[[Sequence[int]], Iterable[int]],
+) -> None:
+    """Draw the images of one arm that are not there yet; `progress` may end the loop early."""
+    claim(folder / "images" / name, "" if adapter is None else adapter.digest)
+    missing = [i for i in range(len(draws)) if not image_path(folder, name, i).exists()]
+    if not missing:
+        return
+    model = load_arm(sampling, adapter)
+    for start in progress(range(0, len(missing), sampling.batch)):
+        chosen = missing[start : start + sampling.batch]
+        images = draw_images(model, [draws[i] for i in chosen], sampling)
+        for index, image in zip(chosen, images, strict=True):
+            write_image(image_path(folder, name, index), image)
+
+
+def claim(folder: Path, digest: str) -> None:
+    """Refuse a folder with images of another adapter of the same name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "adapter.json"
+    if note.exists() and json.loads(note.read_text())["sha256"] != digest:
+        raise UserError(f"{folder} holds images of another adapter: choose another --out.")
+    write_atomic(note, (json.dumps({"sha256": digest}) + "\n").encode())
+
+
+def load_arm(sampling: Sampling, adapter: Adapter | None) -> DiffusionModel:
+    """A fresh base for every arm, so that no adapter can leave a trace in the next."""
+    model = load_base(sampling.base, device=sampling.device, dtype=DTYPES[sampling.dtype])
+    if adapter is not None:
+        attach(model.network, adapter)
+    return model
+
+
+@torch.no_grad()
+def draw_images(model: DiffusionModel, draws: Sequence[Draw], sampling: Sampling) -> Images:
+    prompts, seeds = zip(*draws, strict=True)
+    return sample(
+        model,
+        list(prompts),
+        list(seeds),
+        steps=sampling.steps,
+        height=sampling.height,
+        width=sampling.width,
+        batch=sampling.batch,
+    )

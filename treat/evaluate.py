@@ -1,0 +1,267 @@
+"""A base model, adapters, prompts and seeds in; paired figures, a sheet and a report out.
+
+Every arm (the base, and each adapter) draws the same prompts from the same seeds, so that every
+difference is a paired one. The judge decides; other detectors are read beside it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from core.config import Config as BaseConfig
+from core.contracts import ArtifactMap, Detector, Images
+from core.errors import UserError
+from core.heatmap import overlay
+from core.images import contact_sheet, read_images, write_image
+from core.run import PAUSED, Run
+from core.storage import write_atomic
+from detector.storage import load_detector
+from treat import figures
+from treat.arms import BASE, Draw, Sampling, draw_arm, image_path, named, open_arms, plan
+from treat.curves import run_curves
+from treat.prompts import read_prompts
+from treat.report import Pair, render
+
+Judge = Callable[[Images, Sequence[str]], ArtifactMap]
+Meters = Callable[[Images, Sequence[str]], Mapping[str, Any]]
+Flagged = Callable[[Images, Sequence[str]], Any]
+Reading = tuple[dict[str, np.ndarray], ArtifactMap]
+
+
+class Config(BaseConfig):
+    """Same prompts, same seeds: the base model against its adapters."""
+
+    base: str
+    """Pipeline folder or Hub id of the base model."""
+    prompts: Path
+    """Held-out prompts: .txt (one a line), or .jsonl or .csv with a column `prompt`."""
+    adapters: tuple[str, ...] = ()
+    """NAME=PATH each: a LoRA file, a run folder of `diffdoctor treat`, or one checkpoint."""
+    control: str | None = None
+    """The adapter that the others are also compared to."""
+    detectors: tuple[str, ...] = ()
+    """NAME=PATH each; the first is the judge where nobody better is given."""
+    out: Path = Path("runs/evaluate")
+    """Run folder; the same command again takes up where it stopped."""
+    n: int | None = Field(default=None, ge=2)
+    """Images an arm (default: one for every prompt); prompts repeat with new seeds."""
+    seed: int = 0
+    """Image i is drawn with seed hash(seed, i)."""
+    sampling_steps: int = Field(default=4, ge=1)
+    """Sampler steps."""
+    height: int = Field(default=1024, ge=1)
+    """Pixels."""
+    width: int = Field(default=1024, ge=1)
+    """Pixels."""
+    batch: int = Field(default=8, ge=1)
+    """Images drawn and judged at once."""
+    step: str = "best"
+    """Which checkpoint of a run folder: best, last or a number."""
+    shown: int = Field(default=12, ge=0)
+    """Pairs in the report and on the sheet: always the first ones, never chosen."""
+    device: str = "cpu"
+    """Where the base model runs."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the base model's weights."""
+
+
+def main(
+    config: Config,
+    judge: Judge | None = None,
+    meters: Meters | None = None,
+    flagged: Flagged | None = None,
+    judge_name: str = "a judge given by the caller",
+) -> int | None:
+    """Draw, judge, compare, report.
+
+    `judge(images, prompts)` gives artifact maps, `flagged` one truth value an image (default: the
+    largest pixel of the map reaches .5), `meters` further arrays an image (`treat.figures` says
+    how floats, integers and texts are read). Returns an exit code when interrupted.
+    """
+    paths = named(config.adapters)
+    arms = open_arms(paths, config.step)
+    check_control(config.control, paths)
+    detectors = {name: load_detector(Path(path)) for name, path in named(config.detectors).items()}
+    if judge is None:
+        judge, judge_name = first_detector(detectors)
+    draws = plan(read_prompts(config.prompts), config.n, config.seed)
+    if len(draws) < 2:
+        raise UserError("one image makes no interval: give more prompts, or --n 100.")
+
+    with Run.start(config, config.out, "treat.evaluate") as run:
+        for name, adapter in arms.items():
+            draw_arm(run.folder, name, adapter, draws, sampling(config), progress(run, name))
+            if run.interrupted:
+                return PAUSED
+        read = reader(judge, flagged, meters, detectors)
+        tables = measure(run, list(arms), draws, config.batch, read)
+        summary = summarise(tables, config.control, config.seed)
+        summary |= {"judge": judge_name, "prompts": config.prompts.name}
+        pairs = first_pairs(run.folder, list(arms), draws[: config.shown], judge)
+        publish(run, summary, pairs, [Path(path) for path in paths.values()], judge)
+    return None
+
+
+def check_control(control: str | None, paths: Mapping[str, str]) -> None:
+    if control is not None and control not in paths:
+        known = ", ".join(paths) or "none is given"
+        raise UserError(f"the control '{control}' is none of the adapters ({known}): name one.")
+
+
+def first_detector(detectors: Mapping[str, Detector]) -> tuple[Judge, str]:
+    if not detectors:
+        raise UserError("nobody judges: give at least one detector, --detectors NAME=FOLDER.")
+    name, detector = next(iter(detectors.items()))
+    return (lambda images, prompts: detector(images)), f"detector {name}, largest pixel >= .5"
+
+
+def sampling(config: Config) -> Sampling:
+    return Sampling(
+        config.base,
+        config.sampling_steps,
+        config.height,
+        config.width,
+        config.batch,
+        config.device,
+        config.dtype,
+    )
+
+
+def progress(run: Run, name: str) -> Callable:
+    """A loop with a bar that ends when the run is asked to stop."""
+
+    def loop(items: Sequence[int]):
+        for item in run.progress(items, len(items), description=name):
+            if run.interrupted:
+                return
+            yield item
+
+    return loop
+
+
+# Figures
+
+
+def reader(
+    judge: Judge,
+    flagged: Flagged | None,
+    meters: Meters | None,
+    detectors: Mapping[str, Detector],
+) -> Callable[[Images, Sequence[str]], Reading]:
+    """All figures of a batch, and the judge's maps."""
+
+    def read(images: Images, prompts: Sequence[str]) -> Reading:
+        maps = judge(images, prompts)
+        hits = flagged(images, prompts) if flagged else figures.peak_flagged(maps)
+        table = figures.map_figures(maps)
+        table["artifact_frequency"] = np.asarray(hits, bool)
+        table["sharpness"] = figures.sharpness(images)
+        for name, detector in detectors.items():
+            seen = detector(images)
+            table |= figures.map_figures(seen, prefix=name)
+            table[f"{name}_frequency"] = figures.peak_flagged(seen)
+        return table | figures.as_arrays(meters(images, prompts) if meters else {}), maps
+
+    return read
+
+
+@torch.no_grad()
+def measure(
+    run: Run,
+    arms: Sequence[str],
+    draws: Sequence[Draw],
+    batch: int,
+    read: Callable[[Images, Sequence[str]], Reading],
+) -> dict[str, dict[str, np.ndarray]]:
+    """A table for every arm, one row an image; the base is first."""
+    parts: dict[str, list[figures.Table]] = {name: [] for name in arms}
+    starts = range(0, len(draws), batch)
+    for start in run.progress(starts, len(starts), description="judge"):
+        indices = range(start, min(start + batch, len(draws)))
+        prompts = [draws[i].prompt for i in indices]
+        base: tuple[Images, ArtifactMap] | None = None
+        for name in arms:
+            images = read_images([image_path(run.folder, name, i) for i in indices])
+            table, maps = read(images, prompts)
+            base = base or (images, maps)
+            table["change_outside"] = figures.change_outside(images, *base)
+            parts[name].append(table)
+    return {name: figures.joined(tables) for name, tables in parts.items()}
+
+
+def summarise(
+    tables: Mapping[str, figures.Table], control: str | None, seed: int
+) -> dict[str, Any]:
+    """Every arm's figures, and the paired differences to the base and to the control."""
+    base = tables[BASE]
+    arms = {name: figures.summarise(table, seed) for name, table in tables.items()}
+    differences = {}
+    for name, table in tables.items():
+        if name == BASE:
+            continue
+        arms[name]["largest_shift"] = figures.largest_shift(table, base)
+        differences[f"{name} - {BASE}"] = figures.compare(table, base, seed)
+        if control not in (None, name):
+            differences[f"{name} - {control}"] = figures.compare(table, tables[control], seed)
+    return {"arms": arms, "differences": differences, "method": figures.METHOD}
+
+
+# Pictures
+
+
+@torch.no_grad()
+def first_pairs(folder: Path, arms: Sequence[str], draws: Sequence[Draw], judge: Judge):
+    """The first prompts with every arm's image and map; the first, never the best."""
+    pairs = []
+    for index, draw in enumerate(draws):
+        images = read_images([image_path(folder, name, index) for name in arms])
+        maps = judge(images, [draw.prompt] * len(arms))
+        pairs.append(
+            Pair(
+                draw.prompt,
+                draw.seed,
+                dict(zip(arms, images, strict=True)),
+                dict(zip(arms, maps, strict=True)),
+            )
+        )
+    return pairs
+
+
+def sheet(pairs: Sequence[Pair]) -> Tensor:
+    """A row for every prompt: each arm's image and, beside it, its heat-map."""
+    arms = list(pairs[0].images)
+    rows = [
+        [
+            picture
+            for name in arms
+            for picture in (
+                pair.images[name],
+                overlay(pair.images[name][None], pair.maps[name][None])[0],
+            )
+        ]
+        for pair in pairs
+    ]
+    columns = [text for name in arms for text in (name, "")]
+    return contact_sheet(rows, [pair.prompt for pair in pairs], columns)
+
+
+def publish(
+    run: Run, summary: dict[str, Any], pairs: Sequence[Pair], paths: Sequence[Path], judge: Judge
+) -> None:
+    """Write the sheet, the report and, last, the summary."""
+    if pairs:
+        write_image(run.folder / "sheet.png", sheet(pairs))
+    curves = [curve for path in paths for curve in run_curves(path, judge)]
+    first = summary["arms"][BASE]
+    note = (
+        f"{first['n']} images an arm from the same prompts ({summary['prompts']}) and the same "
+        f"seeds; judged by {summary['judge']}. The pictures below are the first ones, not chosen."
+    )
+    page = render("Before and after treatment", note, summary, pairs, curves)
+    write_atomic(run.folder / "report.html", page.encode())
+    run.summary({**summary, "report": "report.html", "sheet": "sheet.png" if pairs else None})

@@ -1,0 +1,272 @@
+"""Figures, pictures and curves in, one self-contained HTML page out.
+
+The page names no outside address: pictures are base64 PNGs, curves inline SVG, the few lines of
+script stand in the page, and its own policy forbids everything else.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.heatmap import overlay
+from core.images import encode_png, to_uint8
+
+MAX_SIDE = 512
+"""Pixels: larger pictures are shown smaller, or twelve pairs would make a page of 100 MB."""
+FIGURES = {
+    "artifact_frequency": ("Images with artifacts", 100.0, "%"),
+    "artifact_area": ("Artifact area", 100.0, "%"),
+    "artifact_score": ("Mean of the judge's map", 1.0, ""),
+    "attribute_match": ("Attributes found", 100.0, "%"),
+    "sharpness": ("Sharpness", 1.0, ""),
+    "change_outside": ("Change outside the base's artifacts", 1.0, ""),
+}
+"""Figure -> (title, factor for display, unit); others follow under their own names."""
+
+
+class Pair(NamedTuple):
+    """One prompt and seed: the arms' images (3, h, w) and the judge's maps (1, h, w)."""
+
+    prompt: str
+    seed: int
+    images: Mapping[str, Tensor]
+    maps: Mapping[str, Tensor]
+
+
+class Curve(NamedTuple):
+    """One figure over the steps of a treatment, with the step that was kept."""
+
+    title: str
+    points: Sequence[tuple[float, float]]
+    kept: int | None = None
+
+
+def render(
+    title: str,
+    note: str,
+    summary: Mapping[str, Any],
+    pairs: Sequence[Pair],
+    curves: Sequence[Curve] = (),
+) -> str:
+    """The page. `summary` holds the arms by name, `differences` and how intervals were made."""
+    arms = list(pairs[0].images) if pairs else []
+    data = json.dumps([_pair_data(pair) for pair in pairs]).replace("<", "\\u003c")
+    body = [
+        f"<h1>{escape(title)}</h1><p>{escape(note)}</p>",
+        "<h2>Figures</h2>",
+        table(summary),
+        f"<p class=small>{escape(str(summary.get('method', '')))}</p>",
+    ]
+    if curves:
+        body += ["<h2>Over the steps</h2>", '<div class="curves">', *map(svg, curves), "</div>"]
+    if pairs:
+        body += ["<h2>Before and after</h2>", _controls(arms), '<div id="gallery"></div>']
+    script = f"<script>const PAIRS={data};{SCRIPT}</script>" if pairs else ""
+    return HEAD.format(title=escape(title), style=STYLE) + "\n".join(body) + script + FOOT
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """A row for every figure, a column for every arm, intervals beside the values."""
+    arms = summary["arms"]
+    names = _ordered({name for arm in arms.values() for name in arm.get("interval", {})})
+    head = "".join(f"<th>{escape(name)}</th>" for name in arms)
+    pairs = summary.get("differences", {})
+    head += "".join(f"<th>{escape(name)}</th>" for name in pairs)
+    rows = [_row(name, arms, pairs) for name in names]
+    rows.append(
+        _plain_row("Entropy of the unstated, bits", [a.get("entropy") for a in arms.values()])
+    )
+    rows.append(_plain_row("Images", [arm["n"] for arm in arms.values()]))
+    return (
+        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def svg(curve: Curve, width: int = 300, height: int = 160) -> str:
+    """One figure over the steps as inline SVG with its own axis, the kept step marked."""
+    points = [(x, y) for x, y in curve.points if y == y]
+    if len(points) < 2:
+        return ""
+    left, right, top, bottom = 46, 8, 26, 24
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    span_x = (max(xs) - min(xs)) or 1.0
+    low, high = min(ys), max(ys)
+    span_y = (high - low) or 1.0
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = left + (x - min(xs)) / span_x * (width - left - right)
+        return across, top + (high - y) / span_y * (height - top - bottom)
+
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
+    kept = ""
+    if curve.kept is not None and min(xs) <= curve.kept <= max(xs):
+        x = at(curve.kept, low)[0]
+        kept = (
+            f'<line class="kept" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>'
+            f"<title>kept: step {curve.kept}</title>"
+        )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(curve.title)}">'
+        f'<text x="{left}" y="16" class="name">{escape(curve.title)}</text>'
+        f'<text x="{left - 6}" y="{top + 4}" class="axis end">{_short(high)}</text>'
+        f'<text x="{left - 6}" y="{height - bottom + 4}" class="axis end">{_short(low)}</text>'
+        f'<text x="{left}" y="{height - 6}" class="axis">{_short(min(xs))}</text>'
+        f'<text x="{width - right}" y="{height - 6}" class="axis end">step {_short(max(xs))}</text>'
+        f'<line class="base" x1="{left}" x2="{width - right}" y1="{height - bottom}" '
+        f'y2="{height - bottom}"/>{kept}<polyline points="{path}"/></svg>'
+    )
+
+
+def data_url(image: Tensor) -> str:
+    """An image (3, h, w) in [0, 1] as a PNG inside an address."""
+    side = max(image.shape[-2:])
+    if side > MAX_SIDE:
+        scale = MAX_SIDE / side
+        image = F.interpolate(image[None], scale_factor=scale, mode="area")[0]
+    png = encode_png(to_uint8(image[None])[0])
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _pair_data(pair: Pair) -> dict[str, Any]:
+    plain = {name: data_url(image) for name, image in pair.images.items()}
+    with torch.no_grad():
+        heat = {
+            name: data_url(overlay(image[None], pair.maps[name][None])[0])
+            for name, image in pair.images.items()
+        }
+    height, width = next(iter(pair.images.values())).shape[-2:]
+    return {
+        "prompt": pair.prompt,
+        "seed": pair.seed,
+        "ratio": f"{width}/{height}",
+        "plain": plain,
+        "heat": heat,
+    }
+
+
+def _controls(arms: Sequence[str]) -> str:
+    options = "".join(f"<option>{escape(name)}</option>" for name in arms)
+    return (
+        '<p class="controls">'
+        f'<label>left <select id="left">{options}</select></label> '
+        f'<label>right <select id="right">{options}</select></label> '
+        '<label><input type="checkbox" id="heat"> heat-map</label></p>'
+    )
+
+
+def _ordered(names: set[str]) -> list[str]:
+    return [name for name in FIGURES if name in names] + sorted(names - set(FIGURES))
+
+
+def _row(name: str, arms: Mapping[str, Any], pairs: Mapping[str, Any]) -> str:
+    title, factor, unit = FIGURES.get(name, (name.replace("_", " "), 1.0, ""))
+    cells = [_cell(a.get(name), a.get("interval", {}).get(name), factor) for a in arms.values()]
+    for pair in pairs.values():
+        one = pair.get(name, {})
+        cells.append(_cell(one.get("difference"), one.get("interval"), factor, sign=True))
+    unit = f" <small>{unit}</small>" if unit else ""
+    return f"<tr><th>{escape(title)}{unit}</th>{''.join(cells)}</tr>"
+
+
+def _cell(
+    value: float | None, interval: Sequence[float] | None, factor: float, sign: bool = False
+) -> str:
+    if value is None or interval is None:
+        return "<td>-</td>"
+    low, high = (bound * factor for bound in interval)
+    clear = ' class="clear"' if sign and (low > 0 or high < 0) else ""
+    shown = f"{value * factor:+.3g}" if sign else f"{value * factor:.3g}"
+    return f"<td{clear}>{shown} <small>[{low:.3g}, {high:.3g}]</small></td>"
+
+
+def _plain_row(title: str, values: Sequence[float | None]) -> str:
+    cells = "".join(f"<td>{'-' if v is None else f'{v:.4g}'}</td>" for v in values)
+    return f"<tr><th>{escape(title)}</th>{cells}</tr>"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<style>{style}</style></head><body><main>
+"""  # noqa: E501
+FOOT = "</main></body></html>\n"
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1f23; --dim: #626a73; --paper: #fff; --line: #d9dde2;
+  --accent: #0b62c4; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7eaee; --dim: #9aa3ad; --paper: #15181c;
+  --line: #343a42; --accent: #6cb0ff; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 68rem; margin: auto; padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+small, .small { color: var(--dim); font-size: .85em; font-weight: normal; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
+th:first-child { text-align: left; }
+tbody th { font-weight: normal; }
+.clear { color: var(--accent); font-weight: 600; }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
+svg { width: 100%; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+svg .axis { fill: var(--dim); font-size: 10px; } svg .end { text-anchor: end; }
+svg polyline { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
+svg .base { stroke: var(--line); } svg .kept { stroke: var(--dim); stroke-dasharray: 3 3; }
+.controls { display: flex; flex-wrap: wrap; gap: 1rem; }
+#gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr));
+  gap: 1.2rem; }
+figure { margin: 0; }
+.slider { position: relative; overflow: hidden; border-radius: 4px; background: var(--line); }
+.slider img { position: absolute; inset: 0; width: 100%; height: 100%;
+  image-rendering: pixelated; }
+.slider .line { position: absolute; top: 0; bottom: 0; width: 2px; background: #fff;
+  box-shadow: 0 0 3px #000; pointer-events: none; }
+.slider input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0;
+  cursor: ew-resize; }
+.slider:focus-within { outline: 2px solid var(--accent); outline-offset: 2px; }
+figcaption { color: var(--dim); font-size: .85rem; }
+"""
+
+SCRIPT = """
+const $ = id => document.getElementById(id), gallery = $('gallery'), cards = [];
+const names = Object.keys(PAIRS[0].plain);
+$('left').value = names[0]; $('right').value = names[names.length - 1];
+for (const pair of PAIRS) {
+  const card = document.createElement('figure'), box = document.createElement('div');
+  const right = new Image(), left = new Image(), line = document.createElement('div');
+  const input = document.createElement('input'), text = document.createElement('figcaption');
+  box.className = 'slider'; line.className = 'line'; box.style.aspectRatio = pair.ratio;
+  input.type = 'range'; input.value = 50; input.setAttribute('aria-label', 'before and after');
+  text.textContent = pair.prompt + ' (seed ' + pair.seed + ')';
+  const cut = () => {
+    left.style.clipPath = 'inset(0 ' + (100 - input.value) + '% 0 0)';
+    line.style.left = 'calc(' + input.value + '% - 1px)';
+  };
+  input.addEventListener('input', cut); cut();
+  box.append(right, left, line, input); card.append(box, text); gallery.append(card);
+  cards.push([pair, left, right]);
+}
+const show = () => {
+  const kind = $('heat').checked ? 'heat' : 'plain';
+  for (const [pair, left, right] of cards) {
+    left.src = pair[kind][$('left').value]; right.src = pair[kind][$('right').value];
+    left.alt = $('left').value; right.alt = $('right').value;
+  }
+};
+for (const id of ['left', 'right', 'heat']) $(id).addEventListener('change', show);
+show();
+"""
