@@ -6,7 +6,6 @@ Main process: looks, draws, writes. The others are told what they need to go the
 import time
 from collections.abc import Mapping
 
-from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 
@@ -15,7 +14,7 @@ from core.images import write_image
 from core.run import PAUSED, Run
 from treat.lora import load_lora_state, lora_state
 from treat.refresh import Refresher
-from treat.update import Update
+from treat.update import Update, this_process
 from treat.watch import Best, Watcher
 
 
@@ -44,7 +43,7 @@ class Ledger:
             "watch": watch_every,
         }
         self.patience = patience
-        self.place = PartialState()
+        self.place = this_process()
         self.step = 0
         self.saved: int | None = None
         self.last: dict[str, float] = {}

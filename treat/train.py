@@ -35,7 +35,7 @@ from treat.refresh import Refresher
 from treat.step import Chain, Precision, draw, latent_gradient, replay
 from treat.terms import PixelTerm, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
-from treat.update import LORA, NOISE, OFFLINE, PROMPTS, Places, Update
+from treat.update import LORA, NOISE, OFFLINE, PROMPTS, Places, Update, this_process
 from treat.watch import Best, DetectorFor, Watcher
 
 
@@ -150,7 +150,7 @@ def main(
     `reward` replaces the config's detector; `reward_for(prompts)` gives one that knows what its
     images should show.
     """
-    place = PartialState()
+    place = this_process()
     given = reward_for or (always(reward) if reward else None)
     check(config, given)
     with Run.start(config, config.out, "treat", place.is_main_process, {"steps"}) as run:

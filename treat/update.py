@@ -4,12 +4,13 @@ Every update ends in one all-reduce: the flat adapter gradient with the figures 
 wish to stop behind it. No wrapper around the network, so none that a hand-written loop could lose.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, reduce
+from accelerate.utils import broadcast, parse_flag_from_env, reduce
 from torch import Tensor, nn
 
 from core import seeds as seeding
@@ -23,6 +24,16 @@ MAX_SKIPPED = 3
 """Updates in a row that may come out not finite before the run stops."""
 LORA, NOISE, OFFLINE, PROMPTS, WATCH, REFRESH = range(1, 7)
 """What a draw is for; see `core.seeds`."""
+
+
+def this_process() -> PartialState:
+    """This process among all, and its device; the first call in a process decides.
+
+    accelerate sees several processes without an accelerator only when it is told of the CPU.
+    """
+    many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    alone = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=alone or (many and not torch.accelerator.is_available()))
 
 
 class Update:
@@ -102,7 +113,7 @@ class Places:
     """
 
     def __init__(self, seed: int, batch: int, accumulation: int):
-        place = PartialState()
+        place = this_process()
         self.seed, self.batch = seed, batch
         self.rank, self.processes = place.process_index, place.num_processes
         self.total = batch * accumulation * self.processes

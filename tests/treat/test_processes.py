@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from tests.treat.setting import build, losses
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +37,11 @@ def test_two_processes_end_in_the_bits_of_one(world, tmp_path):
     assert all(torch.equal(first[name], one[name]) for name in first)
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
     assert any(tensor.any() for name, tensor in one.items() if "lora_B" in name)
+
+
+def test_accelerate_launches_the_program():
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    words += [str(ROOT / "accelerate_configs" / "cpu.yaml"), "-m", "treat.train", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--sampling-steps" in done.stdout

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from accelerate import PartialState
 
 from tests.treat.setting import config
 from treat import train
 from treat.lora import lora_state
+from treat.update import this_process
 
 
 def main(world: str, out: str) -> None:
     torch.set_num_threads(1)
-    place, networks, add_lora = PartialState(), [], train.add_lora
+    place, networks, add_lora = this_process(), [], train.add_lora
 
     def add_own_lora(network, *rest):
         """As if every process had drawn a start of its own: the broadcast must make them one."""

@@ -1,0 +1,59 @@
+"""The detector refreshed from labels of the treated model: mixed, kept, resumed."""
+
+import sys
+
+import pytest
+import torch
+
+from core import checkpoint
+from core.run import PAUSED, Run
+from tests.treat.setting import build, config, digest, losses
+from treat import train
+from treat.refresh import Mixed
+
+# All dark pixels are artifacts, says this annotator.
+LABEL = """
+import sys, pathlib
+from PIL import Image
+folder = pathlib.Path(sys.argv[-1])
+for path in sorted((folder / "images").glob("*.png")):
+    dark = Image.open(path).convert("L").point(lambda v: 255 if v < 127 else 0)
+    dark.save(folder / "masks" / path.name)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("world"))
+
+
+def settings(world, out, **changes):
+    numbers = {"refresh_every": 2, "refresh_images": 2, "refresh_steps": 2, "watch_every": 0}
+    words = (sys.executable, "-c", LABEL)
+    return config(world, out, annotator=words, steps=5, **{**numbers, **changes})
+
+
+def test_old_and_new_in_turn():
+    mixed = Mixed([1, 2, 3], [7])
+    assert [mixed[i] for i in range(len(mixed))] == [1, 7, 2, 7, 3, 7]
+    assert list(Mixed([], [7, 8])) == [7, 8]
+
+
+def test_refreshed_saved_and_resumed_to_the_bit(world, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train.main(settings(world, whole, checkpoint_every=2))
+    folders = sorted(path.name for path in (whole / "refresh").iterdir())
+    assert folders == ["step-00000002", "step-00000004"]
+    stems = ("adapter", "optimizer", "detector")
+    last = checkpoint.load(whole / "checkpoints", 5)
+    before = checkpoint.load(whole / "checkpoints", 4)
+    assert last.state["refreshes"] == [2, 4] and before.state["refreshes"] == [2]
+    name = next(name for name in last.tensors["detector"] if name.endswith("weight"))
+    assert not torch.equal(last.tensors["detector"][name], before.tensors["detector"][name])
+    with monkeypatch.context() as patch:
+        asked = []
+        patch.setattr(Run, "interrupted", property(lambda _: asked.append(1) or len(asked) > 2))
+        assert train.main(settings(world, stopped, checkpoint_every=2)) == PAUSED
+    assert train.main(settings(world, stopped, checkpoint_every=2)) == 0
+    assert digest(stopped, 5, stems) == digest(whole, 5, stems)
+    assert losses(stopped) == losses(whole)
