@@ -2,11 +2,13 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from core import checkpoint
 from core.run import PAUSED, Run
+from core.samples import Record, Sample
 from tests.treat.setting import build, config, digest, losses
 from treat import train
 from treat.refresh import Mixed
@@ -33,10 +35,14 @@ def settings(world, out, **changes):
     return config(world, out, annotator=words, steps=5, **{**numbers, **changes})
 
 
+def sample(key):
+    return Sample(key, np.zeros((4, 4, 3), np.uint8), None, Record(key=key, source="human"))
+
+
 def test_old_and_new_in_turn():
-    mixed = Mixed([1, 2, 3], [7])
-    assert [mixed[i] for i in range(len(mixed))] == [1, 7, 2, 7, 3, 7]
-    assert list(Mixed([], [7, 8])) == [7, 8]
+    old, new = [sample(key) for key in "abc"], [sample("x")]
+    assert [one.key for one in Mixed(old, new)] == ["a", "x", "b", "x", "c", "x"]
+    assert [one.key for one in Mixed([], new)] == ["x"]
 
 
 def test_refreshed_saved_and_resumed_to_the_bit(world, tmp_path, monkeypatch):
