@@ -1,0 +1,72 @@
+"""The miniature's bases at rest: a grade's name in, a pipeline folder that diffusers opens out.
+
+miniature/bases/newest/   transformer, scheduler, tokenizers, and the shared vae and encoders
+miniature/bases/middle/   a transformer of its own; everything else are links into newest/
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, T5EncoderModel
+
+from core.errors import UserError
+from miniature.flow import make_scheduler
+from miniature.text import make_clip_tokenizer, make_t5_tokenizer
+
+GRADES = ("newest", "middle", "oldest")
+SHIPPED = Path(__file__).parent / "bases"
+SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+
+
+def base_folder(base: str) -> Path:
+    """The folder of a grade by name, or of any pipeline by path."""
+    folder = SHIPPED / base if base in GRADES else Path(base)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"{base} is no base model: name one of {', '.join(GRADES)}, or a pipeline folder; "
+            "`diffdoctor miniature build` makes the shipped ones anew."
+        )
+    return folder
+
+
+def save_newest(
+    folder: Path,
+    network: FluxTransformer2DModel,
+    vae: AutoencoderKL,
+    clip: CLIPTextModel,
+    t5: T5EncoderModel,
+) -> None:
+    """Write a whole pipeline: the transformer in fp16 (half the bytes), all else in fp32."""
+    pipeline = FluxPipeline(
+        scheduler=make_scheduler(),
+        vae=vae,
+        text_encoder=clip,
+        tokenizer=make_clip_tokenizer(),
+        text_encoder_2=t5,
+        tokenizer_2=make_t5_tokenizer(),
+        transformer=network,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    halve(folder / "transformer")
+
+
+def save_older(folder: Path, network: FluxTransformer2DModel, newest: Path) -> None:
+    """Write an older grade beside the newest, sharing everything but the transformer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network.save_pretrained(folder / "transformer", safe_serialization=True)
+    halve(folder / "transformer")
+    (folder / "model_index.json").write_bytes((newest / "model_index.json").read_bytes())
+    for name in SHARED:
+        link = folder / name
+        if not link.is_symlink():
+            link.symlink_to(Path(os.path.relpath(newest, folder)) / name, True)
+
+
+def halve(folder: Path) -> None:
+    """Rewrite a saved transformer's weights in fp16."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    weights = FluxTransformer2DModel.from_pretrained(folder).state_dict()
+    save_file({name: w.to(torch.float16) for name, w in weights.items()}, path, {"format": "pt"})

@@ -1,0 +1,296 @@
+"""Build the miniature's base models from nothing but the law: autoencoder, readers, three grades.
+
+    diffdoctor miniature build --out miniature/bases --run runs/build
+
+The run folder keeps every finished stage; the same command takes up where it stopped. Hours on
+two cores; nothing is downloaded.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTextModel, T5EncoderModel
+
+import core.config
+from core import checkpoint
+from core.run import PAUSED, Run
+from core.seeds import generator, mix
+from miniature import flow, text, vae
+from miniature.bases import save_newest, save_older
+from miniature.law import CATEGORIES, all_prompts, draw, prompts
+from miniature.paint import render
+
+SHARES = {"hand": 0.22, "face": 0.24, "bicycle": 0.22, "sign": 0.24, "scenery": 0.08}
+"""Images of each category: the hard ones need more."""
+STAMPED = {"oldest": 0.10, "middle": 0.05, "newest": 0.02}
+"""Share of training images under an opaque stamp while each grade is being reached."""
+STAMPED_POOL = 0.1
+EMA = 0.999
+VAE, READ, POOL, ROWS, FLOW = range(5)
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+class Config(core.config.Config):
+    """How long each part is trained."""
+
+    out: Path = Path("miniature/bases")
+    """Where the pipeline folders of the three grades go."""
+    run: Path = Path("runs/build")
+    """Run folder; the same command resumes it."""
+    seed: int = 0
+    vae_steps: int = Field(2600, ge=1)
+    """Updates of the autoencoder, 16 images each."""
+    decoder_steps: int = Field(1500, ge=0)
+    """Further updates of the decoder alone, after the base models are trained."""
+    read_steps: int = Field(400, ge=1)
+    """Updates of the text encoders."""
+    pool: int = Field(25_000, ge=100)
+    """Renders whose latents the base models learn from."""
+    steps: int = Field(2_900, ge=4)
+    """Updates until the newest grade."""
+    oldest: float = Field(0.17, gt=0, lt=1)
+    """Share of the updates after which the oldest grade is taken."""
+    middle: float = Field(0.4, gt=0, lt=1)
+    """Share of the updates after which the middle grade is taken."""
+    batch: int = Field(64, ge=1)
+    rate: float = Field(2e-3, gt=0)
+    threads: int = Field(2, ge=1)
+    """CPU threads; 1 where anything else runs beside it."""
+
+
+def main(config: Config) -> int:
+    torch.set_num_threads(config.threads)
+    with Run.start(config, config.run, "build", may_change={"threads", "steps"}) as run:
+        autoencoder = stage_vae(run, config)
+        clip, t5 = stage_readers(run, config)
+        pool = stage_pool(run, config, autoencoder)
+        told = conditioning(clip, t5)
+        for step, network in stage_flow(run, config, pool, told):
+            grade = {v: k for k, v in grade_steps(config).items()}.get(step)
+            if grade:
+                save_file(network, run.folder / f"{grade}.safetensors")
+            if run.interrupted:
+                return PAUSED
+        decoder = stage_decoder(run, config, autoencoder, pool)
+        publish(run, config, decoder, clip, t5)
+    return 0
+
+
+def grade_steps(config: Config) -> dict[str, int]:
+    shares = {"oldest": config.oldest, "middle": config.middle, "newest": 1.0}
+    return {grade: round(share * config.steps) for grade, share in shares.items()}
+
+
+def stage_vae(run: Run, config: Config) -> AutoencoderKL:
+    """The autoencoder, learnt from renders."""
+    model, path = fresh(vae.make_vae, config.seed, VAE), run.folder / "vae.safetensors"
+    if not path.exists():
+        images = vae_images(config.seed)
+        learn_vae(run, model, list(model.parameters()), images, config.vae_steps, config.seed)
+        save_file({name: w.contiguous() for name, w in model.state_dict().items()}, path)
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def stage_decoder(
+    run: Run, config: Config, model: AutoencoderKL, pool: dict[str, Tensor]
+) -> AutoencoderKL:
+    """The decoder alone, polished: the latents that the base models know stay what they are."""
+    path = run.folder / "decoder.safetensors"
+    model.register_to_config(
+        shift_factor=round(float(pool["mean"]), 6), scaling_factor=round(1 / float(pool["std"]), 6)
+    )
+    if not path.exists() and config.decoder_steps:
+        images, weights = vae_images(config.seed + 1), list(model.decoder.parameters())
+        learn_vae(run, model, weights, images, config.decoder_steps, config.seed + 1)
+        save_file({name: w.contiguous() for name, w in model.state_dict().items()}, path)
+    if path.exists():
+        model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def vae_images(seed: int) -> Tensor:
+    """8,000 images for the autoencoder, 8-bit."""
+    parts = [vae.training_batch(500, seed, VAE, i) for i in range(16)]
+    return torch.cat([part.mul(255).round().to(torch.uint8) for part in parts])
+
+
+def learn_vae(
+    run: Run, model: AutoencoderKL, weights: list[Tensor], images: Tensor, steps: int, seed: int
+) -> None:
+    """AdamW with a cosine to zero; the mean of the last weights is kept."""
+    model.train().to(memory_format=torch.channels_last)  # four times faster on a CPU
+    optimizer = torch.optim.AdamW(weights, lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    mean = {name: w.clone() for name, w in model.state_dict().items()}
+    for step in run.progress(range(steps), steps, description="autoencoder"):
+        g = generator(seed, VAE, ROWS, step)
+        rate = 2e-3 * min(1, (step + 1) / 100) * (0.51 + 0.5 * math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = rate
+        batch = images[torch.randint(len(images), (16,), generator=g)].float().div(255)
+        noise = torch.randn(16, vae.LATENT_CHANNELS, 16, 16, generator=g)
+        loss = vae.vae_loss(model, batch.contiguous(memory_format=torch.channels_last), noise, 2e-4)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, w in model.state_dict().items():
+            mean[name].lerp_(w, 0.05 if step < 200 else 0.01)
+    model.load_state_dict(mean)
+
+
+def stage_readers(run: Run, config: Config) -> tuple[CLIPTextModel, T5EncoderModel]:
+    """The text encoders, which learn to read every prompt."""
+    tokens = text.make_clip_tokenizer(), text.make_t5_tokenizer()
+    clip = fresh(lambda: text.make_clip(tokens[0]), config.seed, READ)
+    t5 = fresh(lambda: text.make_t5(tokens[1]), config.seed, READ)
+    if not (run.folder / "t5.safetensors").exists():
+        right = text.teach(clip, t5, tokens, config.read_steps, mix(config.seed, READ))
+        run.event("info", f"the text encoders answer {right:.1%} of the questions")
+        for name, model in (("clip", clip), ("t5", t5)):
+            weights = {k: v.contiguous().clone() for k, v in model.state_dict().items()}
+            save_file(weights, run.folder / f"{name}.safetensors")
+    clip.load_state_dict(load_file(run.folder / "clip.safetensors"))
+    t5.load_state_dict(load_file(run.folder / "t5.safetensors"))
+    return clip.eval(), t5.eval()
+
+
+@torch.no_grad()
+def conditioning(clip: CLIPTextModel, t5: T5EncoderModel) -> dict[str, Tensor]:
+    """What the encoders say of every prompt, in the order of `all_prompts`."""
+    said = list(all_prompts())
+    pooled = clip(**text.read(text.make_clip_tokenizer(), said)).pooler_output
+    return {"pooled": pooled, "text": t5(**text.read(text.make_t5_tokenizer(), said))[0]}
+
+
+@torch.no_grad()
+def stage_pool(run: Run, config: Config, autoencoder: AutoencoderKL) -> dict[str, Tensor]:
+    """Latents and prompt numbers of all training renders, the stamped ones last."""
+    path = run.folder / "pool.safetensors"
+    if not path.exists():
+        numbers = {prompt: i for i, prompt in enumerate(all_prompts())}
+        latents, said = [], []
+        stamped = round(config.pool * STAMPED_POOL)
+        autoencoder.to(memory_format=torch.channels_last)
+        for images, told in run.progress(renders(config, stamped), description="latents"):
+            images = images.contiguous(memory_format=torch.channels_last)
+            mode = autoencoder.encode(images * 2 - 1).latent_dist.mode()
+            latents.append(mode.half().contiguous())
+            said += [numbers[prompt] for prompt in told]
+        stack = torch.cat(latents)
+        clean = stack[:-stamped].float()
+        pool = {"latents": stack, "prompts": torch.tensor(said), "stamped": torch.tensor(stamped)}
+        save_file(pool | {"mean": clean.mean(), "std": clean.std()}, path)
+    return load_file(path)
+
+
+def renders(config: Config, stamped: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """Batches of renders with their prompts; after the clean ones, the stamped."""
+    for kind, total in enumerate((config.pool, stamped)):
+        counts = {name: round(total * SHARES[name]) for name in CATEGORIES}
+        counts["scenery"] += total - sum(counts.values())
+        for number, (name, count) in enumerate(counts.items()):
+            for at in range(0, count, 125):
+                g = generator(config.seed, POOL, kind, number, at)
+                scenes = draw(name, min(125, count - at), g)
+                images = render(scenes).clamp(0, 1)
+                yield flow.stamp(images, g) if kind else images, prompts(scenes)
+
+
+def stage_flow(
+    run: Run, config: Config, pool: dict[str, Tensor], told: dict[str, Tensor]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Train the base; after every step, its number and the averaged weights."""
+    network = fresh(flow.make_transformer, config.seed, FLOW)
+    optimizers = flow.optimizers(network, config.rate)
+    mean = {name: w.clone() for name, w in network.state_dict().items()}
+    begun = resume(run, network, optimizers, mean)
+    steps = range(begun + 1, config.steps + 1)
+    clean, stamped = len(pool["latents"]), int(pool["stamped"])
+    for step in run.progress(steps, config.steps, begun, "base"):
+        share = step / config.steps
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = config.rate * rate_share(step, share)
+        marked = STAMPED[next(g for g, last in grade_steps(config).items() if step <= last)]
+        rows = flow.draw_rows(clean, stamped, marked, config.batch, config.seed, ROWS, step)
+        latents = (pool["latents"][rows].float() - pool["mean"]) / pool["std"]
+        said = {name: values[pool["prompts"][rows]] for name, values in told.items()}
+        g = generator(config.seed, FLOW, step)
+        loss = flow.flow_loss(network, latents, said["text"], said["pooled"], g)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, w in network.state_dict().items():
+            mean[name].lerp_(w, 1 - min(EMA, (step + 10) / (step + 100)))
+        if step % 10 == 0:
+            run.log(step, loss=loss.detach())
+        if step % 250 == 0 or step == config.steps or run.interrupted:
+            keep(run, step, network, optimizers, mean)
+        yield step, mean
+
+
+def rate_share(step: int, share: float) -> float:
+    """Warm up over 200 steps, hold, and from .6 on fall in a line to 2 %."""
+    return min(1.0, step / 200) * min(1.0, max(0.02, (1 - share) / 0.4))
+
+
+def keep(
+    run: Run,
+    step: int,
+    network: FluxTransformer2DModel,
+    optimizers: list[torch.optim.Optimizer],
+    mean: dict[str, Tensor],
+) -> None:
+    tensors, state = {"network": network.state_dict(), "mean": mean}, {}
+    for i, optimizer in enumerate(optimizers):
+        tensors[f"optimizer{i}"], state[str(i)] = checkpoint.optimizer_tensors(optimizer)
+    checkpoint.save(run.checkpoints, step, tensors, state)
+
+
+def resume(
+    run: Run,
+    network: FluxTransformer2DModel,
+    optimizers: list[torch.optim.Optimizer],
+    mean: dict[str, Tensor],
+) -> int:
+    """Load the newest checkpoint into everything given; the number of steps done."""
+    found = checkpoint.load_newest(run.checkpoints)
+    if found is None:
+        return 0
+    network.load_state_dict(found.tensors["network"])
+    mean.update(found.tensors["mean"])
+    for i, optimizer in enumerate(optimizers):
+        checkpoint.restore_optimizer(optimizer, found.tensors[f"optimizer{i}"], found.state[str(i)])
+    return found.step
+
+
+def publish(
+    run: Run, config: Config, autoencoder: AutoencoderKL, clip: CLIPTextModel, t5: T5EncoderModel
+) -> None:
+    """Write the three pipeline folders."""
+    network = flow.make_transformer()
+    network.load_state_dict(load_file(run.folder / "newest.safetensors"))
+    save_newest(config.out / "newest", network, autoencoder, clip, t5)
+    for grade in ("middle", "oldest"):
+        network.load_state_dict(load_file(run.folder / f"{grade}.safetensors"))
+        save_older(config.out / grade, network, config.out / "newest")
+    run.event("info", f"three grades written to {config.out}")
+
+
+def fresh(make: Callable[[], Model], seed: int, purpose: int) -> Model:
+    """A model whose random initial weights are a pure function of the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(mix(seed, purpose) % 2**32)
+        return make()
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="diffdoctor miniature build")

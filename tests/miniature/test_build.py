@@ -1,0 +1,61 @@
+"""The builder makes three grades that plain diffusers opens, and takes up where it stopped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from core.run import PAUSED, Run
+from miniature import build
+from miniature.bases import GRADES, base_folder
+
+
+def config(folder: Path, **changes) -> build.Config:
+    few = {"vae_steps": 1, "decoder_steps": 1, "read_steps": 1, "pool": 120, "steps": 8, "batch": 4}
+    places = {"out": folder / "bases", "run": folder / "run", "threads": 1}
+    return build.Config(**(few | places | changes))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    few_images = pytest.MonkeyPatch()
+    few_images.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    assert build.main(config(folder)) == 0
+    few_images.undo()
+    return folder
+
+
+@pytest.mark.parametrize("grade", GRADES)
+def test_every_grade_opens_in_plain_diffusers_and_draws(built: Path, grade: str):
+    pipeline = FluxPipeline.from_pretrained(built / "bases" / grade)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline(
+        "a left hand, tan skin, over snow", height=64, width=64, num_inference_steps=2,
+        max_sequence_length=16, output_type="pt",
+    ).images[0]  # fmt: skip
+    assert image.shape == (3, 64, 64) and image.isfinite().all()
+
+
+def test_grades_differ_and_share_their_autoencoder(built: Path):
+    path = "transformer/diffusion_pytorch_model.safetensors"
+    weights = {(built / "bases" / grade / path).read_bytes() for grade in GRADES}
+    assert len(weights) == 3
+    assert (built / "bases/oldest/vae").resolve() == (built / "bases/newest/vae").resolve()
+
+
+def test_stopped_training_resumes_exactly(built: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    looks = iter([False] * 4 + [True] * 100)
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
+    assert build.main(config(tmp_path)) == PAUSED
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: False))
+    assert build.main(config(tmp_path)) == 0
+    path = "bases/newest/transformer/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / path).read_bytes() == (built / path).read_bytes()
+
+
+def test_shipped_bases_are_found_by_name_and_strangers_refused():
+    with pytest.raises(Exception, match="newest, middle, oldest"):
+        base_folder("no/such/folder")
