@@ -113,7 +113,8 @@ class Learner:
         """Take up what `pack` gave."""
         self._put(tensors["weights"])
         self.average = {name: t.clone() for name, t in tensors["average"].items()}
-        restore_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
+        moments = {name: t.clone() for name, t in tensors["optimizer"].items()}
+        restore_optimizer(self.optimizer, moments, state["optimizer"])
         self.skipped = state["skipped"]
 
     def _state(self) -> dict[str, Tensor]:

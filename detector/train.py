@@ -136,6 +136,8 @@ def fine_tune(
     """
     if not len(samples):
         raise UserError("a detector cannot learn from no sample; give it labelled images.")
+    if detector.frozen:
+        raise ValueError("the detector is frozen; give it its gradients back first")
     learner = Learner(detector.train())
     for step in range(steps):
         learn_step(
@@ -187,14 +189,14 @@ def _validate(
     """Figures of the averaged weights under `valid/`, and a sheet of the first images."""
     with learner.averaged() as detector:
         maps, target = predict_samples(detector, valid, batch, size)
-    images, _ = to_tensors([valid[i] for i in range(min(PICTURED, len(valid)))], size)
-    write_image(run.pictures / f"step-{step:08d}.png", sheet(images, target, maps))
+    n = min(PICTURED, len(valid))
+    images, _ = to_tensors([valid[i] for i in range(n)], size)
+    write_image(run.pictures / f"step-{step:08d}.png", sheet(images, target[:n], maps[:n]))
     return {f"valid/{name}": value for name, value in all_metrics(maps, target).items()}
 
 
 def sheet(images: Images, target: ArtifactMap, maps: ArtifactMap) -> torch.Tensor:
-    """Image, label, prediction and overlay of the images given (maps may be more)."""
-    maps, target = maps[: len(images)], target[: len(images)]
+    """A row for each image: itself, its label, its map, its overlay."""
     columns = (images, colourise(target), colourise(maps), overlay(images, maps))
     rows = [[column[i] for column in columns] for i in range(len(images))]
     return contact_sheet(rows, columns=("image", "label", "map", "overlay"))

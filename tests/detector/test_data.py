@@ -1,0 +1,131 @@
+"""Labelled samples from shards and folders: nothing lost, nothing leaked, order from numbers."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.errors import UserError
+from core.samples import Record, Sample
+from detector import data
+from detector.augment import NO_AUGMENTATION, Augmentation
+from tests.detector.toy import toy_folder, toy_samples, toy_shards
+
+
+def test_shards_and_folder_hold_the_same(tmp_path):
+    shards, _ = data.open_labelled([toy_shards(tmp_path / "s", 9)])
+    folder, records = data.open_labelled([toy_folder(tmp_path / "f", 9)])
+    assert len(shards) == len(folder) == len(records) == 9  # the unlabelled one is left out
+    by_key = {s.key.removeprefix("real-"): s for s in folder}
+    for sample in shards:
+        assert np.array_equal(sample.image, by_key[sample.key].image)
+        assert np.array_equal(sample.mask, by_key[sample.key].mask)
+    assert {r.source for r in records} == {"human", "real"}
+
+
+def test_a_set_too_large_for_memory_is_read_on_demand(tmp_path):
+    path = toy_shards(tmp_path / "s", 6)
+    held, _ = data.open_labelled([path])
+    read, _ = data.open_labelled([path], memory=10)
+    assert isinstance(held, list) and not isinstance(read, list)
+    for ours, theirs in zip(data.to_tensors(held), data.to_tensors(list(read)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_prompts_of_a_folder_are_read(tmp_path):
+    folder = toy_folder(tmp_path / "f", 3)
+    line = '{"image": "images/toy-0001.png", "prompt": "a bar", "category": "bar"}\n'
+    (folder / "prompts.jsonl").write_text(line)
+    records = {r.key: r for r in data.FolderSamples(folder).records()}
+    assert records["toy-0001"].prompt == "a bar" and records["toy-0001"].category == "bar"
+
+
+def test_a_wrong_record_is_named(tmp_path):
+    folder = toy_folder(tmp_path / "f", 3)
+    (folder / "records.jsonl").write_text('{"key": "toy-0001", "source": "dream"}\n')
+    with pytest.raises(UserError, match=r"toy-0001\.png.*source"):
+        data.FolderSamples(folder).records()
+
+
+def test_no_prompt_stands_on_both_sides():
+    records = [sample.record for sample in toy_samples(200)]
+    train, valid = data.split_by_prompt(records, 0.3, seed=1)
+    assert sorted(train + valid) == list(range(200))
+    assert not {records[i].prompt for i in train} & {records[i].prompt for i in valid}
+    assert 0.15 < len(valid) / 200 < 0.45
+
+
+def test_adding_samples_moves_no_other():
+    records = [sample.record for sample in toy_samples(100)]
+    _, few = data.split_by_prompt(records[:50], 0.3, seed=1)
+    _, many = data.split_by_prompt(records, 0.3, seed=1)
+    assert few == [i for i in many if i < 50]
+    assert data.split_by_prompt(records, 0.3, seed=2)[1] != many
+
+
+def test_long_prompts_are_hashed():
+    record = Record(key="a", source="human", prompt="x" * 10_000)
+    assert len(data.split_by_prompt([record], 0.5, 0)[0]) in (0, 1)
+
+
+def test_small_masks_grow_to_their_image():
+    sample = toy_samples(2)[1]
+    small = Sample(sample.key, sample.image, np.full((8, 8), 255, np.uint8), sample.record)
+    images, masks = data.to_tensors([small])
+    assert masks.shape == (1, 1, *images.shape[-2:]) and masks.min() == 1
+
+
+def test_sizes_must_agree_or_be_given():
+    mixed = [toy_samples(1, size=32)[0], toy_samples(1, size=48)[0]]
+    with pytest.raises(UserError, match="--size"):
+        data.to_tensors(mixed)
+    assert data.to_tensors(mixed, 40)[0].shape == (2, 3, 40, 40)
+
+
+def test_an_unlabelled_sample_is_named():
+    sample = toy_samples(2)[1]
+    bare = Sample(sample.key, sample.image, None, sample.record)
+    with pytest.raises(UserError, match=r"toy-0001 .*no mask"):
+        data.to_tensors([bare])
+
+
+def test_batches_are_pure_and_every_epoch_holds_each_sample_once():
+    samples = toy_samples(12)
+    images, _ = data.to_tensors(samples)
+    drawn = [data.training_batch(samples, 4, NO_AUGMENTATION, seed=1, step=k)[0] for k in range(3)]
+    sums = torch.cat(drawn).sum(dim=(1, 2, 3)).sort().values
+    torch.testing.assert_close(sums, images.sum(dim=(1, 2, 3)).sort().values)
+    once, again, other = (
+        data.training_batch(samples, 4, Augmentation(), seed=s, step=7)[0] for s in (1, 1, 2)
+    )
+    assert torch.equal(once, again) and not torch.equal(once, other)
+
+
+def test_text_is_not_mirrored():
+    samples = [s for s in toy_samples(16) if s.record.category == "bar"][:4]
+    settings = NO_AUGMENTATION.model_copy(update={"flip": True, "unflipped": ("bar",)})
+    images, _ = data.to_tensors(samples)
+    keys = images.sum(dim=1).flatten(1).tolist()
+    drawn, _ = data.training_batch(samples, 4, settings, seed=1, step=0)
+    assert all(row in keys for row in drawn.sum(dim=1).flatten(1).tolist())
+    control = settings.model_copy(update={"unflipped": ()})
+    drawn, _ = data.training_batch(samples, 4, control, seed=1, step=0)
+    assert not all(row in keys for row in drawn.sum(dim=1).flatten(1).tolist())
+
+
+def test_spread_is_ascending_and_has_no_period():
+    chosen = data.spread(100, 50)
+    assert chosen == sorted(set(chosen)) and len(chosen) == 50
+    assert 10 < sum(i % 2 for i in chosen) < 40
+
+
+@pytest.mark.parametrize(
+    ("make", "cure"),
+    [
+        (lambda p: p / "none", "--data"),
+        (lambda p: p, "neither shards nor images/"),
+        (lambda p: (p / "images").mkdir() or p, "no image in"),
+    ],
+)
+def test_what_is_no_data_is_named(tmp_path, make, cure):
+    with pytest.raises(UserError, match=cure):
+        data.open_labelled([make(tmp_path)])

@@ -1,0 +1,107 @@
+"""Evaluate and diagnose as programs: tables, JSON, maps; a bad image is listed, not fatal."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.errors import UserError
+from core.images import read_image
+from detector import diagnose, evaluate
+from detector.measure import by_group, predict
+from detector.metrics import all_metrics
+from detector.segformer import SegformerConfig, SegformerDetector
+from detector.storage import save_detector
+from tests.detector.toy import toy_folder, toy_samples, toy_shards
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    return save_detector(SegformerDetector(SegformerConfig()), tmp_path_factory.mktemp("d"), {})
+
+
+def test_figures_reach_the_table_and_the_json(detector, tmp_path, capsys):
+    shards = toy_shards(tmp_path / "s", 8)
+    config = evaluate.Config(detector=detector, data=(shards,), json_file=tmp_path / "f.json")
+    evaluate.main(config)
+    printed = capsys.readouterr().out
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert "pixel AP" in printed and "category bar" in printed and "source real" in printed
+    assert figures["overall"]["all"]["images"] == 8 and len(figures["detector"]) == 64
+    assert figures["source"]["real"]["pixel_ap"] is None  # no artifact there: not defined
+    assert set(figures["category"]) == {"bar", "disc"}
+
+
+def test_json_is_an_option_of_the_command_line(detector, tmp_path):
+    from core.config import load_config
+
+    words = ["--detector", str(detector), "--data", "a", "b", "--json", "f.json"]
+    assert load_config(evaluate.Config, None, words).json_file is not None
+
+
+def test_groups_are_the_figures_of_their_rows():
+    records = [sample.record for sample in toy_samples(6)]
+    maps, target = torch.rand(6, 1, 4, 4), torch.rand(6, 1, 4, 4)
+    figures = by_group(maps, target, records, 0.5)
+    rows = [i for i, record in enumerate(records) if record.category == "bar"]
+    assert figures["category"]["bar"]["mse"] == all_metrics(maps[rows], target[rows])["mse"]
+
+
+def test_the_measured_figures_do_not_depend_on_the_batch():
+    model = SegformerDetector(SegformerConfig()).eval()
+    images = torch.rand(5, 3, 32, 32)
+    torch.testing.assert_close(predict(model, images, 2), predict(model, images, 5))
+
+
+def run_diagnose(detector, images, out, **changes):
+    return diagnose.main(diagnose.Config(images=images, detector=detector, out=out, **changes))
+
+
+def table(out):
+    with (out / "table.csv").open() as stream:
+        return {row["image"]: row for row in csv.DictReader(stream)}
+
+
+def test_a_folder_with_a_bad_image(detector, tmp_path):
+    folder = toy_folder(tmp_path / "f", 4) / "images"
+    (folder / "broken.png").write_bytes(b"no image")
+    assert run_diagnose(detector, folder, tmp_path / "out") is None
+    rows = table(tmp_path / "out")
+    assert (
+        rows["broken.png"]["verdict"] == "unreadable" and "convert it" in rows["broken.png"]["note"]
+    )
+    good = rows["toy-0001.png"]
+    assert good["verdict"] == "sound" and float(good["max"]) < 0.5 and float(good["area"]) == 0
+    for name in ("maps", "overlays"):
+        assert read_image(tmp_path / "out" / name / "toy-0001.png").shape == (3, 32, 32)
+        assert not (tmp_path / "out" / name / "broken.png").exists()
+    assert read_image(tmp_path / "out" / "sheet.png").shape[0] == 3
+
+
+def test_one_image_of_any_size_and_the_threshold(detector, tmp_path):
+    Image.fromarray(np.full((50, 70, 3), 90, np.uint8)).save(tmp_path / "photo.jpg")
+    run_diagnose(detector, tmp_path / "photo.jpg", tmp_path / "out", threshold=0.001)
+    row = table(tmp_path / "out")["photo.jpg"]
+    assert row["verdict"] == "artifact" and float(row["area"]) == 1
+    assert read_image(tmp_path / "out" / "maps" / "photo.png").shape == (3, 50, 70)
+
+
+def test_no_readable_image_is_a_failure(detector, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    assert run_diagnose(detector, tmp_path / "bad.png", tmp_path / "out") == 1
+
+
+def test_names_that_collide_and_wrong_places_are_refused(detector, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match="'a'"):
+        run_diagnose(detector, tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="does not exist"):
+        run_diagnose(detector, tmp_path / "none", tmp_path / "out")
+    (tmp_path / "x" / "maps").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "x" / "maps" / "a.png")
+    with pytest.raises(UserError, match="another folder"):
+        run_diagnose(detector, tmp_path / "x" / "maps", tmp_path / "x")

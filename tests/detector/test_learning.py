@@ -1,0 +1,113 @@
+"""The training step: it learns, skips what is not finite, and its average is put back."""
+
+import math
+
+import pytest
+import torch
+
+from core.errors import UserError
+from detector.augment import NO_AUGMENTATION, Augmentation
+from detector.data import to_tensors
+from detector.learning import (
+    LOSSES,
+    MOST_SKIPPED,
+    Learner,
+    batch_loss,
+    harden,
+    learn_step,
+    learning_rate,
+)
+from detector.segformer import SegformerConfig, SegformerDetector
+from tests.detector.toy import toy_samples
+
+SAMPLES = toy_samples(12)
+
+
+def new(ema=0.0):
+    return Learner(SegformerDetector(SegformerConfig(), seed=1).train(), ema=ema)
+
+
+def steps(learner, n, **changes):
+    settings = {"seed": 0, "batch": 4, "rate": 3e-3, **changes}
+    return [learn_step(learner, SAMPLES, NO_AUGMENTATION, step=k, **settings) for k in range(n)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loss_falls(loss):
+    losses = [figures["loss"] for figures in steps(new(), 8, loss=loss)]
+    assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
+
+
+def test_the_losses_by_hand():
+    logits, target = torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0, 0.0]]]])
+    assert LOSSES["mse"](logits, target).item() == pytest.approx(0.25)
+    assert LOSSES["bce"](logits, target).item() == pytest.approx(math.log(2))
+
+
+def test_the_rate_rises_then_falls_to_zero():
+    rates = [learning_rate(k, 100, 1.0, 10) for k in range(100)]
+    assert rates[0] == 0.1 and max(rates) == rates[10] == 1 and rates[-1] == pytest.approx(1 / 90)
+    assert learning_rate(55, 100, 1.0, 10, "cosine") == pytest.approx(0.5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_the_fifth_stops():
+    learner = new()
+    before = {name: t.clone() for name, t in learner.detector.named_parameters()}
+    bad = next(learner.detector.parameters()).sum() * float("nan")
+    for step in range(MOST_SKIPPED - 1):
+        learner.update(bad, 1e-3, 1.0, step)
+        bad = next(learner.detector.parameters()).sum() * float("nan")
+    assert all(torch.equal(before[n], p) for n, p in learner.detector.named_parameters())
+    with pytest.raises(UserError, match=r"step 4.*--learning-rate"):
+        learner.update(bad, 1e-3, 1.0, MOST_SKIPPED - 1)
+
+
+def test_the_average_follows_and_the_own_weights_come_back():
+    learner = new(ema=0.9)
+    steps(learner, 3)
+    own = {name: t.clone() for name, t in learner.detector.state_dict().items()}
+    with learner.averaged() as detector:
+        assert not detector.training
+        inside = {name: t.clone() for name, t in detector.state_dict().items()}
+    assert learner.detector.training
+    assert all(torch.equal(own[n], t) for n, t in learner.detector.state_dict().items())
+    assert any(not torch.equal(own[n], t) for n, t in inside.items())
+
+
+def test_pack_and_unpack_are_exact():
+    first = new(ema=0.9)
+    steps(first, 2)
+    second = new(ema=0.9)
+    second.unpack(*first.pack())
+    figures = [
+        learn_step(one, SAMPLES, NO_AUGMENTATION, step=2, seed=0, batch=4, rate=1e-3)
+        for one in (first, second)
+    ]
+    assert figures[0] == figures[1]
+    ours, theirs = first.pack()[0], second.pack()[0]
+    assert all(torch.equal(ours[s][n], theirs[s][n]) for s in ours for n in ours[s])
+
+
+def test_hardening_raises_the_loss_and_leaves_the_detector_alone():
+    learner = new()
+    steps(learner, 4)
+    detector = learner.detector
+    learner.optimizer.zero_grad(set_to_none=True)
+    before = {name: t.clone() for name, t in detector.state_dict().items()}
+    images, target = to_tensors(SAMPLES[:4])
+    settings = Augmentation(adversarial=0.5, adversarial_step=0.05)
+    stepped = harden(detector, images, target, LOSSES["mse"], settings, seed=0, step=0)
+    assert torch.equal(stepped[2:], images[2:]) and not torch.equal(stepped[:2], images[:2])
+    detector.eval()
+    losses = [batch_loss(detector, x[:2], target[:2], LOSSES["mse"]) for x in (images, stepped)]
+    assert losses[1] > losses[0]
+    assert all(torch.equal(before[n], t) for n, t in detector.state_dict().items())
+    assert all(p.grad is None for p in detector.parameters())
+
+
+def test_bf16_autocast_gives_float32_loss_and_finite_gradients():
+    figures = steps(new(), 1, autocast=True)[0]
+    assert math.isfinite(figures["loss"]) and math.isfinite(figures["gradient_norm"])
+    exact = steps(new(), 1)[0]
+    assert figures["loss"] == pytest.approx(exact["loss"], rel=0.05)
+    assert figures["loss"] != exact["loss"]

@@ -1,0 +1,149 @@
+"""The real program: two steps, the exported folder, and a resume that is exact to the bit."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from core import checkpoint
+from core.errors import UserError
+from core.run import PAUSED, Run
+from detector import train
+from detector.augment import NO_AUGMENTATION
+from detector.segformer import SegformerConfig, SegformerDetector, freeze
+from detector.storage import load_detector
+from tests.detector.toy import toy_samples, toy_shards
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return toy_shards(tmp_path_factory.mktemp("data") / "shards", 24)
+
+
+def settings(shards, out, **changes):
+    values = {
+        "data": (shards,),
+        "out": out,
+        "steps": STEPS,
+        "batch": 4,
+        "warmup": 1,
+        "valid_share": 0.3,
+        "valid_every": 3,
+        "checkpoint_every": 2,
+    }
+    return train.Config.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """A training that nobody interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert train.main(settings(shards, out)) is None
+    return out
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line.get("valid/pixel_ap")) for line in lines]
+
+
+def tensors(run):
+    saved = checkpoint.load_newest(run / "checkpoints")
+    assert saved is not None and saved.step == STEPS
+    return {f"{stem}/{name}": t for stem, each in saved.tensors.items() for name, t in each.items()}
+
+
+def test_the_run_holds_what_was_promised(whole):
+    assert [step for step, *_ in losses(whole)] == [1, 2, 3, 4, 5]
+    assert (whole / "pictures" / "step-00000003.png").is_file()
+    summary = json.loads((whole / "summary.json").read_text())
+    assert set(summary["held_out"]) >= {"pixel_ap", "mse", "false_positive_images"}
+    card = json.loads((whole / "detector" / "detector.json").read_text())["card"]
+    assert card["seed"] == 0 and card["data"] == ["shards"] and "licence" in card
+
+
+def test_the_exported_detector_is_the_average(whole):
+    detector = load_detector(whole)
+    average = checkpoint.load_newest(whole / "checkpoints").tensors["average"]
+    assert all(torch.equal(t, average[name]) for name, t in detector.state_dict().items())
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_resume_in_a_fresh_process_is_exact(shards, whole, tmp_path, stop, monkeypatch):
+    out = tmp_path / "run"
+    config = settings(shards, out)
+    logged = []
+    log = Run.log
+    monkeypatch.setattr(
+        Run, "log", lambda run, step, **f: (logged.append(step), log(run, step, **f))
+    )
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: len(logged) >= stop))
+    assert train.main(config) == PAUSED
+    (path := tmp_path / "same.json").write_text(config.model_dump_json())
+    program = (
+        "import json, sys; from detector import train; "
+        "train.main(train.Config.model_validate(json.load(open(sys.argv[1]))))"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    gc.collect()  # the paused run's lock belongs to this process until its object is forgotten
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(whole)
+    ours, theirs = tensors(out), tensors(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (out / "detector" / "detector.safetensors").read_bytes() == (
+        whole / "detector" / "detector.safetensors"
+    ).read_bytes()
+
+
+def test_another_seed_is_another_detector(shards, whole, tmp_path):
+    train.main(settings(shards, tmp_path / "other", seed=1, steps=1))
+    other = json.loads((tmp_path / "other" / "metrics.jsonl").read_text().splitlines()[0])
+    assert other["loss"] != losses(whole)[0][1]
+
+
+def test_training_may_start_from_a_detector(shards, whole, tmp_path):
+    train.main(settings(shards, tmp_path / "more", init=whole, steps=1))
+    card = json.loads((tmp_path / "more" / "detector" / "detector.json").read_text())["card"]
+    assert card["initial"] == "run"
+
+
+def test_the_folder_of_another_program_is_refused(shards, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("dear")
+    with pytest.raises(UserError, match="not empty"):
+        train.main(settings(shards, tmp_path / "letters"))
+    assert (tmp_path / "letters" / "a.txt").read_text() == "dear"
+
+
+def test_nothing_heavy_happens_before_the_data_is_there(tmp_path):
+    with pytest.raises(UserError, match="no data folder"):
+        train.main(settings(tmp_path / "none", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_learns_in_place_and_is_pure():
+    samples = toy_samples(12)
+    tuned = []
+    for _ in range(2):
+        detector = SegformerDetector(SegformerConfig(), seed=2)
+        before = {name: t.clone() for name, t in detector.state_dict().items()}
+        same = train.fine_tune(detector, samples, 3, 7, batch=4, augmentation=NO_AUGMENTATION)
+        assert same is detector and not detector.training
+        tuned.append(detector.state_dict())
+        assert any(not torch.equal(before[n], t) for n, t in tuned[-1].items())
+    assert all(torch.equal(tuned[0][n], tuned[1][n]) for n in tuned[0])
+
+
+def test_fine_tuning_refuses_a_frozen_detector_and_no_data():
+    with pytest.raises(UserError, match="no sample"):
+        train.fine_tune(SegformerDetector(SegformerConfig()), [], 1)
+    with pytest.raises(ValueError, match="frozen"):
+        train.fine_tune(freeze(SegformerDetector(SegformerConfig())), toy_samples(2), 1)
