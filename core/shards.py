@@ -14,7 +14,6 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -24,8 +23,8 @@ from pydantic import ValidationError
 from core import storage
 from core.errors import UserError
 from core.images import MAX_BYTES, decode_image, encode_png
+from core.order import batch_indices, epoch_order
 from core.samples import Record, Sample, safe_key
-from core.seeds import mix
 
 __all__ = [
     "Record",
@@ -39,8 +38,6 @@ __all__ = [
 
 MAX_RECORD_BYTES = 1_000_000
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
-_ORDER = 1
-"""What the draw is for: keeps the order apart from other uses of the same seed."""
 
 
 class ShardWriter:
@@ -58,6 +55,7 @@ class ShardWriter:
         self.folder, self.shard_size, self.name = Path(folder), shard_size, name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.folder / f".{name}.lock")
+        _sweep(self.folder, name)
         self._manifest = self.folder / f"{name}.manifest.jsonl"
         committed = _committed(self._manifest)
         _end_cleanly(self._manifest, committed)
@@ -74,30 +72,34 @@ class ShardWriter:
             return False
         if self._shard is None:
             self._shard = _OpenShard(self.folder / f"{self.name}-{self._next:06d}.tar")
-        try:
+        with self._saying_full(self._shard):
             self._shard.add(sample)
-            self._keys.add(sample.key)
-            if len(self._shard.entries) == self.shard_size:
-                self._commit()
-        except OSError as error:
-            storage.raise_if_full(error, self._shard.path, self._shard.size)
-            raise
+        self._keys.add(sample.key)
+        if len(self._shard.entries) == self.shard_size:
+            self._commit(self._shard)
         return True
 
-    def _commit(self) -> None:
-        if self._shard is not None:
-            line = self._shard.commit()
-            storage.append_line(self._manifest, json.dumps(line))
-            self._next += 1
-            self._shard = None
+    def _commit(self, shard: "_OpenShard") -> None:
+        with self._saying_full(shard):
+            storage.append_line(self._manifest, json.dumps(shard.commit()))
+        self._next += 1
+        self._shard = None
+
+    @contextlib.contextmanager
+    def _saying_full(self, shard: "_OpenShard") -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            storage.raise_if_full(error, shard.path, shard.size)
+            raise
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None:
-                self._commit()
+            if kind is None and self._shard is not None:
+                self._commit(self._shard)
         finally:
             if self._shard is not None:
                 self._shard.drop()
@@ -155,7 +157,8 @@ class _OpenShard:
         }
 
     def drop(self) -> None:
-        self._file.stream.close()
+        with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
+            self._file.stream.close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -232,35 +235,12 @@ class ShardStore:
         return content
 
 
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of n positions (int64, read-only), a pure function of its arguments.
-
-    Positions are sorted by a hash (SplitMix64's finaliser, Steele et al. 2014), which no later
-    version of a library can change.
-    """
-    return _order(n, seed, epoch)
-
-
-@lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
-    word = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    word += np.uint64(mix(_ORDER, seed, epoch))
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    order = np.argsort(word ^ (word >> np.uint64(31)), kind="stable")
-    order.setflags(write=False)
-    return order
-
-
-def batch_indices(n: int, batch: int, seed: int, k: int) -> list[int]:
-    """Positions of global batch k: samples [k batch, (k+1) batch) of the endless epoch stream.
-
-    The same whatever the number of processes, which share it out; a batch may span epochs.
-    """
-    if n < 1 or batch < 1:
-        raise UserError(f"a batch of {batch} from {n} samples is empty; give it samples.")
-    places = (divmod(p, n) for p in range(k * batch, (k + 1) * batch))
-    return [int(epoch_order(n, seed, epoch)[i]) for epoch, i in places]
+def _sweep(folder: Path, name: str) -> None:
+    """Remove what a stopped writer of this name left under temporary names."""
+    ours = re.compile(rf"\.{name}(-\d+\.(tar|index\.jsonl)|\.manifest\.jsonl)(\.\d+)?\.tmp")
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name):
+            path.unlink()
 
 
 def _committed(manifest: Path) -> list[dict[str, Any]]:
