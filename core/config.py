@@ -168,13 +168,14 @@ def _partial(cls: type[C], values: Mapping[str, Any], where: str) -> C:
         if any(fault["type"] != "missing" for fault in error.errors()):
             raise UserError(explain(error, cls, where)) from error
     checked: dict[str, Any] = {}
+    annotated: Any = Annotated  # type checkers take no type that is made at run time
     for name, value in values.items():
         field = cls.model_fields[name]
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, dict):
             checked[name] = _partial(inner, value, where)
         else:
-            checked[name] = TypeAdapter(Annotated[inner, field]).validate_python(value)
+            checked[name] = TypeAdapter(annotated[inner, field]).validate_python(value)
     return cls.model_construct(**checked)
 
 

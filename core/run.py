@@ -222,6 +222,8 @@ def _lock(folder: Path) -> TextIO:
 def _claim(folder: Path, config: BaseModel, program: str, may_change: set[str]) -> bool:
     """Check or write run.json and config.yaml; True if the run existed."""
     header, settings = folder / "run.json", folder / "config.yaml"
+    for left in folder.glob(".*.tmp"):  # by an owner that was stopped while it wrote
+        left.unlink()
     if header.exists():
         owner = _owner(header)
         if owner != program:
