@@ -35,9 +35,9 @@ OPACITY = 0.75
 def overlay(images: Images, maps: ArtifactMap, threshold: float = 0.5) -> Images:
     """Images with the map laid over them and a cyan line around what reaches `threshold`.
 
-    Where the map is 0 the image is unchanged. A map of another size is resized bilinearly.
+    Where the map is 0 the image is unchanged.
     """
-    maps = _fitted(maps.detach().float(), images)
+    maps = maps.detach().float().clamp(0, 1).to(images.device)
     opacity = OPACITY * maps
     mixed = images.detach() * (1 - opacity) + colourise(maps) * opacity
     line = torch.tensor(CONTOUR, device=images.device).view(1, 3, 1, 1)
@@ -88,10 +88,3 @@ def write_map(path: Path, map: Map) -> None:
     """Write values (clamped to [0, 1]) as an 8-bit gray PNG; whole or not at all."""
     levels = map.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     write_atomic(Path(path), encode_png(levels[0].cpu().numpy()))
-
-
-def _fitted(maps: ArtifactMap, images: Images) -> ArtifactMap:
-    size = images.shape[-2:]
-    if maps.shape[-2:] != size:
-        maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    return maps.clamp(0, 1).to(images.device)
