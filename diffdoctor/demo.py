@@ -1,0 +1,265 @@
+"""The whole method in the miniature world: nothing in; a detector, an adapter and a verdict out.
+
+Reads like a run script: every line of `main` is a stage, every stage is a folder. A stage that is
+finished is passed over, one that was stopped resumes, so the same command always goes on.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+import detector.evaluate
+import detector.train
+import treat.evaluate
+import treat.export
+import treat.train
+from core.config import Config as BaseConfig
+from core.errors import UserError
+from core.run import plain
+from core.storage import write_atomic
+from diffdoctor import demo_data as data
+from diffdoctor.demo_settings import FULL, QUICK, Settings
+from diffdoctor.judge import NAME, OracleJudge
+from miniature.bases import GRADES, base_folder
+from miniature.law import SIZE
+from treat.adapter import WEIGHTS
+
+FIGURES = ("artifact_frequency", "artifact_area", "attribute_match", "entropy", "sharpness", "n")
+
+
+class Config(BaseConfig):
+    """The whole method on two cores, in ten minutes or (quick) two."""
+
+    out: Path = Path("runs/demo")
+    """Folder of all stages; the same command again goes on where it stopped."""
+    quick: bool = False
+    """A tenth of everything: shows the path, proves nothing."""
+
+
+def main(config: Config) -> int | None:
+    """All stages in order; returns early with the exit code of one that was interrupted."""
+    settings = QUICK if config.quick else FULL
+    demo = Demo(config.out, settings)
+    demo.claim()
+    for stage in (
+        demo.prompts,
+        demo.label,
+        demo.train_detector,
+        demo.train_second_detector,
+        demo.measure_detector,
+        demo.treat_control,
+        demo.treat_adapter,
+        demo.evaluate,
+        demo.export,
+    ):
+        code = demo.run(stage)
+        if code:
+            return code
+    summary = demo.summary()
+    Console().print(table(summary))
+    Console().print(f"report   {summary['report']}\nadapter  {summary['adapter_file']}")
+    return None
+
+
+class Demo:
+    """The stages; each reads what earlier ones left in their folders and returns an exit code."""
+
+    def __init__(self, out: Path, settings: Settings):
+        self.out, self.settings = Path(out), settings
+        self.newest = str(base_folder("newest"))
+
+    # Stages, in order
+
+    def prompts(self) -> None:
+        train, held = data.split_prompts(self.settings.held_prompts, self.settings.seed)
+        data.write_prompts(self.out / "prompts" / "train.txt", train)
+        data.write_prompts(self.out / "prompts" / "held_out.txt", held)
+
+    def label(self) -> None:
+        s, seed, steps = self.settings, self.settings.seed, self.settings.sampling_steps
+        train, held = self.listed("train"), self.listed("held_out")
+        for grade in GRADES:
+            base = str(base_folder(grade))
+            data.write_generated(
+                self.out / "data/train", base, grade, train, s.labelled, steps, 4 * seed
+            )
+            data.write_generated(
+                self.out / "data/second", base, grade, train, s.second_labelled, steps, 4 * seed + 1
+            )
+        data.write_generated(
+            self.out / "data/test", self.newest, "newest", held, s.tested, steps, 4 * seed + 2
+        )
+        data.write_renders(self.out / "data/train", train, s.renders, 4 * seed)
+        data.write_renders(self.out / "data/second", train, s.renders, 4 * seed + 1)
+        data.write_renders(self.out / "data/test", held, s.tested, 4 * seed + 2)
+        data.write_renders(self.out / "data/real", train, s.renders, 4 * seed + 3)
+
+    def train_detector(self) -> int | None:
+        return self.detect("detector", "data/train", self.settings.seed)
+
+    def train_second_detector(self) -> int | None:
+        return self.detect("second_detector", "data/second", self.settings.seed + 1)
+
+    def measure_detector(self) -> None:
+        given = {
+            "detector": self.out / "detector",
+            "data": (self.out / "data/test",),
+            "json_file": self.out / "detector.json",
+        }
+        detector.evaluate.main(checked(detector.evaluate.Config, given))
+
+    def treat_control(self) -> int | None:
+        """The same adapter, data and steps with the offline term alone."""
+        return self.treat("control", pixel_weight=0.0, lock_weight=0.0)
+
+    def treat_adapter(self) -> int | None:
+        return self.treat(
+            "adapter",
+            detector=self.out / "detector",
+            second_detector=self.out / "second_detector",
+        )
+
+    def evaluate(self) -> int | None:
+        judge = OracleJudge()
+        config = treat.evaluate.Config(
+            base=self.newest,
+            prompts=self.out / "prompts/held_out.txt",
+            adapters=tuple(f"{name}={self.out / name}" for name in ("control", "adapter")),
+            control="control",
+            detectors=(
+                f"reward={self.out / 'detector'}",
+                f"second={self.out / 'second_detector'}",
+            ),
+            out=self.out / "evaluation",
+            n=self.settings.evaluated,
+            seed=self.settings.seed,
+            sampling_steps=self.settings.sampling_steps,
+            height=SIZE,
+            width=SIZE,
+            batch=50,
+        )
+        return treat.evaluate.main(config, judge, judge.meters, judge.flagged, NAME)
+
+    def export(self) -> None:
+        treat.export.main(
+            treat.export.Config(
+                run=self.out / "adapter",
+                out=self.out / "export",
+                title="Miniature, treated",
+                license="apache-2.0",
+                base_model="miniature-flux-newest",
+                evaluation=self.out / "evaluation",
+            )
+        )
+
+    # What stages share
+
+    def detect(self, name: str, folder: str, seed: int) -> int | None:
+        given = {"data": (self.out / folder,), "out": self.out / name, "seed": seed}
+        return detector.train.main(
+            checked(detector.train.Config, {**self.settings.detector, **given})
+        )
+
+    def treat(self, name: str, **changes: Any) -> int | None:
+        given = {
+            "base": self.newest,
+            "prompts": self.out / "prompts/train.txt",
+            "offline": self.out / "data/real",
+            "out": self.out / name,
+            "seed": self.settings.seed,
+            "sampling_steps": self.settings.sampling_steps,
+            "height": SIZE,
+            "width": SIZE,
+        }
+        return treat.train.main(
+            checked(treat.train.Config, {**self.settings.treat, **given, **changes})
+        )
+
+    def listed(self, name: str) -> list[str]:
+        return (self.out / "prompts" / f"{name}.txt").read_text().splitlines()
+
+    def claim(self) -> None:
+        """Take the folder, or go on in it; `UserError` if it holds something else."""
+        note = self.out / "demo.json"
+        said = json.loads(json.dumps(asdict(self.settings)))
+        if note.is_file():
+            if json.loads(note.read_text()) != said:
+                raise UserError(f"{self.out} holds a demo with other numbers: give another --out.")
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise UserError(f"{self.out} is not empty and holds no demo: give another --out.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, (json.dumps(said, indent=2) + "\n").encode())
+
+    def run(self, stage: Callable[[], int | None]) -> int | None:
+        """Run a stage unless it is finished; its seconds add up over interruptions."""
+        name = stage.__name__
+        seconds = self.seconds()
+        if seconds.get(name, {}).get("finished"):
+            return None
+        print(f"\n== {name.replace('_', ' ')}", file=sys.stderr)
+        begun = time.monotonic()
+        code = stage()
+        spent = seconds.get(name, {}).get("seconds", 0.0) + time.monotonic() - begun
+        seconds[name] = {"seconds": round(spent, 1), "finished": not code}
+        write_atomic(self.out / "stages.json", (json.dumps(seconds, indent=2) + "\n").encode())
+        return code
+
+    def seconds(self) -> dict[str, dict[str, Any]]:
+        path = self.out / "stages.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of all stages in one file."""
+        evaluated = json.loads((self.out / "evaluation/summary.json").read_text())
+        measured = json.loads((self.out / "detector.json").read_text())
+        arms = {n: pick(evaluated["arms"][n], FIGURES) for n in ("base", "control", "adapter")}
+        newest, renders = measured["generator"]["newest"], measured["source"]["procedural"]
+        summary = {
+            **arms,
+            "detector": {
+                **pick(newest, ("pixel_ap", "iou")),
+                **pick(renders, ("false_positive_images",)),
+            },
+            "seconds": round(sum(one["seconds"] for one in self.seconds().values()), 1),
+            "adapter_file": str(self.out / "export" / WEIGHTS),
+            "report": str(self.out / "evaluation/report.html"),
+        }
+        text = json.dumps(plain(summary), indent=2, allow_nan=False) + "\n"
+        write_atomic(self.out / "summary.json", text.encode())
+        return summary
+
+
+def checked(cls: type[BaseModel], values: Mapping[str, Any]) -> Any:
+    return cls.model_validate(dict(values))
+
+
+def pick(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: values.get(name) for name in names}
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """The verdict: a row for every arm."""
+    shown = Table(title=f"Judged by {NAME}")
+    shown.add_column("")
+    for name in FIGURES:
+        shown.add_column(name.replace("_", "\n"), justify="right")
+    for arm in ("base", "control", "adapter"):
+        shown.add_row(arm, *(cell(name, summary[arm][name]) for name in FIGURES))
+    return shown
+
+
+def cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name == "n":
+        return str(value)
+    percent = name in ("artifact_frequency", "artifact_area", "attribute_match")
+    return f"{value:.1%}" if percent else f"{value:.4g}"

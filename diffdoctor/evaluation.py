@@ -1,0 +1,22 @@
+"""`diffdoctor evaluate`: `treat.evaluate` with the judge that its settings name."""
+
+from typing import Literal
+
+from treat import evaluate
+
+
+class Config(evaluate.Config):
+    """Same prompts, same seeds: the base model against its adapters."""
+
+    judge: Literal["detector", "oracle"] = "detector"
+    """The first of the detectors, or the exact oracle of the miniature world."""
+
+
+def main(config: Config) -> int | None:
+    """Hand over to `treat.evaluate`, which knows no judge by name."""
+    if config.judge == "detector":
+        return evaluate.main(config)
+    from diffdoctor.judge import NAME, OracleJudge
+
+    judge = OracleJudge()
+    return evaluate.main(config, judge, judge.meters, judge.flagged, NAME)

@@ -1,0 +1,90 @@
+"""The front door: teaches, suggests, answers mistakes with one sentence and exit code 2."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import diffdoctor
+from diffdoctor import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def front(*words):
+    command = [sys.executable, "-m", "diffdoctor.cli", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_is_instant_and_imports_no_torch():
+    program = (
+        "import sys, diffdoctor.cli as c; c.main(['--help']); assert 'torch' not in sys.modules"
+    )
+    begun = time.process_time()
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.process_time() - begun < 1
+    for name, command in cli.COMMANDS.items():
+        assert name in done.stdout and command.does in done.stdout
+        assert command.example in done.stdout and len(command.does) < 80
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_examples_call_their_own_command(name):
+    assert cli.COMMANDS[name].example.startswith(f"diffdoctor {name}")
+
+
+@pytest.mark.parametrize(
+    ("words", "closest"),
+    [
+        (["detectr", "train"], "detector train"),
+        (["evalute"], "evaluate"),
+        (["detector", "diagnos"], "detector diagnose"),
+        (["treet", "--steps", "3"], "treat"),
+        (["miniature", "lable"], "miniature label"),
+        (["zzzz"], "--help"),
+        (["--steps", "3"], "--help"),
+    ],
+)
+def test_unknown_command(words, closest, capsys):
+    assert cli.main(words) == 2
+    said = capsys.readouterr()
+    assert closest in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_a_group_lists_its_own(capsys):
+    assert cli.main(["detector"]) == 0
+    text = capsys.readouterr().out
+    assert "detector train" in text and "miniature" not in text
+
+
+def test_two_words_win_and_options_are_left():
+    assert cli.find(["detector", "train", "--steps", "3"]) == ("detector train", ["--steps", "3"])
+    assert cli.find(["treat", "--out", "x"]) == ("treat", ["--out", "x"])
+    assert cli.find(["detector"]) is None
+
+
+def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path):
+    done = front("export", "--run", str(tmp_path / "none"), "--outt", str(tmp_path / "out"))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and "'--out'" in done.stderr
+
+
+def test_commands_name_programs_that_exist():
+    """Every module that is there has `Config` and `main`, read without importing it."""
+    for name, command in cli.COMMANDS.items():
+        path = ROOT / (command.module.replace(".", "/") + ".py")
+        assert path.is_file(), f"{name}: {path} is missing"
+        tree = ast.parse(path.read_text())
+        made = {n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+        assert {"Config", "main"} <= made, f"{name}: {path} lacks Config or main"
+
+
+def test_public_names_are_found_lazily():
+    assert diffdoctor.UserError.__module__ == "core.errors"
+    with pytest.raises(AttributeError, match="load_base"):
+        _ = diffdoctor.load_bases
+    assert set(diffdoctor.__all__) == set(diffdoctor.API)

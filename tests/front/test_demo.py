@@ -1,0 +1,89 @@
+"""The chain from end to end on a random base, small enough for a test; resume; refusals."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from diffdoctor import demo, demo_data
+from diffdoctor.demo_settings import QUICK
+from miniature.law import CATEGORIES, all_prompts
+from tests.tiny import save_tiny
+
+MICRO = replace(
+    QUICK,
+    sampling_steps=1,
+    labelled=10,
+    second_labelled=10,
+    renders=40,
+    tested=10,
+    evaluated=5,
+    detector={"steps": 2, "batch": 4, "valid_every": 2, "warmup": 1, "checkpoint_every": 2},
+    treat={**QUICK.treat, "steps": 2, "batch": 2, "watch_every": 1, "watch_images": 2,
+           "picture_every": 0, "rank": 2},
+)  # fmt: skip
+
+
+@pytest.fixture
+def micro(monkeypatch, tmp_path):
+    base = save_tiny(tmp_path / "base")
+    monkeypatch.setattr(demo, "base_folder", lambda grade: str(base))
+    monkeypatch.setattr(demo, "QUICK", MICRO)
+    return demo.Config(out=tmp_path / "demo", quick=True)
+
+
+@pytest.mark.slow
+def test_chain(micro):
+    assert demo.main(micro) is None
+    summary = json.loads((micro.out / "summary.json").read_text())
+    for arm in ("base", "control", "adapter"):
+        assert set(summary[arm]) == set(demo.FIGURES) and summary[arm]["n"] == 5
+    assert set(summary["detector"]) == {"pixel_ap", "iou", "false_positive_images"}
+    assert summary["seconds"] > 0
+    for name in ("adapter_file", "report"):
+        assert Path(summary[name]).is_file()
+    before = {path: path.stat().st_mtime_ns for path in micro.out.rglob("*.safetensors")}
+    assert demo.main(micro) is None  # nothing runs again
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_folder_is_not_touched(micro):
+    micro.out.mkdir()
+    (micro.out / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="no demo"):
+        demo.main(micro)
+    assert [path.name for path in micro.out.iterdir()] == ["thesis.txt"]
+
+
+def test_other_numbers_are_refused(micro):
+    demo.Demo(micro.out, MICRO).claim()
+    demo.Demo(micro.out, MICRO).claim()
+    with pytest.raises(UserError, match="other numbers"):
+        demo.Demo(micro.out, replace(MICRO, seed=1)).claim()
+
+
+def test_an_interrupted_stage_is_not_finished(micro):
+    walk = demo.Demo(micro.out, MICRO)
+    walk.claim()
+    codes = iter([75, None])
+    calls = []
+
+    def stage():
+        calls.append(1)
+        return next(codes)
+
+    assert walk.run(stage) == 75
+    assert walk.run(stage) is None and walk.run(stage) is None
+    assert len(calls) == 2  # once interrupted, once to its end, never again
+
+
+def test_no_prompt_on_both_sides_and_every_stretch_balanced():
+    train, held = demo_data.split_prompts(0.3, seed=0)
+    assert not set(train) & set(held) and set(train) | set(held) == set(all_prompts())
+    for prompts in (train, held):
+        first = [all_prompts()[prompt][0] for prompt in prompts[: len(CATEGORIES)]]
+        assert first == list(CATEGORIES)
+    assert demo_data.split_prompts(0.3, seed=0) == (train, held)
+    assert demo_data.split_prompts(0.3, seed=1) != (train, held)
