@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from core.contracts import ArtifactMap, Images
 from core.errors import UserError
+from detector.head import smp_logits, transformers_logits
 from detector.key_layouts import smp_to_transformers, transformers_to_smp
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -133,8 +134,8 @@ class SegformerDetector(nn.Module):
         if self.config.upscale > 1:
             x = F.interpolate(x, scale_factor=float(self.config.upscale), mode="bilinear")
         x = (x - self.mean) / self.std
-        output = self.network(x.contiguous(memory_format=torch.channels_last))
-        return output if isinstance(output, Tensor) else output.logits
+        compute = LOGITS[self.config.backend]
+        return compute(self.network, x.contiguous(memory_format=torch.channels_last))
 
     def forward(self, images: Images) -> ArtifactMap:
         """Probability of artifact for every pixel of the images given, whatever their size."""
@@ -210,6 +211,7 @@ def _smp_network(variant: str) -> nn.Module:
 
 
 BACKENDS = {"transformers": _transformers_network, "smp": _smp_network}
+LOGITS = {"transformers": transformers_logits, "smp": smp_logits}
 
 
 def _unknown_variant(variant: str, known: list[str]) -> str:

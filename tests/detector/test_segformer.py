@@ -125,6 +125,25 @@ def test_an_unknown_key_is_refused():
         smp_to_transformers({"encoder.block1.0.attn.query.weight": torch.zeros(1)})
 
 
+@pytest.mark.parametrize(
+    "config", [*MEMBERS.values(), SegformerConfig(backend="smp", variant="resnet18")]
+)
+def test_the_head_computes_what_the_library_computes(config):
+    detector = SegformerDetector(config, seed=2).eval()
+    images = torch.rand(2, 3, 64, 96, generator=generator(1))
+    normalised = (images - detector.mean) / detector.std
+    with torch.no_grad():
+        for norm in detector.network.modules():  # as after training, or the mixing hides in noise
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.uniform_(-0.1, 0.1)
+                norm.running_var.uniform_(0.01, 0.1)
+        theirs = detector.network(normalised)
+        ours = detector.logits(images)
+    theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.logits
+    assert ours.std() > 1e-2
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
 def test_upsample_does_not_align_corners():
     logits = torch.tensor([[[[0.0, 1.0]]]])
     assert upsample(logits, (1, 4)).flatten().tolist() == pytest.approx([0, 0.25, 0.75, 1])

@@ -12,6 +12,7 @@ import torch
 from core import checkpoint
 from core.errors import UserError
 from core.run import PAUSED, Run
+from core.seeds import mix
 from detector import train
 from detector.augment import NO_AUGMENTATION
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
@@ -55,7 +56,7 @@ def losses(run):
 
 def tensors(run):
     saved = checkpoint.load_newest(run / "checkpoints")
-    assert saved is not None and saved.step == STEPS
+    assert saved is not None and saved.path.name == max(p.name for p in saved.path.parent.iterdir())
     return {f"{stem}/{name}": t for stem, each in saved.tensors.items() for name, t in each.items()}
 
 
@@ -74,10 +75,23 @@ def test_the_exported_detector_is_the_average(whole):
     assert all(torch.equal(t, average[name]) for name, t in detector.state_dict().items())
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_resume_in_a_fresh_process_is_exact(shards, whole, tmp_path, stop, monkeypatch):
+def test_resume_in_a_fresh_process_is_exact(shards, whole, tmp_path, monkeypatch):
+    _stop_and_resume(shards, whole, tmp_path, monkeypatch, stop=2)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("trial", range(20))
+def test_resume_from_any_step(shards, tmp_path, monkeypatch, trial):
+    """Stopped at a step of its own, with its own seed."""
+    changes = {"steps": 12, "seed": trial, "checkpoint_every": 4}
+    train.main(settings(shards, tmp_path / "whole", **changes))
+    stop = mix(trial) % 11 + 1
+    _stop_and_resume(shards, tmp_path / "whole", tmp_path, monkeypatch, stop=stop, **changes)
+
+
+def _stop_and_resume(shards, whole, tmp_path, monkeypatch, *, stop, **changes):
     out = tmp_path / "run"
-    config = settings(shards, out)
+    config = settings(shards, out, **changes)
     logged = []
     log = Run.log
     monkeypatch.setattr(
@@ -90,17 +104,16 @@ def test_resume_in_a_fresh_process_is_exact(shards, whole, tmp_path, stop, monke
         "import json, sys; from detector import train; "
         "train.main(train.Config.model_validate(json.load(open(sys.argv[1]))))"
     )
-    command = [sys.executable, "-c", program, str(path)]
     gc.collect()  # the paused run's lock belongs to this process until its object is forgotten
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert losses(out) == losses(whole)
     ours, theirs = tensors(out), tensors(whole)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert (out / "detector" / "detector.safetensors").read_bytes() == (
-        whole / "detector" / "detector.safetensors"
-    ).read_bytes()
+    exported = [(run / "detector" / "detector.safetensors").read_bytes() for run in (out, whole)]
+    assert exported[0] == exported[1]
 
 
 def test_another_seed_is_another_detector(shards, whole, tmp_path):
