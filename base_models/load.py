@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from base_models import DiffusionModel
 from base_models.flux import Flux, check_sides
+from core.contracts import DiffusionModel
 from core.errors import UserError
 
 FAMILIES: dict[str, tuple[Any, Any]] = {"FluxPipeline": (FluxPipeline, Flux)}

@@ -44,6 +44,7 @@ class Schedule:
         return len(self.timesteps)
 
 
+@runtime_checkable
 class DiffusionModel(Protocol):
     """A base model as every treatment sees it; one file per family in `base_models/`."""
 
@@ -52,6 +53,10 @@ class DiffusionModel(Protocol):
     """The denoiser that adapters are put on (transformer or UNet)."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
+
+    def drop_text_encoders(self) -> None:
+        """Free them once every prompt is encoded."""
+        ...
 
     def schedule(self, steps: int, height: int, width: int) -> Schedule:
         """Raise `UserError` where height or width does not divide."""

@@ -108,6 +108,7 @@ def stage_decoder(
         shift_factor=round(float(pool["mean"]), 6), scaling_factor=round(1 / float(pool["std"]), 6)
     )
     if not path.exists() and config.decoder_steps:
+        model.encoder.requires_grad_(False)
         images, weights = vae_images(config.seed + 1), list(model.decoder.parameters())
         learn_vae(run, model, weights, images, config.decoder_steps, config.seed + 1)
         save_file({name: w.contiguous() for name, w in model.state_dict().items()}, path)

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from base_models import DiffusionModel
 from base_models.load import load_base
-from core.contracts import Images
+from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.images import write_image
 from core.seeds import mix

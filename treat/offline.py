@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from base_models import DiffusionModel
-from core.contracts import Images
+from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.images import from_uint8, list_images, read_image
 from core.shards import ShardStore

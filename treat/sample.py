@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from base_models import DiffusionModel
-from core.contracts import Conditioning, Images
+from core.contracts import Conditioning, DiffusionModel, Images
 from core.images import round_to_8bit
 
 

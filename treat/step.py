@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from base_models import DiffusionModel
-from core.contracts import Conditioning, Images, Latents, Schedule
+from core.contracts import Conditioning, DiffusionModel, Images, Latents, Schedule
 
 Precision = Callable[[], AbstractContextManager]
 """Opens the autocast region that the networks' forward passes run in."""

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from base_models import DiffusionModel
-from core.contracts import Detector, Images, Latents
+from core.contracts import Detector, DiffusionModel, Images, Latents
 from treat.lora import adapter_off
 from treat.pixel_loss import dilated, lock_loss, pixel_loss, straight_through_clamp
 from treat.step import Chain, Precision, draw

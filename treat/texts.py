@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from base_models import DiffusionModel
-from core.contracts import Conditioning, Images
+from core.contracts import Conditioning, DiffusionModel, Images
 from treat.cache import RowCache
 from treat.offline import cache_prompts
 from treat.prompts import read_prompts

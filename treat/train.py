@@ -19,10 +19,9 @@ from accelerate.utils import set_seed
 from pydantic import Field, model_validator
 
 import core.config
-from base_models import DiffusionModel
 from base_models.load import check_size, load_base
 from core import seeds as seeding
-from core.contracts import Detector
+from core.contracts import Detector, DiffusionModel
 from core.errors import UserError
 from core.run import Run
 from detector.segformer import SegformerDetector, freeze
@@ -251,6 +250,7 @@ def open_model(
     cache, real = config.out / "cache", None
     with place.main_process_first():
         texts = encode_texts(cache, model, config.base, split, device)
+        model.drop_text_encoders()
         if config.offline:
             images = read_offline(config.offline, config.offline_limit)
             sides = config.height, config.width
