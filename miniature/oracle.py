@@ -31,10 +31,10 @@ MAX_TINT = 0.10
 BLOB = 8
 """Connected outlier pixels that make an artifact; calibrated in `miniature.calibrate`."""
 SEARCH = {
-    "hand": (4.0, 3.0, 8.0, 1.0),
-    "face": (4.0, 3.0, 1.0, 1.0),
+    "hand": (3.0, 3.0, 5.0, 1.0),
+    "face": (3.0, 3.0, 1.0, 1.0),
     "bicycle": (2.0, 2.0, 1.0, 1.0),
-    "sign": (2.0, 2.0, 1.0, 1.0),
+    "sign": (1.5, 1.5, 1.0, 1.0),
     "scenery": (4.0, 2.0, 1.0, 4.0),
 }
 """Largest spacing of the proposal grid in each pose coordinate."""
@@ -125,22 +125,22 @@ def select(images: Images, candidates: Scenes, keep: int) -> Scenes:
     return candidates[(chosen + torch.arange(len(images))[:, None] * each).reshape(-1)]
 
 
-ANNEALING = (9.0, 4.0, 1.0, 1.0)
-"""Factor on the variance in each round of `refine`: wide first, so that far edges still pull."""
+ANNEALING = ((2, 9.0), (1, 4.0), (1, 1.0), (1, 1.0))
+"""Pooling and factor on the variance in each round of `refine`: far edges pull first."""
 
 
 def refine(images: Images, scene: Scenes) -> Scenes:
     """Gauss-Newton on the pose and a robust mean on the tints, kept inside the law's box."""
     low, high = CATEGORIES[scene.category].box
     free = [i for i in range(len(low)) if high[i] > low[i]]
-    for widening in ANNEALING:
+    for pooling, widening in ANNEALING:
         layers = visible(coverages(scene))
         drawn = torch.einsum("blhw,blc->bchw", layers, scene.colours())
         residual, spread = images - drawn, variance(drawn) * widening
         weight = (1 - outlier_posterior(residual.pow(2).sum(dim=1), spread)) / spread
         weight = weight / weight.amax(dim=(1, 2), keepdim=True)
         slopes = torch.stack([(nudged(scene, i) - drawn) / 0.5 for i in free], dim=1)
-        step = gauss_newton(slopes, residual, weight)
+        step = gauss_newton(pool(slopes, pooling), pool(residual, pooling), pool(weight, pooling))
         pose = scene.pose.clone()
         pose[:, free] = torch.clamp(pose[:, free] + step, low[free], high[free])
         seen = layers * weight[:, None]
@@ -148,6 +148,12 @@ def refine(images: Images, scene: Scenes) -> Scenes:
         lift = lift / (seen.sum(dim=(2, 3))[..., None] + 4.0)
         scene = replace(scene, pose=pose, tint=(scene.tint + lift).clamp(-MAX_TINT, MAX_TINT))
     return scene
+
+
+def pool(values: Tensor, factor: int) -> Tensor:
+    """Means over `factor` x `factor` pixels of the last two dimensions."""
+    pooled = F.avg_pool2d(values.reshape(-1, 1, *values.shape[-2:]), factor)
+    return pooled.view(*values.shape[:-2], *pooled.shape[-2:])
 
 
 def nudged(scene: Scenes, coordinate: int) -> Images:
@@ -168,7 +174,7 @@ def gauss_newton(slopes: Tensor, residual: Images, weight: Tensor) -> Float[Tens
 
 def decode(images: Images, category: str) -> Scenes:
     """The nearest valid scene of each image: one candidate refined, three where it still errs."""
-    ranked = select(images, propose(images, category, keep=8), keep=3)
+    ranked = select(images, propose(images, category, keep=6), keep=3)
     best = refine(images, ranked[torch.arange(len(images)) * 3])
     drawn = render(best)
     odds = outlier_posterior((images - drawn).pow(2).sum(dim=1), variance(drawn))
@@ -290,12 +296,3 @@ def check(images: Images, prompts: Sequence[str]) -> None:
             f"The oracle does not know the prompt {unknown[0]!r}: use prompts of "
             "`diffdoctor miniature render` (they are in its prompts.jsonl)."
         )
-
-
-def ceiling_map(images: Images, diagnosis: Diagnosis) -> ArtifactMap:
-    """The oracle's map with a gradient: the posterior of the distance to the nearest valid image.
-
-    For the ceiling row of analyses only; no treatment reads the oracle.
-    """
-    squared = (images - diagnosis.nearest).pow(2).sum(dim=1)
-    return outlier_posterior(squared, variance(diagnosis.nearest))[:, None]
