@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, T5EncoderModel
 

@@ -7,15 +7,16 @@ two cores; nothing is downloaded.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from pydantic import Field
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
 import core.config
@@ -124,10 +125,11 @@ def vae_images(seed: int) -> Tensor:
 
 
 def learn_vae(
-    run: Run, model: AutoencoderKL, weights: list[Tensor], images: Tensor, steps: int, seed: int
+    run: Run, model: AutoencoderKL, weights: Sequence[Tensor], images: Tensor, steps: int, seed: int
 ) -> None:
     """AdamW with a cosine to zero; the mean of the last weights is kept."""
-    model.train().to(memory_format=torch.channels_last)  # four times faster on a CPU
+    # Channels last: four times faster on a CPU.
+    nn.Module.to(model.train(), memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(weights, lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     mean = {name: w.clone() for name, w in model.state_dict().items()}
     for step in run.progress(range(steps), steps, description="autoencoder"):
@@ -178,10 +180,10 @@ def stage_pool(run: Run, config: Config, autoencoder: AutoencoderKL) -> dict[str
         numbers = {prompt: i for i, prompt in enumerate(all_prompts())}
         latents, said = [], []
         stamped = round(config.pool * STAMPED_POOL)
-        autoencoder.to(memory_format=torch.channels_last)
+        nn.Module.to(autoencoder, memory_format=torch.channels_last)
         for images, told in run.progress(renders(config, stamped), description="latents"):
             images = images.contiguous(memory_format=torch.channels_last)
-            mode = autoencoder.encode(images * 2 - 1).latent_dist.mode()
+            mode = vae.posterior(autoencoder, images).mode()
             latents.append(mode.half().contiguous())
             said += [numbers[prompt] for prompt in told]
         stack = torch.cat(latents)

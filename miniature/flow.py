@@ -6,7 +6,10 @@ Legend: b batch, c y x latent channels and cells, n prompts.
 """
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,7 +22,7 @@ from miniature.vae import LATENT_CHANNELS
 WIDTH_HEADS = 4
 HEAD_DIM = 40
 SHIFT = 3.0
-"""Static shift of the noise levels; 4 steps are 1, .9, .75, .5, so the last one has room to mend."""
+"""Static shift of the noise levels: 4 steps are 1, .9, .75, .5; the last has room to mend."""
 
 
 def make_transformer() -> FluxTransformer2DModel:
@@ -113,7 +116,7 @@ def optimizers(network: FluxTransformer2DModel, rate: float) -> list[torch.optim
 
 
 def draw_rows(n: int, stamped: int, share: float, b: int, *seeds: int) -> Int[Tensor, " b"]:
-    """Rows of a pool whose last `stamped` of n carry the stamp; each row is one with odds `share`."""
+    """Rows of a pool of n whose last `stamped` carry the stamp, and are drawn with odds `share`."""
     g = generator(*seeds)
     clean = torch.randint(n - stamped, (b,), generator=g)
     marked = n - stamped + torch.randint(max(stamped, 1), (b,), generator=g)

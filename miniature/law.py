@@ -33,7 +33,7 @@ WOOD = {"wood": (0.45, 0.25, 0.08)}
 INK = {"ink": (0.08, 0.08, 0.10)}
 SUN = {"sun": (1.0, 0.95, 0.15)}
 
-LEXICON = (
+LEXICON: tuple[str, ...] = (
     "STOP", "EXIT", "OPEN", "TAXI", "CAFE", "PARK", "SALE", "BOOK",
     "FISH", "TOUR", "BIKE", "MILK", "ROAD", "GOLD", "HELP", "NEWS",
 )  # fmt: skip
@@ -67,7 +67,7 @@ class Category:
 
 
 BACK = {"sky": SKY, "ground": GROUND}
-HORIZON = {"horizon": ("high", "low")}
+HORIZON: dict[str, tuple[str, ...]] = {"horizon": ("high", "low")}
 STILL = (0.0,)
 
 CATEGORIES: dict[str, Category] = {
@@ -134,9 +134,7 @@ class Scenes:
         """The RGB of every layer, back to front."""
         category = CATEGORIES[self.category]
         zero = torch.zeros(len(self), dtype=torch.long)
-        rows = [
-            category.palette(layer)[self.factors.get(layer, zero)] for layer in category.layers
-        ]
+        rows = [category.palette(layer)[self.factors.get(layer, zero)] for layer in category.layers]
         return torch.stack(rows, dim=1) + self.tint
 
 

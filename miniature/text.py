@@ -6,12 +6,19 @@ are frozen and shared by all grades, as the text encoders of large models are.
 """
 
 import string
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
-from transformers import T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from core.seeds import generator
 from miniature.law import CATEGORIES, all_prompts
@@ -28,7 +35,7 @@ def make_clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=CLIP_LENGTH)
 
 
-def make_t5_tokenizer() -> T5TokenizerFast:
+def make_t5_tokenizer() -> T5Tokenizer:
     """A unigram model of the grammar's words, and of letters for everything else."""
     spelled = {word.lower() for word in CATEGORIES["sign"].kinds["word"]}
     words = {w for p in all_prompts() for w in p.replace(",", "").split()} - spelled
@@ -36,10 +43,11 @@ def make_t5_tokenizer() -> T5TokenizerFast:
     pieces += [("▁" + word, -2.0) for word in sorted(words) if len(word) > 1]
     for letter in string.ascii_lowercase + string.digits:
         pieces += [(letter, -5.0), ("▁" + letter, -5.0)]
-    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
 
 
 def make_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    ids: Any = tokenizer
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -48,14 +56,14 @@ def make_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=CLIP_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=ids.bos_token_id,
+        eos_token_id=ids.eos_token_id,
+        pad_token_id=ids.pad_token_id,
     )
     return CLIPTextModel(config)
 
 
-def make_t5(tokenizer: T5TokenizerFast) -> T5EncoderModel:
+def make_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=64,

@@ -4,9 +4,12 @@ Half of every batch is cut and mixed from two renders, so that the decoder also 
 law forbids: a base model's mistakes must survive it, or the oracle would judge the decoder.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,7 +22,8 @@ LATENT_CHANNELS = 12
 
 
 def make_vae() -> AutoencoderKL:
-    return AutoencoderKL(
+    make: Any = AutoencoderKL  # its annotations do not know tuples of three
+    return make(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -43,14 +47,18 @@ def training_batch(size: int, *seeds: int) -> Images:
     share = -(-size // len(CATEGORIES))
     parts = [render(draw_off_grid(name, share, g, tint=0.06)) for name in CATEGORIES]
     images = torch.cat(parts)[torch.randperm(share * len(parts), generator=g)][:size].clamp(0, 1)
-    other = images.roll(1, 0).roll(
-        (int(torch.randint(-12, 13, (), generator=g)), int(torch.randint(-12, 13, (), generator=g))),
-        (2, 3),
-    )
+    down, right = torch.randint(-12, 13, (2,), generator=g).tolist()
+    other = images.roll(1, 0).roll((down, right), (2, 3))
     coarse = torch.rand(size, 1, 5, 5, generator=g)
     mask = F.interpolate(coarse, (SIZE, SIZE), mode="bilinear", align_corners=False) > 0.55
     mask[::2] = False
     return torch.where(mask, other, images)
+
+
+def posterior(vae: AutoencoderKL, images: Images) -> DiagonalGaussianDistribution:
+    """What the encoder says of images in [0, 1]."""
+    encode: Any = vae.encode
+    return encode(images * 2 - 1).latent_dist
 
 
 def reconstruction_loss(output: Images, target: Images) -> Float[Tensor, ""]:
@@ -62,7 +70,8 @@ def reconstruction_loss(output: Images, target: Images) -> Float[Tensor, ""]:
 
 def vae_loss(vae: AutoencoderKL, images: Images, noise: Tensor, kl: float) -> Float[Tensor, ""]:
     """Reconstruction of images in [0, 1] plus `kl` times the divergence a latent value."""
-    posterior = vae.encode(images * 2 - 1).latent_dist
-    output = vae.decode(posterior.mean + posterior.std * noise).sample
-    divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    seen = posterior(vae, images)
+    decode: Any = vae.decode
+    output = decode(seen.mean + seen.std * noise).sample
+    divergence = 0.5 * (seen.mean**2 + seen.var - 1 - seen.logvar).mean()
     return reconstruction_loss((output + 1) / 2, images) + kl * divergence
