@@ -27,9 +27,10 @@ from core.run import plain
 from core.storage import write_atomic
 from diffdoctor import demo_data as data
 from diffdoctor.demo_settings import FULL, QUICK, Settings
-from diffdoctor.judge import NAME, OracleJudge
 from miniature.bases import GRADES, base_folder
 from miniature.law import SIZE
+from miniature.meters import NAME, Bench
+from miniature.prompts import split
 from treat.adapter import WEIGHTS
 
 FIGURES = ("artifact_frequency", "artifact_area", "attribute_match", "entropy", "sharpness", "n")
@@ -79,28 +80,26 @@ class Demo:
     # Stages, in order
 
     def prompts(self) -> None:
-        train, held = data.split_prompts(self.settings.held_prompts, self.settings.seed)
-        data.write_prompts(self.out / "prompts" / "train.txt", train)
-        data.write_prompts(self.out / "prompts" / "held_out.txt", held)
+        for part in ("train", "held_out"):
+            data.write_prompts(self.out / f"prompts/{part}.txt", part, self.settings.seed)
 
     def label(self) -> None:
-        s, seed, steps = self.settings, self.settings.seed, self.settings.sampling_steps
-        train, held = self.listed("train"), self.listed("held_out")
+        """Three stores that share no image; the prompts of the last are met nowhere else."""
+        s, out = self.settings, self.out / "data"
+        first, second, third, fourth = (4 * s.seed + i for i in range(4))
         for grade in GRADES:
-            base = str(base_folder(grade))
-            data.write_generated(
-                self.out / "data/train", base, grade, train, s.labelled, steps, 4 * seed
-            )
-            data.write_generated(
-                self.out / "data/second", base, grade, train, s.second_labelled, steps, 4 * seed + 1
-            )
+            base, n = str(base_folder(grade)), s.labelled
+            data.write_generated(out / "train", base, "train", n, s.sampling_steps, first)
+            n = s.second_labelled
+            data.write_generated(out / "second", base, "train", n, s.sampling_steps, second)
         data.write_generated(
-            self.out / "data/test", self.newest, "newest", held, s.tested, steps, 4 * seed + 2
+            out / "test", self.newest, "held_out", s.tested, s.sampling_steps, third
         )
-        data.write_renders(self.out / "data/train", train, s.renders, 4 * seed)
-        data.write_renders(self.out / "data/second", train, s.renders, 4 * seed + 1)
-        data.write_renders(self.out / "data/test", held, s.tested, 4 * seed + 2)
-        data.write_renders(self.out / "data/real", train, s.renders, 4 * seed + 3)
+        train, held = split()["train"], split()["held_out"]
+        data.write_renders(out / "train", self.newest, train, s.renders, first)
+        data.write_renders(out / "second", self.newest, train, s.renders, second)
+        data.write_renders(out / "test", self.newest, held, s.tested, third)
+        data.write_renders(out / "real", self.newest, train, s.renders, fourth)
 
     def train_detector(self) -> int | None:
         return self.detect("detector", "data/train", self.settings.seed)
@@ -128,7 +127,7 @@ class Demo:
         )
 
     def evaluate(self) -> int | None:
-        judge = OracleJudge()
+        oracle = Bench()
         config = treat.evaluate.Config(
             base=self.newest,
             prompts=self.out / "prompts/held_out.txt",
@@ -146,7 +145,7 @@ class Demo:
             width=SIZE,
             batch=50,
         )
-        return treat.evaluate.main(config, judge, judge.meters, judge.flagged, NAME)
+        return treat.evaluate.main(config, oracle.judge, oracle.meters, oracle.flagged, NAME)
 
     def export(self) -> None:
         treat.export.main(
@@ -183,9 +182,6 @@ class Demo:
             checked(treat.train.Config, {**self.settings.treat, **given, **changes})
         )
 
-    def listed(self, name: str) -> list[str]:
-        return (self.out / "prompts" / f"{name}.txt").read_text().splitlines()
-
     def claim(self) -> None:
         """Take the folder, or go on in it; `UserError` if it holds something else."""
         note = self.out / "demo.json"
@@ -221,7 +217,7 @@ class Demo:
         evaluated = json.loads((self.out / "evaluation/summary.json").read_text())
         measured = json.loads((self.out / "detector.json").read_text())
         arms = {n: pick(evaluated["arms"][n], FIGURES) for n in ("base", "control", "adapter")}
-        newest, renders = measured["generator"]["newest"], measured["source"]["procedural"]
+        newest, renders = measured["generator"]["newest"], measured["source"]["real"]
         summary = {
             **arms,
             "detector": {

@@ -11,8 +11,6 @@ class Settings:
 
     seed: int = 0
     sampling_steps: int = 4
-    held_prompts: float = 0.3
-    """Share of every category's prompts that neither detector nor treatment meets."""
     labelled: int = 1000
     """Labelled images of each grade for the detector."""
     second_labelled: int = 500

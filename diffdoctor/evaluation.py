@@ -16,7 +16,7 @@ def main(config: Config) -> int | None:
     """Hand over to `treat.evaluate`, which knows no judge by name."""
     if config.judge == "detector":
         return evaluate.main(config)
-    from diffdoctor.judge import NAME, OracleJudge
+    from miniature.meters import NAME, Bench
 
-    judge = OracleJudge()
-    return evaluate.main(config, judge, judge.meters, judge.flagged, NAME)
+    oracle = Bench()
+    return evaluate.main(config, oracle.judge, oracle.meters, oracle.flagged, NAME)

@@ -9,8 +9,10 @@ import pytest
 from core.errors import UserError
 from diffdoctor import demo, demo_data
 from diffdoctor.demo_settings import QUICK
-from miniature.law import CATEGORIES, all_prompts
+from miniature.law import CATEGORIES
+from miniature.prompts import category_of
 from tests.tiny import save_tiny
+from treat.prompts import read_prompts
 
 MICRO = replace(
     QUICK,
@@ -29,7 +31,9 @@ MICRO = replace(
 @pytest.fixture
 def micro(monkeypatch, tmp_path):
     base = save_tiny(tmp_path / "base")
-    monkeypatch.setattr(demo, "base_folder", lambda grade: str(base))
+    for grade in demo.GRADES:
+        (tmp_path / grade).symlink_to(base)
+    monkeypatch.setattr(demo, "base_folder", lambda grade: tmp_path / grade)
     monkeypatch.setattr(demo, "QUICK", MICRO)
     return demo.Config(out=tmp_path / "demo", quick=True)
 
@@ -79,11 +83,12 @@ def test_an_interrupted_stage_is_not_finished(micro):
     assert len(calls) == 2  # once interrupted, once to its end, never again
 
 
-def test_no_prompt_on_both_sides_and_every_stretch_balanced():
-    train, held = demo_data.split_prompts(0.3, seed=0)
-    assert not set(train) & set(held) and set(train) | set(held) == set(all_prompts())
-    for prompts in (train, held):
-        first = [all_prompts()[prompt][0] for prompt in prompts[: len(CATEGORIES)]]
-        assert first == list(CATEGORIES)
-    assert demo_data.split_prompts(0.3, seed=0) == (train, held)
-    assert demo_data.split_prompts(0.3, seed=1) != (train, held)
+def test_no_prompt_on_both_sides_and_every_stretch_balanced(tmp_path):
+    lists = {}
+    for part in ("train", "held_out"):
+        path = tmp_path / "prompts" / f"{part}.txt"
+        demo_data.write_prompts(path, part, seed=0)
+        lists[part] = read_prompts(path)
+        shown = [category_of(prompt) for prompt in lists[part][-2 * len(CATEGORIES) :]]
+        assert set(shown) == set(CATEGORIES)
+    assert not set(lists["train"]) & set(lists["held_out"])
