@@ -250,11 +250,11 @@ def open_model(
     cache, real = config.out / "cache", None
     with place.main_process_first():
         texts = encode_texts(cache, model, config.base, split, device)
-        model.drop_text_encoders()
         if config.offline:
             images = read_offline(config.offline, config.offline_limit)
             sides = config.height, config.width
             real = RealRows(cache_offline(cache, model, config.base, images, *sides), device)
+    model.drop_text_encoders()
     targets = model.lora_targets(config.targets)
     add_lora(model.network, config.rank, targets, seeding.mix(config.seed, LORA))
     return model, texts, real
