@@ -145,7 +145,8 @@ class Ledger:
         """The same figures on every process."""
         if not self._due("watch"):
             return {}
-        said = [self.watcher.figures() if self.place.is_main_process else {}]
+        kept = self.run.folder / "watched"
+        said = [self.watcher.figures(kept, step) if self.place.is_main_process else {}]
         if self.place.num_processes > 1:
             broadcast_object_list(said)
         if step == 0:

@@ -4,8 +4,10 @@ The second detector never taught the model: where its score stops falling, heali
 hacking. The loss on real images tells the same from another side.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,8 @@ from torch.nn import functional as F
 from core import seeds as seeding
 from core.contracts import ArtifactMap, Conditioning, Detector, Images
 from core.heatmap import overlay
-from core.images import contact_sheet
+from core.images import contact_sheet, write_image
+from core.storage import write_atomic
 from treat.lora import adapter_off
 from treat.offline import LATENTS, RealRows
 from treat.texts import Sampler
@@ -100,10 +103,19 @@ class Watcher:
     ):
         self.sampler, self.detectors, self.real, self.seed = sampler, detectors, real, seed
 
-    def figures(self) -> dict[str, float]:
-        """Scores of every detector by name, sharpness, and the loss on real images."""
+    def figures(self, kept: Path, step: int) -> dict[str, float]:
+        """Scores of every detector by name, sharpness, and the loss on real images.
+
+        The images stay in `kept`, so that a judge who must not take part can read them later.
+        """
         texts = self.sampler.texts
         images = self.sampler(texts.held, self._seeds(len(texts.held)))
+        look = kept / f"step-{step:08d}"
+        look.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in texts.said(texts.held)]
+        write_atomic(kept / "prompts.jsonl", "".join(lines).encode())
+        for i, image in enumerate(images):
+            write_image(look / f"{i:05d}.png", image)
         figures = {"sharpness": sharpness(images).item()}
         for name, detector in self.detectors.items():
             figures |= scores(self._maps(detector, images, texts.said(texts.held)), name)
