@@ -168,6 +168,10 @@ class Demo:
         )
 
     def treat(self, name: str, **changes: Any) -> int | None:
+        return treat.train.main(self.treatment(name, **changes))
+
+    def treatment(self, name: str, **changes: Any) -> treat.train.Config:
+        """The settings of one treatment: the demo's own, and what differs."""
         given = {
             "base": self.newest,
             "prompts": self.out / "prompts/train.txt",
@@ -178,9 +182,7 @@ class Demo:
             "height": SIZE,
             "width": SIZE,
         }
-        return treat.train.main(
-            checked(treat.train.Config, {**self.settings.treat, **given, **changes})
-        )
+        return checked(treat.train.Config, {**self.settings.treat, **given, **changes})
 
     def claim(self) -> None:
         """Take the folder, or go on in it; `UserError` if it holds something else."""
