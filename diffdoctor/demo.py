@@ -27,7 +27,7 @@ from core.run import plain
 from core.storage import write_atomic
 from diffdoctor import demo_data as data
 from diffdoctor.demo_settings import FULL, QUICK, Settings
-from miniature.bases import GRADES, base_folder
+from miniature.bases import DETECTORS, GRADES, base_folder
 from miniature.law import SIZE
 from miniature.meters import NAME, Bench
 from miniature.prompts import split
@@ -102,10 +102,10 @@ class Demo:
         data.write_renders(out / "real", self.newest, train, s.renders, fourth)
 
     def train_detector(self) -> int | None:
-        return self.detect("detector", "data/train", self.settings.seed)
+        return self.detect("detector", "data/train", "first", self.settings.seed)
 
     def train_second_detector(self) -> int | None:
-        return self.detect("second_detector", "data/second", self.settings.seed + 1)
+        return self.detect("second_detector", "data/second", "second", self.settings.seed + 1)
 
     def measure_detector(self) -> None:
         given = {
@@ -161,8 +161,14 @@ class Demo:
 
     # What stages share
 
-    def detect(self, name: str, folder: str, seed: int) -> int | None:
-        given = {"data": (self.out / folder,), "out": self.out / name, "seed": seed}
+    def detect(self, name: str, folder: str, start: str, seed: int) -> int | None:
+        """Train on, from one of the shipped detectors: from nothing it would take an hour."""
+        given = {
+            "data": (self.out / folder,),
+            "out": self.out / name,
+            "init": DETECTORS / start,
+            "seed": seed,
+        }
         return detector.train.main(
             checked(detector.train.Config, {**self.settings.detector, **given})
         )

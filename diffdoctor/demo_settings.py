@@ -11,29 +11,38 @@ class Settings:
 
     seed: int = 0
     sampling_steps: int = 4
-    labelled: int = 1000
+    labelled: int = 200
     """Labelled images of each grade for the detector."""
-    second_labelled: int = 500
+    second_labelled: int = 100
     """The same for the second detector, which shares no image with the first."""
-    renders: int = 1500
+    renders: int = 400
     """Valid images for each detector, and as the real images of the treatment."""
-    tested: int = 300
+    tested: int = 200
     """Held-out images and renders that the detector is measured on."""
     evaluated: int = 300
     """Images of each arm."""
     detector: Mapping[str, Any] = field(
-        default_factory=lambda: {"steps": 600, "batch": 32, "valid_every": 300}
+        default_factory=lambda: {
+            "steps": 60,
+            "batch": 16,
+            "warmup": 10,
+            "learning_rate": 5e-4,
+            "loss": "bce",
+            "augmentation": {"shrink": 0},
+            "valid_every": 60,
+            "ema": 0.9,
+        }
     )
     treat: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "steps": 120,
+            "steps": 80,
             "batch": 16,
             "last": 1,
             "selection": "area",
             "pixel_weight": 20.0,
             "offline_weight": 2.0,
             "lock_weight": 5.0,
-            "learning_rate": 3e-4,
+            "learning_rate": 5e-4,
             "watch_every": 20,
             "picture_every": 40,
             "checkpoint_every": 40,
@@ -44,11 +53,11 @@ class Settings:
 FULL = Settings()
 QUICK = replace(
     FULL,
-    labelled=200,
-    second_labelled=100,
-    renders=300,
-    tested=60,
-    evaluated=60,
-    detector={"steps": 120, "batch": 32, "valid_every": 120, "warmup": 20},
-    treat={**FULL.treat, "steps": 20, "watch_every": 10, "picture_every": 20},
+    labelled=20,
+    second_labelled=10,
+    renders=60,
+    tested=20,
+    evaluated=30,
+    detector={**FULL.detector, "steps": 8, "warmup": 2, "valid_every": 8},
+    treat={**FULL.treat, "steps": 10, "watch_every": 5, "watch_images": 10, "picture_every": 10},
 )

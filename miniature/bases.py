@@ -20,6 +20,8 @@ from miniature.text import make_clip_tokenizer, make_t5_tokenizer
 
 GRADES = ("newest", "middle", "oldest")
 SHIPPED = Path(__file__).parent / "bases"
+DETECTORS = Path(__file__).parent / "detectors"
+"""Two trained detectors that share no image, `first` and `second` (`benchmarks.starters`)."""
 SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 

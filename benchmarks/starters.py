@@ -1,0 +1,74 @@
+"""Train the two detectors that ship with the miniature, from which the demo's own start.
+
+    python -m benchmarks.starters --out runs/starters
+
+Each learns from labelled images of all grades, planted faults and sound renders, and shares no
+image with the other: the first may teach a treatment, the second only watches. An hour on two
+cores. The folders `runs/starters/{first,second}/detector` are what `miniature/detectors/` holds.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+import core.config
+import detector.train
+from core.shards import ShardWriter
+from detector.augment import Augmentation
+from diffdoctor import demo_data
+from miniature.bases import GRADES, base_folder
+from miniature.prompts import split
+from miniature.render import fault_samples, open_autoencoder
+
+
+class Config(core.config.Config):
+    """How much the two detectors learn from."""
+
+    out: Path = Path("runs/starters")
+    labelled: int = Field(1500, ge=1)
+    """Images of each grade that the oracle labels, for the first detector."""
+    second_labelled: int = Field(1000, ge=1)
+    """Images of the newest grade for the second detector."""
+    faults: int = Field(1200, ge=1)
+    """Planted faults for each; half as many sound renders."""
+    steps: int = Field(1300, ge=1)
+
+
+SEEDS = {"first": 100, "second": 200}
+
+
+def main(config: Config) -> int | None:
+    for number, (name, seed) in enumerate(SEEDS.items()):
+        folder = config.out / "data" / name
+        grades = GRADES if name == "first" else GRADES[:1]
+        n = config.labelled if name == "first" else config.second_labelled
+        for grade in grades:
+            demo_data.write_generated(folder, str(base_folder(grade)), "train", n, 4, seed)
+        write_procedural(folder, config.faults, seed)
+        settings = detector.train.Config(
+            data=(folder,),
+            out=config.out / name,
+            steps=config.steps,
+            loss="bce",
+            learning_rate=2e-3,
+            decay="cosine",
+            augmentation=Augmentation(shrink=0),
+            seed=number + 1,
+        )
+        code = detector.train.main(settings)
+        if code:
+            return code
+    return None
+
+
+def write_procedural(folder: Path, faults: int, seed: int) -> None:
+    """Planted faults and sound renders, both as the base's autoencoder shows them."""
+    newest = str(base_folder("newest"))
+    with ShardWriter(folder, shard_size=200, name="fault") as writer:
+        for sample in fault_samples(faults, seed, open_autoencoder(newest)):
+            writer.write(sample)
+    demo_data.write_renders(folder, newest, split()["train"], faults // 2, seed)
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m benchmarks.starters")
