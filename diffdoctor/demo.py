@@ -32,6 +32,7 @@ from miniature.law import SIZE
 from miniature.meters import NAME, Bench
 from miniature.prompts import split
 from treat.adapter import WEIGHTS
+from treat.train import Config as Treatment
 
 FIGURES = ("artifact_frequency", "artifact_area", "attribute_match", "entropy", "sharpness", "n")
 
@@ -176,7 +177,7 @@ class Demo:
     def treat(self, name: str, **changes: Any) -> int | None:
         return treat.train.main(self.treatment(name, **changes))
 
-    def treatment(self, name: str, **changes: Any) -> treat.train.Config:
+    def treatment(self, name: str, **changes: Any) -> Treatment:
         """The settings of one treatment: the demo's own, and what differs."""
         given = {
             "base": self.newest,
@@ -188,7 +189,7 @@ class Demo:
             "height": SIZE,
             "width": SIZE,
         }
-        return checked(treat.train.Config, {**self.settings.treat, **given, **changes})
+        return checked(Treatment, {**self.settings.treat, **given, **changes})
 
     def claim(self) -> None:
         """Take the folder, or go on in it; `UserError` if it holds something else."""
