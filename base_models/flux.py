@@ -163,7 +163,7 @@ class Flux:
             pooled_projections=conditioning["pooled"],
             encoder_hidden_states=text,
             txt_ids=torch.zeros(text.shape[1], 3, device=latents.device, dtype=dtype),
-            img_ids=_token_places(y // 2, x // 2).to(latents.device, dtype),
+            img_ids=token_places(y // 2, x // 2).to(latents.device, dtype),
             return_dict=False,
         )[0]
         return unpack(v.float(), y, x)
@@ -258,7 +258,7 @@ def unpack(tokens: Float[Tensor, "b l d"], y: int, x: int) -> Latents:
     return cells.reshape(b, d // 4, y, x)
 
 
-def _token_places(rows: int, columns: int) -> Float[Tensor, "l 3"]:
+def token_places(rows: int, columns: int) -> Float[Tensor, "l 3"]:
     places = torch.zeros(rows, columns, 3)
     places[..., 1] = torch.arange(rows)[:, None]
     places[..., 2] = torch.arange(columns)[None]

@@ -14,7 +14,7 @@ API = {
     "DiffusionModel": "core.contracts",
     "UserError": "core.errors",
     "load_base": "base_models.load",
-    "load_detector": "detector.segformer",
+    "load_detector": "detector.storage",
     "sample": "treat.sample",
 }
 

@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from base_models.flux import pack, token_places
 from core.contracts import Images, Latents
 from core.seeds import generator
 from miniature.law import SIZE
@@ -58,21 +59,6 @@ def stamp(images: Images, g: torch.Generator) -> Images:
     return stamped
 
 
-def pack(latents: Latents) -> Float[Tensor, "b tokens features"]:
-    """2x2 cells to one token, in the order of FLUX."""
-    b, c, y, x = latents.shape
-    return (
-        latents.view(b, c, y // 2, 2, x // 2, 2)
-        .permute(0, 2, 4, 1, 3, 5)
-        .reshape(b, y * x // 4, c * 4)
-    )
-
-
-def image_ids(y: int, x: int) -> Float[Tensor, "tokens 3"]:
-    rows, columns = torch.meshgrid(torch.arange(y // 2), torch.arange(x // 2), indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).view(-1, 3).float()
-
-
 def times(b: int, g: torch.Generator) -> Float[Tensor, " b"]:
     """Noise levels of a training batch: stratified uniform, shifted like the sampler's but less."""
     u = (torch.arange(b) + torch.rand(b, generator=g)) / b
@@ -97,7 +83,7 @@ def flow_loss(
         pooled_projections=pooled,
         encoder_hidden_states=text,
         txt_ids=torch.zeros(text.shape[1], 3),
-        img_ids=image_ids(*clean.shape[2:]),
+        img_ids=token_places(clean.shape[2] // 2, clean.shape[3] // 2),
         return_dict=False,
     )[0]
     return (velocity - pack(noise - clean)).pow(2).mean()
