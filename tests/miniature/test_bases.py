@@ -1,0 +1,35 @@
+"""The shipped bases: small, complete, and the same images from plain diffusers as from ours."""
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from base_models.load import load_base
+from miniature.bases import GRADES, SHIPPED, base_folder
+from treat.sample import sample
+
+PROMPT = "a left hand, tan skin, over snow"
+
+
+def test_the_flux_grades_stay_under_25_megabytes():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) < 25e6
+
+
+@pytest.mark.parametrize("grade", GRADES)
+def test_plain_diffusers_draws_what_we_draw(grade: str):
+    folder = base_folder(grade)
+    pipeline = FluxPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPT, height=64, width=64, num_inference_steps=4, max_sequence_length=16,
+        generator=torch.Generator().manual_seed(3), output_type="pt",
+    ).images  # fmt: skip
+    ours = sample(load_base(str(folder)), [PROMPT], [3], steps=4, height=64, width=64)
+    # Ours is rounded to 8 bits.
+    assert (ours - theirs).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_no_file_of_a_base_names_a_place_on_the_machine_that_made_it():
+    for path in SHIPPED.rglob("*.json"):
+        assert "/home" not in path.read_text() and '"_name_or_path": "/' not in path.read_text()
