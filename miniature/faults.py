@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from core.contracts import Images
-from miniature.law import SIZE, Scenes, draw
+from miniature.law import CATEGORIES, SIZE, Scenes, draw
 from miniature.paint import coverages, font, pixel_grid, render, spelling, visible
 
 
@@ -20,6 +20,8 @@ class Fault:
     category: str
     structural: bool
     plant: Callable[[Scenes, torch.Generator], Images]
+    either: str | None = None
+    """The factor whose other values may explain the image with as small an edit."""
 
 
 def with_factor(scene: Scenes, name: str, values: Tensor) -> Images:
@@ -98,8 +100,8 @@ FAULTS = {
     "extra finger": Fault("hand", True, extra_finger),
     "missing finger": Fault("hand", True, missing_finger),
     "broken ring": Fault("bicycle", True, broken_ring),
-    "misspelt word": Fault("sign", True, misspelt_word),
-    "unequal irises": Fault("face", True, unequal_irises),
+    "misspelt word": Fault("sign", True, misspelt_word, either="word"),
+    "unequal irises": Fault("face", True, unequal_irises, either="iris"),
     "deleted object": Fault("face", True, deleted_eye),
     "blur": Fault("face", False, blur),
     "grey-out": Fault("bicycle", False, grey_out),
@@ -111,5 +113,26 @@ def plant(name: str, n: int, g: torch.Generator) -> tuple[Scenes, Images, Bool[T
     fault = FAULTS[name]
     scene = draw(fault.category, n, g)
     broken = fault.plant(scene, g).clamp(0, 1)
-    changed = (broken - render(scene)).norm(dim=1) > 0.25
-    return scene, broken, changed
+    return scene, broken, differ(broken, render(scene))
+
+
+def differ(a: Images, b: Images) -> Bool[Tensor, "n h w"]:
+    """Pixels that a person sees differ."""
+    return (a - b).norm(dim=1) > 0.25
+
+
+def acceptable(name: str, scene: Scenes, broken: Images) -> Bool[Tensor, "n k h w"]:
+    """The masks that may stand for the fault: the pixels planted, then equally small edits.
+
+    Of two unequal eyes either may be the odd one, and a misspelt word may be one letter from two
+    words. Where an edit is larger by half, the planted mask stands in its place.
+    """
+    planted = differ(broken, render(scene))
+    masks, factor = [planted], FAULTS[name].either
+    if factor is not None:
+        for value in range(len(CATEGORIES[scene.category].factors[factor])):
+            index = torch.full((len(scene),), value)
+            other = differ(broken, with_factor(scene, factor, index).clamp(0, 1))
+            small = other.flatten(1).sum(dim=1) <= 1.5 * planted.flatten(1).sum(dim=1)
+            masks.append(torch.where(small[:, None, None], other, planted))
+    return torch.stack(masks, dim=1)

@@ -9,10 +9,10 @@ OUT/prompts.jsonl. Image i depends on the seed, i and its prompt alone.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
@@ -32,6 +32,7 @@ from miniature.law import prompts as prompts_of
 from miniature.oracle import grow
 from miniature.paint import render
 from miniature.prompts import balanced, category_of, stated
+from miniature.vae import posterior
 
 VALID, FAULT, CORRUPTION = 21, 22, 23
 """What a draw is for; see `core.seeds`."""
@@ -156,8 +157,8 @@ def open_autoencoder(base: str) -> AutoencoderKL:
 @torch.no_grad()
 def roundtrip(vae: AutoencoderKL, images: Images) -> Images:
     """Images as the autoencoder draws them, 8-bit: what a perfect base model could make."""
-    latents = vae.encode(images * 2 - 1).latent_dist.mode()  # type: ignore[union-attr]
-    return round_to_8bit((vae.decode(latents).sample + 1) / 2)  # type: ignore[union-attr]
+    decode: Any = vae.decode
+    return round_to_8bit((decode(posterior(vae, images).mode()).sample + 1) / 2)
 
 
 def _plan(n: int, seed: int, allowed: Sequence[str], off_grid: bool, through: bool) -> list[Record]:
