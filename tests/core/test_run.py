@@ -234,11 +234,16 @@ def test_a_second_ctrl_c_stops_at_once(out):
 
 
 def test_a_forgotten_run_gives_lock_and_signals_free(out):
-    start(out)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
-    start(out).close()
+    # A shell that starts the tests in the background has Ctrl-C ignored: here it must not be.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        start(out)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        start(out).close()
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_a_forked_child_dies_of_its_signal(out):
