@@ -35,7 +35,7 @@ class Settings:
     )
     treat: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "steps": 80,
+            "steps": 60,
             "batch": 16,
             "last": 1,
             "selection": "area",
@@ -44,8 +44,8 @@ class Settings:
             "lock_weight": 5.0,
             "learning_rate": 5e-4,
             "watch_every": 20,
-            "picture_every": 40,
-            "checkpoint_every": 40,
+            "picture_every": 30,
+            "checkpoint_every": 20,
         }
     )
 

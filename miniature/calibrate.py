@@ -32,9 +32,10 @@ from core.contracts import Images
 from core.images import round_to_8bit
 from core.seeds import generator
 from core.storage import write_atomic
+from miniature.blobs import blob_sizes, grow
 from miniature.faults import FAULTS, acceptable, plant
 from miniature.law import CATEGORIES, draw, draw_off_grid, prompts
-from miniature.oracle import BLOB, Oracle, blob_sizes, grow
+from miniature.oracle import BLOB, Oracle
 from miniature.paint import render
 from miniature.render import OFF_GRID_TINT, open_autoencoder, roundtrip
 

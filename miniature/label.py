@@ -22,8 +22,9 @@ from core.errors import UserError
 from core.heatmap import read_map, write_map
 from core.images import read_images
 from core.storage import write_atomic
-from miniature import listing, oracle
+from miniature import blobs, listing
 from miniature.law import CATEGORIES
+from miniature.oracle import Oracle
 from miniature.prompts import category_of
 
 BATCH = 16
@@ -66,7 +67,7 @@ def label(
     `progress` gets the number of images just done. Raises `UserError` for images of another size
     and for prompts that are not of the world.
     """
-    return oracle.grow(oracle.Oracle().diagnose(images, prompts, progress).map, grow)
+    return blobs.grow(Oracle().diagnose(images, prompts, progress).map, grow)
 
 
 def batches(paths: Sequence[Path], said: Mapping[Path, str]) -> list[list[Path]]:

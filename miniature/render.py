@@ -25,11 +25,11 @@ from core.samples import Record, Sample
 from core.seeds import generator, mix
 from miniature import listing
 from miniature.bases import base_folder
+from miniature.blobs import grow
 from miniature.corruption import corrupt
 from miniature.faults import FAULTS, plant
 from miniature.law import CATEGORIES, SIZE, Scenes, all_prompts, draw, draw_off_grid
 from miniature.law import prompts as prompts_of
-from miniature.oracle import grow
 from miniature.paint import render
 from miniature.prompts import balanced, category_of, stated
 from miniature.vae import posterior
