@@ -73,7 +73,7 @@ class Task(NamedTuple):
     kind: str
     pose: str
     vae: str | None
-    count: int
+    images: int
     number: int
     seed: int
 
@@ -131,17 +131,17 @@ def run(task: Task) -> Reading:
 def read_valid(task: Task) -> Reading:
     g = generator(task.seed, VALID, list(CATEGORIES).index(task.kind), task.number)
     if task.pose == POSES[0]:
-        scenes = draw(task.kind, task.count, g)
+        scenes = draw(task.kind, task.images, g)
     else:
-        scenes = draw_off_grid(task.kind, task.count, g, OFF_GRID_TINT)
+        scenes = draw_off_grid(task.kind, task.images, g, OFF_GRID_TINT)
     posterior = look(render(scenes), prompts(scenes), task.vae)
     largest = blob_sizes(posterior > 0.5).flatten(1).amax(dim=1).numpy()
-    return Reading(largest, np.full(task.count, np.nan))
+    return Reading(largest, np.full(task.images, np.nan))
 
 
 def read_fault(task: Task) -> Reading:
     g = generator(task.seed, BROKEN, list(FAULTS).index(task.kind), task.number)
-    scenes, broken, _ = plant(task.kind, task.count, g)
+    scenes, broken, _ = plant(task.kind, task.images, g)
     masks = acceptable(task.kind, scenes, broken)
     posterior = look(broken, prompts(scenes), task.vae)
     sizes = blob_sizes(posterior > 0.5)

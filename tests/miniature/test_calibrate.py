@@ -24,10 +24,10 @@ from miniature.law import CATEGORIES
 
 def test_plan_holds_every_kind_in_every_setting():
     tasks = plan(Config(n=120, faults=60, vae="newest"))
-    assert sum(task.count for task in tasks if task.what == "valid") == 120 * 5 * 2 * 2
-    assert sum(task.count for task in tasks if task.what == "fault") == 60 * len(FAULTS) * 2
+    assert sum(task.images for task in tasks if task.what == "valid") == 120 * 5 * 2 * 2
+    assert sum(task.images for task in tasks if task.what == "fault") == 60 * len(FAULTS) * 2
     assert {task.kind for task in tasks} == {*CATEGORIES, *FAULTS}
-    assert max(task.count for task in tasks) <= calibrate.CHUNK
+    assert max(task.images for task in tasks) <= calibrate.CHUNK
 
 
 def test_a_valid_task_and_a_broken_one():
