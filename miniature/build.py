@@ -6,6 +6,7 @@ The run folder keeps every finished stage; the same command takes up where it st
 two cores; nothing is downloaded.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ class Config(core.config.Config):
     """Where the pipeline folders of the three grades go."""
     run: Path = Path("runs/build")
     """Run folder; the same command resumes it."""
+    start: Path | None = None
+    """Pipeline folder to go on from: its autoencoder, text encoders and transformer."""
     seed: int = 0
     vae_steps: int = Field(2600, ge=1)
     """Updates of the autoencoder, 16 images each."""
@@ -92,10 +95,12 @@ def grade_steps(config: Config) -> dict[str, int]:
 def stage_vae(run: Run, config: Config) -> AutoencoderKL:
     """The autoencoder, learnt from renders."""
     model, path = fresh(vae.make_vae, config.seed, VAE), run.folder / "vae.safetensors"
+    if config.start and not path.exists():
+        keep_weights(AutoencoderKL.from_pretrained(config.start / "vae"), path)
     if not path.exists():
         images = vae_images(config.seed)
         learn_vae(run, model, list(model.parameters()), images, config.vae_steps, config.seed)
-        save_file({name: w.contiguous() for name, w in model.state_dict().items()}, path)
+        keep_weights(model, path)
     model.load_state_dict(load_file(path))
     return model.eval()
 
@@ -112,7 +117,7 @@ def stage_decoder(
         model.encoder.requires_grad_(False)
         images, weights = vae_images(config.seed + 1), list(model.decoder.parameters())
         learn_vae(run, model, weights, images, config.decoder_steps, config.seed + 1)
-        save_file({name: w.contiguous() for name, w in model.state_dict().items()}, path)
+        keep_weights(model, path)
     if path.exists():
         model.load_state_dict(load_file(path))
     return model.eval()
@@ -153,12 +158,16 @@ def stage_readers(run: Run, config: Config) -> tuple[CLIPTextModel, T5EncoderMod
     tokens = text.make_clip_tokenizer(), text.make_t5_tokenizer()
     clip = fresh(lambda: text.make_clip(tokens[0]), config.seed, READ)
     t5 = fresh(lambda: text.make_t5(tokens[1]), config.seed, READ)
+    if config.start and not (run.folder / "t5.safetensors").exists():
+        clip = CLIPTextModel.from_pretrained(config.start / "text_encoder")
+        t5 = T5EncoderModel.from_pretrained(config.start / "text_encoder_2")
+        keep_weights(clip, run.folder / "clip.safetensors")
+        keep_weights(t5, run.folder / "t5.safetensors")
     if not (run.folder / "t5.safetensors").exists():
         right = text.teach(clip, t5, tokens, config.read_steps, mix(config.seed, READ))
         run.event("info", f"the text encoders answer {right:.1%} of the questions")
         for name, model in (("clip", clip), ("t5", t5)):
-            weights = {k: v.contiguous().clone() for k, v in model.state_dict().items()}
-            save_file(weights, run.folder / f"{name}.safetensors")
+            keep_weights(model, run.folder / f"{name}.safetensors")
     clip.load_state_dict(load_file(run.folder / "clip.safetensors"))
     t5.load_state_dict(load_file(run.folder / "t5.safetensors"))
     return clip.eval(), t5.eval()
@@ -187,10 +196,23 @@ def stage_pool(run: Run, config: Config, autoencoder: AutoencoderKL) -> dict[str
             latents.append(mode.half().contiguous())
             said += [numbers[prompt] for prompt in told]
         stack = torch.cat(latents)
-        clean = stack[:-stamped].float()
+        mean, std = latent_scale(config, stack[:-stamped].float())
         pool = {"latents": stack, "prompts": torch.tensor(said), "stamped": torch.tensor(stamped)}
-        save_file(pool | {"mean": clean.mean(), "std": clean.std()}, path)
+        save_file(pool | {"mean": mean, "std": std}, path)
     return load_file(path)
+
+
+def latent_scale(config: Config, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation that latents are shifted and scaled by; a start's stay what they are."""
+    if config.start is None:
+        return clean.mean(), clean.std()
+    known = json.loads((config.start / "vae/config.json").read_text())
+    return torch.tensor(known["shift_factor"]), torch.tensor(1 / known["scaling_factor"])
+
+
+def keep_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's weights, tied ones once for each name."""
+    save_file({name: w.contiguous().clone() for name, w in model.state_dict().items()}, path)
 
 
 def renders(config: Config, stamped: int) -> Iterator[tuple[Tensor, list[str]]]:
@@ -211,6 +233,9 @@ def stage_flow(
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Train the base; after every step, its number and the averaged weights."""
     network = fresh(flow.make_transformer, config.seed, FLOW)
+    if config.start:
+        begun_at = FluxTransformer2DModel.from_pretrained(config.start / "transformer")
+        network.load_state_dict(begun_at.state_dict())
     optimizers = flow.optimizers(network, config.rate)
     mean = {name: w.clone() for name, w in network.state_dict().items()}
     begun = resume(run, network, optimizers, mean)

@@ -56,6 +56,22 @@ def test_stopped_training_resumes_exactly(built: Path, tmp_path: Path, monkeypat
     assert (tmp_path / path).read_bytes() == (built / path).read_bytes()
 
 
+def test_a_build_goes_on_from_a_pipeline_folder(built: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    start = built / "bases/newest"
+    settings = config(tmp_path, start=start, decoder_steps=0, steps=4, rate=1e-12)
+    assert build.main(settings) == 0
+    before, after = (
+        FluxPipeline.from_pretrained(folder) for folder in (start, tmp_path / "bases/newest")
+    )
+    for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
+        for a, b in zip(
+            getattr(before, name).parameters(), getattr(after, name).parameters(), strict=True
+        ):
+            assert torch.allclose(a, b, atol=1e-6)
+    assert before.vae.config.scaling_factor == pytest.approx(after.vae.config.scaling_factor)
+
+
 def test_shipped_bases_are_found_by_name_and_strangers_refused():
     with pytest.raises(Exception, match="newest, middle, oldest"):
         base_folder("no/such/folder")
