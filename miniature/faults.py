@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from core.contracts import Images
@@ -73,27 +73,30 @@ def deleted_eye(scene: Scenes, g: torch.Generator) -> Images:
     return torch.einsum("blhw,blc->bchw", visible(cover), scene.colours())
 
 
-def disc(scene: Scenes, g: torch.Generator, radius: float) -> Bool[Tensor, "b 1 h w"]:
-    """A disc about a random pixel of the scene's objects."""
-    shown = visible(coverages(scene))[:, 2:].sum(dim=1).flatten(1)
-    centre = torch.multinomial(shown.clamp(min=1e-6), 1, generator=g)[:, 0]
-    x, y = pixel_grid(len(scene))
+def disc(
+    where: Float[Tensor, "b h w"], g: torch.Generator, radius: float
+) -> Bool[Tensor, "b 1 h w"]:
+    """A disc about a random pixel, drawn with odds `where`."""
+    centre = torch.multinomial(where.flatten(1).clamp(min=1e-6), 1, generator=g)[:, 0]
+    x, y = pixel_grid(len(where))
     cx, cy = (centre % SIZE)[:, None, None], (centre // SIZE)[:, None, None]
     return ((x - cx) ** 2 + (y - cy) ** 2 < radius**2)[:, None]
 
 
 def blur(scene: Scenes, g: torch.Generator) -> Images:
+    """Blurred about a strong edge (hence the fourth power): on flat colour it changes nothing."""
     image = render(scene)
     reach = torch.arange(-9, 10).float()
     kernel = torch.exp(-(reach**2) / (2 * 3.0**2))
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
     soft = F.conv2d(F.pad(image, (9, 9, 0, 0), mode="replicate"), kernel, groups=3)
     soft = F.conv2d(F.pad(soft, (0, 0, 9, 9), mode="replicate"), kernel.mT, groups=3)
-    return torch.where(disc(scene, g, 13.0), soft, image)
+    return torch.where(disc((soft - image).norm(dim=1) ** 4, g, 13.0), soft, image)
 
 
 def grey_out(scene: Scenes, g: torch.Generator) -> Images:
-    return torch.where(disc(scene, g, 7.0), torch.tensor(0.5), render(scene))
+    shown = visible(coverages(scene))[:, 2:].sum(dim=1)
+    return torch.where(disc(shown, g, 7.0), torch.tensor(0.5), render(scene))
 
 
 FAULTS = {
