@@ -3,8 +3,8 @@
     python -m benchmarks.starters --out runs/starters
 
 Each learns from labelled images of all grades, planted faults and sound renders, and shares no
-image with the other: the first may teach a treatment, the second only watches. An hour on two
-cores, then both are written to `miniature/detectors/`.
+image with the other: the first may teach a treatment, the second only watches. Both are
+written to `miniature/detectors/`.
 """
 
 from pathlib import Path

@@ -25,7 +25,7 @@ from core import checkpoint
 from core.run import PAUSED, Run
 from core.seeds import generator, mix
 from miniature import flow, text, vae
-from miniature.bases import save_newest, save_older
+from miniature.bases import base_folder, save_newest, save_older
 from miniature.law import CATEGORIES, all_prompts, draw, prompts
 from miniature.paint import render
 
@@ -70,6 +70,8 @@ class Config(core.config.Config):
 
 
 def main(config: Config) -> int:
+    if config.start:
+        base_folder(str(config.start))  # refuses what is no pipeline folder
     torch.set_num_threads(config.threads)
     with Run.start(config, config.run, "build", may_change={"threads", "steps"}) as run:
         autoencoder = stage_vae(run, config)

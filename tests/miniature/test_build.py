@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from core.errors import UserError
 from core.run import PAUSED, Run
 from miniature import build
 from miniature.bases import GRADES, base_folder
@@ -73,5 +74,11 @@ def test_a_build_goes_on_from_a_pipeline_folder(built: Path, tmp_path: Path, mon
 
 
 def test_shipped_bases_are_found_by_name_and_strangers_refused():
-    with pytest.raises(Exception, match="newest, middle, oldest"):
+    with pytest.raises(UserError, match="newest, middle, oldest"):
         base_folder("no/such/folder")
+
+
+def test_a_start_that_is_no_pipeline_is_refused_before_anything_is_made(tmp_path: Path):
+    with pytest.raises(UserError, match="no base model"):
+        build.main(config(tmp_path, start=tmp_path / "nothing"))
+    assert not (tmp_path / "run").exists()
