@@ -128,6 +128,7 @@ def fine_tune(
     *,
     batch: int = 16,
     learning_rate: float = 2e-4,
+    loss: Literal["mse", "bce"] = "mse",
     augmentation: Augmentation | None = None,
 ) -> SegformerDetector:
     """Train the given detector (unfrozen, whole) in place for some steps; returns it in eval mode.
@@ -148,6 +149,7 @@ def fine_tune(
             seed=seed,
             batch=batch,
             rate=learning_rate * (1 - step / steps),
+            loss=loss,
         )
     learner.optimizer.zero_grad(set_to_none=True)
     return detector.eval()

@@ -3,8 +3,8 @@
     python -m miniature.calibrate --n 1000 --faults 200 --vae newest --json oracle.json
 
 False alarms on valid renders, on the grid and off it, before and after the autoencoder; the share
-found of each planted fault, and how well the map covers it; both for every blob size that the
-rule could use (`miniature.oracle.BLOB`). Legend: n images, k acceptable masks, h w pixels.
+found of each planted fault, and how well the map covers it; both for every blob size that a
+category's rule could use (`miniature.oracle.BLOB`). Legend: n images, k acceptable masks, h w pixels.
 """
 
 import json
@@ -146,7 +146,7 @@ def read_fault(task: Task) -> Reading:
     posterior = look(broken, prompts(scenes), task.vae)
     sizes = blob_sizes(posterior > 0.5)
     touching = blob_sizes_touching(sizes, widen(masks.any(dim=1)))
-    found = sizes >= BLOB
+    found = sizes >= BLOB[scenes.category]
     overlap = torch.stack([tolerant_overlap(found, mask) for mask in masks.unbind(1)])
     return Reading(touching.numpy(), overlap.amax(dim=0).numpy())
 
@@ -194,7 +194,7 @@ def summarise(found: dict[Task, Reading]) -> dict[str, dict]:
     figures: dict[str, dict] = {"false_alarms": {}, "found": {}, "overlap": {}}
     for (what, kind, setting), readings in groups.items():
         largest = np.concatenate([reading.largest for reading in readings])
-        shares = {str(k): float((largest >= k).mean()) for k in sorted({*BLOBS, BLOB})}
+        shares = {str(k): float((largest >= k).mean()) for k in sorted({*BLOBS, *BLOB.values()})}
         name = "false_alarms" if what == "valid" else "found"
         figures[name].setdefault(kind, {})[setting] = shares | {"n": len(largest)}
         if what == "fault":
@@ -208,41 +208,37 @@ def summarise(found: dict[Task, Reading]) -> dict[str, dict]:
 
 def tables(figures: dict) -> list[Table]:
     """False alarms and finds at the rule in force, and the sweep of the worst of each."""
-    rule = str(figures["blob"])
-    alarms = grid(f"false alarms, % (blob of {rule})", figures["false_alarms"], rule)
-    finds = grid(f"found, % (blob of {rule})", figures["found"], rule)
+    alarms = grid("false alarms, % (blob)", figures["false_alarms"], figures["blob"])
+    finds = grid("found, % (blob)", figures["found"], figures["blob"])
     overlap = Table("fault", *settings(figures["overlap"]), title="overlap (IoU, 1 px tolerance)")
     for kind, row in figures["overlap"].items():
         overlap.add_row(kind, *(f"{value:.2f}" for value in row.values()))
-    return [alarms, finds, overlap, sweep(figures)]
+    return [alarms, finds, overlap, *(sweep(figures, name) for name in figures["false_alarms"])]
 
 
-def grid(title: str, rows: dict, size: str) -> Table:
+def category(kind: str) -> str:
+    """The category of a kind of valid image (itself) or of a fault."""
+    return FAULTS[kind].category if kind in FAULTS else kind
+
+
+def grid(title: str, rows: dict, blob: dict[str, int]) -> Table:
     table = Table("kind", *settings(rows), "n", title=title)
     for kind, row in rows.items():
-        shown = [f"{100 * shares[size]:.1f}" for shares in row.values()]
+        size = str(blob[category(kind)])
+        shown = [f"{100 * shares[size]:.1f} ({size})" for shares in row.values()]
         table.add_row(kind, *shown, str(next(iter(row.values()))["n"]))
     return table
 
 
-def sweep(figures: dict) -> Table:
-    """For every blob size the worst category and the worst structural fault, in any setting."""
-    table = Table("blob", "most false alarms, %", "least found, %", title="choice of the blob size")
-    sizes = [
-        size for size in next(iter(next(iter(figures["found"].values())).values())) if size != "n"
-    ]
-    for size in sizes:
-        most = max(
-            (shares[size], f"{kind} {setting}")
-            for kind, row in figures["false_alarms"].items()
-            for setting, shares in row.items()
-        )
-        least = min(
-            (shares[size], f"{kind}, {setting}")
-            for kind, row in figures["found"].items()
-            for setting, shares in row.items()
-            if FAULTS[kind].structural
-        )
+def sweep(figures: dict, name: str) -> Table:
+    """For every blob size a category's most false alarms and least found, in any setting."""
+    alarms = figures["false_alarms"][name]
+    finds = {f"{kind}, {setting}": shares for kind, row in figures["found"].items()
+             if category(kind) == name for setting, shares in row.items()}  # fmt: skip
+    table = Table("blob", "most false alarms, %", "least found, %", title=f"blob size: {name}")
+    for size in [size for size in next(iter(alarms.values())) if size != "n"]:
+        most = max((shares[size], setting) for setting, shares in alarms.items())
+        least = min(((shares[size], fault) for fault, shares in finds.items()), default=(1.0, "-"))
         table.add_row(size, *(f"{100 * share:.1f}  {name}" for share, name in (most, least)))
     return table
 

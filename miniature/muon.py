@@ -1,7 +1,8 @@
 """Muon in float32: matrix gradients in, orthogonalised momentum steps out.
 
 `torch.optim.Muon` iterates in bfloat16, which a CPU without bfloat16 units does at a third of
-its float32 speed. Source: Jordan et al. 2024, with the step scaled to AdamW's usual size.
+its float32 speed, and takes its matrices one by one; here those of one shape go together.
+Source: Jordan et al. 2024, with the step scaled to AdamW's usual size.
 """
 
 from collections.abc import Iterable
@@ -13,16 +14,16 @@ from torch import Tensor
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrix: Float[Tensor, "m n"], rounds: int = 5) -> Float[Tensor, "m n"]:
-    """The matrix with its singular values brought near 1 (quintic Newton-Schulz)."""
+def orthogonalise(matrices: Float[Tensor, "*k m n"], rounds: int = 5) -> Float[Tensor, "*k m n"]:
+    """The matrices with their singular values brought near 1 (quintic Newton-Schulz)."""
     a, b, c = NEWTON_SCHULZ
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(rounds):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -34,9 +35,20 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore
         for group in self.param_groups:
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalise(p.grad.lerp(momentum, group["momentum"]))
+            for shape, alike in self.by_shape(group["params"]).items():
+                for p in alike:
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    momentum.lerp_(p.grad, 1 - group["momentum"])
+                nesterov = [p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in alike]
                 # .2 sqrt(max(m, n)): the root mean square of an AdamW step (Liu et al. 2025).
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                size = group["lr"] * 0.2 * max(shape) ** 0.5
+                for p, update in zip(alike, orthogonalise(torch.stack(nesterov)), strict=True):
+                    p.add_(update, alpha=-size)
+
+    def by_shape(self, parameters: Iterable[Tensor]) -> dict[torch.Size, list[Tensor]]:
+        """The weights that have a gradient, grouped by their shape."""
+        groups: dict[torch.Size, list[Tensor]] = {}
+        for p in parameters:
+            if p.grad is not None:
+                groups.setdefault(p.shape, []).append(p)
+        return groups

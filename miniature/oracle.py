@@ -29,7 +29,7 @@ EDGE = 0.2
 CEILING = 9.1
 """-log of the outlier term: .02 (2 pi SIGMA^2)^1.5 / .98; beyond .30 RGB a pixel is an outlier."""
 MAX_TINT = 0.10
-BLOB = 8
+BLOB = {"hand": 8, "face": 5, "bicycle": 8, "sign": 8, "scenery": 8}
 """Connected outlier pixels that make an artifact; calibrated in `miniature.calibrate`."""
 SEARCH = {
     "hand": (3.0, 3.0, 5.0, 1.0),
@@ -179,7 +179,7 @@ def decode(images: Images, category: str) -> Scenes:
     best = swap(images, refine(images, ranked[torch.arange(len(images)) * 3]))
     drawn = render(best)
     odds = outlier_posterior((images - drawn).pow(2).sum(dim=1), variance(drawn))
-    unsure = (blob_sizes(odds > 0.5).amax(dim=(1, 2)) >= BLOB // 2).nonzero()[:, 0]
+    unsure = (blob_sizes(odds > 0.5).amax(dim=(1, 2)) >= BLOB[category] // 2).nonzero()[:, 0]
     if len(unsure):
         hard = images[unsure]
         rows = (unsure[:, None] * 3 + torch.arange(1, 3)).reshape(-1)
@@ -232,9 +232,6 @@ class Oracle:
 
     differentiable = False
 
-    def __init__(self, blob: int = BLOB) -> None:
-        self.blob = blob
-
     def __call__(self, images: Images, prompts: Sequence[str]) -> ArtifactMap:
         return self.diagnose(images, prompts).map
 
@@ -259,14 +256,16 @@ class Oracle:
 
     def _report(self, images: Images, found: list[tuple[Tensor, Scenes]]) -> Diagnosis:
         nearest, pose = torch.zeros_like(images), torch.zeros(len(images), 4)
+        least = torch.zeros(len(images), 1, 1)
         factors: list[dict[str, str]] = [{} for _ in images]
         for rows, scene in found:
             nearest[rows], pose[rows] = render(scene), scene.pose
+            least[rows] = BLOB[scene.category]
             for i, row in enumerate(rows.tolist()):
                 factors[row] = {name: scene.value(i, name) for name in scene.factors}
         squared = (images - nearest).pow(2).sum(dim=1)
         posterior = outlier_posterior(squared, variance(nearest))
-        kept = blob_sizes(posterior > 0.5) >= self.blob
+        kept = blob_sizes(posterior > 0.5) >= least
         # A blob's soft rim belongs to it; specks below the blob size do not count.
         near = F.max_pool2d(kept[:, None].float(), 3, 1, 1)
         return Diagnosis(

@@ -72,6 +72,6 @@ def vae_loss(vae: AutoencoderKL, images: Images, noise: Tensor, kl: float) -> Fl
     """Reconstruction of images in [0, 1] plus `kl` times the divergence a latent value."""
     seen = posterior(vae, images)
     decode: Any = vae.decode
-    output = decode(seen.mean + seen.std * noise).sample
+    output = decode(seen.mean + seen.std * noise).sample.float()
     divergence = 0.5 * (seen.mean**2 + seen.var - 1 - seen.logvar).mean()
     return reconstruction_loss((output + 1) / 2, images) + kl * divergence

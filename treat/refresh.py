@@ -6,6 +6,7 @@ model makes now, and the detector is fine-tuned on these mixed with the data it 
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,16 +76,20 @@ def read_labelled(folder: Path) -> list[Sample]:
 
 
 def fine_tuned(
-    detector: SegformerDetector, old: Sequence[Sample], new: Sequence[Sample], steps: int, seed: int
+    detector: SegformerDetector,
+    old: Sequence[Sample],
+    new: Sequence[Sample],
+    seed: int,
+    tuning: Mapping[str, Any],
 ) -> SegformerDetector:
-    """The same detector, learnt on; frozen again."""
+    """The same detector, learnt on with `tuning` for `fine_tune`; frozen again."""
     from detector.train import fine_tune  # the trainer needs more than a treat without refresh
 
     if not len(new):
         raise UserError("a refresh needs new labelled images: raise --refresh-images.")
     detector.frozen = False
     detector.requires_grad_(True)
-    fine_tune(detector, Mixed(old, new), steps, seed)
+    fine_tune(detector, Mixed(old, new), seed=seed, **tuning)
     return freeze(detector)
 
 
@@ -100,11 +105,11 @@ class Refresher:
         *,
         every: int,
         images: int,
-        steps: int,
+        tuning: Mapping[str, Any],
         seed: int,
     ):
         self.folder, self.detector, self.command = folder, detector, command
-        self.every, self.images, self.steps, self.seed = every, images, steps, seed
+        self.every, self.images, self.tuning, self.seed = every, images, tuning, seed
         self.old: Sequence[Sample] = open_labelled(data)[0] if data else []
         self.done: list[int] = []
         """The steps after which the detector was refreshed."""
@@ -122,9 +127,8 @@ class Refresher:
         if samples is None:
             return False
         new = [sample for past in self.done for sample in read_labelled(self._folder(past))]
-        fine_tuned(
-            self.detector, self.old, [*new, *samples], self.steps, seeding.mix(self.seed, step)
-        )
+        learnt = [*new, *samples]
+        fine_tuned(self.detector, self.old, learnt, seeding.mix(self.seed, step), self.tuning)
         return True
 
     def note(self, step: int) -> None:

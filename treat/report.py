@@ -62,6 +62,7 @@ def render(
         "<h2>Figures</h2>",
         table(summary),
         f"<p class=small>{escape(str(summary.get('method', '')))}</p>",
+        *group_tables(summary["arms"]),
     ]
     if curves:
         body += ["<h2>Over the steps</h2>", '<div class="curves">', *map(svg, curves), "</div>"]
@@ -87,6 +88,30 @@ def table(summary: Mapping[str, Any]) -> str:
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def group_tables(arms: Mapping[str, Any]) -> list[str]:
+    """For every grouping of the images (by category): frequency and area of each group and arm."""
+    groupings = [name for name in next(iter(arms.values())) if name.startswith("by_")]
+    return [_group_table(name, {arm: found[name] for arm, found in arms.items()})
+            for name in groupings]  # fmt: skip
+
+
+def _group_table(name: str, arms: Mapping[str, Mapping[str, Any]]) -> str:
+    head = "".join(f"<th>{escape(arm)}</th>" for arm in arms)
+    rows = []
+    for label, first in next(iter(arms.values())).items():
+        cells = "".join(f"<td>{_group_cell(groups[label])}</td>" for groups in arms.values())
+        rows.append(f"<tr><th>{escape(label)} <small>n = {first['n']}</small></th>{cells}</tr>")
+    return (
+        f"<h3>{escape(name.replace('_', ' ').capitalize())}: images with artifacts, and area</h3>"
+        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _group_cell(group: Mapping[str, float]) -> str:
+    return f"{group['artifact_frequency']:.1%} <small>{group['artifact_area']:.2%}</small>"
 
 
 def svg(curve: Curve, width: int = 300, height: int = 160) -> str:

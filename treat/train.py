@@ -103,7 +103,11 @@ class Config(core.config.Config):
     """Updates between two refreshes of the detector; 0: none."""
     refresh_images: int = Field(64, ge=1)
     refresh_steps: int = Field(100, ge=1)
-    """Steps of the detector in one refresh."""
+    """Steps of the detector in one refresh, 16 images each."""
+    refresh_rate: float = Field(2e-4, gt=0)
+    """Learning rate at a refresh's start; it falls to zero."""
+    refresh_loss: Literal["mse", "bce"] = "mse"
+    """The loss that the detector was trained with."""
     refresh_data: tuple[Path, ...] = ()
     """Shards the detector came from, mixed half and half with the new labels."""
 
@@ -283,7 +287,11 @@ def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> L
             config.annotator,
             every=config.refresh_every,
             images=config.refresh_images,
-            steps=config.refresh_steps,
+            tuning={
+                "steps": config.refresh_steps,
+                "learning_rate": config.refresh_rate,
+                "loss": config.refresh_loss,
+            },
             seed=config.seed,
         )
     return Ledger(

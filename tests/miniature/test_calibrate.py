@@ -32,9 +32,9 @@ def test_plan_holds_every_kind_in_every_setting():
 
 def test_a_valid_task_and_a_broken_one():
     sound = run(Task("valid", "scenery", "off the grid", None, 6, 0, 1))
-    assert sound.largest.max() < calibrate.BLOB and np.isnan(sound.overlap).all()
+    assert sound.largest.max() < calibrate.BLOB["scenery"] and np.isnan(sound.overlap).all()
     broken = run(Task("fault", "grey-out", "on the grid", None, 6, 0, 1))
-    assert (broken.largest >= calibrate.BLOB).mean() > 0.6 and broken.overlap.mean() > 0.5
+    assert (broken.largest >= calibrate.BLOB["bicycle"]).mean() > 0.6 and broken.overlap.mean() > 0.5
 
 
 def test_shares_are_counted_at_every_blob_size():
@@ -43,7 +43,7 @@ def test_shares_are_counted_at_every_blob_size():
         Task("valid", "hand", "on the grid", None, 2, 2, 0): reading([3, 0]),
         Task("fault", "extra finger", "on the grid", None, 2, 0, 0): reading([4, 40], [0.5, 1.0]),
     }
-    figures = summarise(found) | {"blob": 8}
+    figures = summarise(found) | {"blob": {"hand": 8}}
     alarms = figures["false_alarms"]["hand"]["on the grid"]
     assert (alarms["3"], alarms["8"], alarms["10"], alarms["n"]) == (0.5, 0.25, 0.0, 4)
     finds = figures["found"]["extra finger"]["planted"]
@@ -71,4 +71,4 @@ def test_program_writes_its_figures(tmp_path: Path, capsys):
     figures = json.loads((tmp_path / "oracle.json").read_text())
     assert set(figures["found"]) == set(FAULTS) and set(figures["false_alarms"]) == set(CATEGORIES)
     assert figures["settings"]["n"] == 2 and figures["blob"] == calibrate.BLOB
-    assert "choice of the blob size" in capsys.readouterr().out
+    assert "blob size: hand" in capsys.readouterr().out

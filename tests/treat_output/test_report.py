@@ -16,6 +16,10 @@ def page(prompt="a hand", curves=()):
     arms = {"base": image, "treated": image}
     pair = report.Pair(prompt, 5, arms, dict.fromkeys(arms, map_))
     figure = {"artifact_frequency": 0.5, "interval": {"artifact_frequency": [0.4, 0.6]}, "n": 9}
+    figure["by_category"] = {
+        "hand": {"artifact_frequency": 0.25, "artifact_area": 0.013, "n": 4},
+        "<sign>": {"artifact_frequency": 1.0, "artifact_area": 0.5, "n": 5},
+    }
     difference = {"difference": -0.2, "interval": [-0.3, -0.1]}
     summary = {
         "arms": {"base": figure, "treated": figure},
@@ -52,6 +56,13 @@ def test_a_hostile_prompt_stays_text():
     tags = [tag for tag, _ in elements(page(HOSTILE))]
     assert tags == [tag for tag, _ in elements(page())]
     assert "onerror" not in page(HOSTILE).split("<script>")[0]
+
+
+def test_a_row_for_every_group():
+    text = page()
+    assert "<h3>By category: images with artifacts, and area</h3>" in text
+    assert "<th>hand <small>n = 4</small></th><td>25.0% <small>1.30%</small></td>" in text
+    assert "&lt;sign&gt;" in text and "<sign>" not in text
 
 
 def test_figures_with_intervals_and_differences():
