@@ -2,12 +2,13 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import diffusers
 import huggingface_hub
 import torch
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,16 +17,36 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from base_models.flux import Flux, check_sides
+from base_models import flux, kolors, sd, sdxl, unet
+from base_models.latents import check_sides
 from core.contracts import DiffusionModel
 from core.errors import UserError
 
-FAMILIES: dict[str, tuple[Any, Any]] = {"FluxPipeline": (FluxPipeline, Flux)}
-"""`_class_name` in model_index.json -> (diffusers' pipeline, our wrapper)."""
-LIBRARIES = {"diffusers", "transformers"}
-"""Components of any other library would be code from strangers."""
+
+class Family(NamedTuple):
+    """How a kind of pipeline becomes a model."""
+
+    wrap: Callable[..., Any]
+    """A loaded pipeline and the family's options -> `DiffusionModel`."""
+    grain: Callable[[int], int]
+    """Pixels on the side of a latent cell -> what the sides of an image must divide by."""
+
+
+FAMILIES = {
+    "FluxPipeline": Family(flux.Flux.from_pipeline, flux.grain),
+    "StableDiffusionXLPipeline": Family(sdxl.from_pipeline, unet.grain),
+    "StableDiffusionPipeline": Family(sd.from_pipeline, unet.grain),
+    "KolorsPipeline": Family(kolors.from_pipeline, unet.grain),
+}
+"""By `_class_name` in model_index.json, which is also the class in diffusers."""
+LIBRARIES = {"diffusers", "transformers", "kolors"}
+"""Components of any other library would be code from strangers (`kolors` is within diffusers)."""
+UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
+"""Components that no drawing here needs: neither checked nor loaded."""
 MAX_HEADER = 100 * 1024 * 1024
 PATTERNS = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
+VARIANTS = ["*.bin", "*.fp16.*", "*.non_ema.*"]
+"""Second copies of the same weights."""
 
 
 def load_base(
@@ -37,16 +58,21 @@ def load_base(
 ) -> DiffusionModel:
     """Open a base model, frozen. Raise `UserError` before any weight is read if files are missing.
 
-    `options` go to the family's wrapper (FLUX: `guidance`, `text_tokens`).
+    `options` go to the family's wrapper (FLUX: `guidance`, `text_tokens`; the others: `guidance`,
+    `learn_empty`).
     """
     folder = Path(base).expanduser()
     if not folder.is_dir():
         folder = _download(base, revision)
-    pipeline, wrapper = FAMILIES[check_base(folder)]
-    loaded = pipeline.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True
+    name = check_base(folder)
+    loaded = getattr(diffusers, name).from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        **dict.fromkeys(UNUSED & _read_index(folder).keys()),
     )
-    return wrapper.from_pipeline(loaded, **options).to(device)
+    return FAMILIES[name].wrap(loaded, **options).to(device)
 
 
 def check_base(folder: Path) -> str:
@@ -57,7 +83,8 @@ def check_base(folder: Path) -> str:
         known = ", ".join(FAMILIES)
         raise UserError(f"{folder} holds a {family}, and only these can be treated: {known}.")
     for name, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None:
+        given = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
+        if given and name not in UNUSED:
             _check_component(folder / name, library=entry[0])
     return family
 
@@ -69,9 +96,9 @@ def check_size(base: str, height: int, width: int) -> None:
     """
     folder = Path(base).expanduser()
     if folder.is_dir():
-        check_base(folder)
-        config = _read_json(folder / "vae" / "config.json")
-        check_sides(height, width, grain=2 ** len(config.get("block_out_channels", ())))
+        family = FAMILIES[check_base(folder)]
+        channels = _read_json(folder / "vae" / "config.json").get("block_out_channels", [0])
+        check_sides(height, width, family.grain(2 ** (len(channels) - 1)))
     elif not _names_repository(base):
         raise UserError(f"There is no base model folder {base}: check the path.")
 
@@ -155,7 +182,7 @@ def _download(base: str, revision: str | None) -> Path:
         raise UserError(f"There is no base model folder {base}: check the path.")
     try:
         folder = huggingface_hub.snapshot_download(
-            base, revision=revision, allow_patterns=PATTERNS, ignore_patterns=["*.bin"]
+            base, revision=revision, allow_patterns=PATTERNS, ignore_patterns=VARIANTS
         )
     except GatedRepoError as error:
         raise UserError(

@@ -10,9 +10,10 @@ import torch
 from diffusers import FluxPipeline
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
-from base_models.load import check_base, load_base
+from base_models.load import check_base, check_size, load_base
 from core.errors import UserError
-from tests.tiny import SIZE, save_tiny, tiny_flux
+from tests.base_models.families import CASES, draw
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +36,33 @@ def nothing_heavy(monkeypatch):
     monkeypatch.setattr(FluxPipeline, "from_pretrained", refuse)
 
 
-def test_a_saved_folder_opens_to_the_same_model(saved):
-    model, reference = load_base(str(saved)), tiny_flux()
-    text, schedule = model.encode_prompts(["a hand"]), model.schedule(2, SIZE, SIZE)
-    noise = model.noise([0], SIZE, SIZE)
-    expected = reference.step(noise, 0, schedule, reference.encode_prompts(["a hand"]))
-    assert torch.equal(model.step(noise, 0, schedule, text), expected)
+@pytest.mark.parametrize("name", ["flux", "sdxl", "sd", "kolors"])
+def test_a_saved_folder_opens_to_the_same_model(name, tmp_path):
+    pipeline = CASES[name].pipeline()
+    pipeline.save_pretrained(tmp_path)
+    model = load_base(str(tmp_path))
+    assert torch.equal(draw(model), draw(CASES[name].model(pipeline)))
+    assert not any(weight.requires_grad for weight in model.network.parameters())
+    grain = 4 if name == "flux" else 8
+    check_size(str(tmp_path), 3 * grain, grain)
+    with pytest.raises(UserError, match=f"divide by {grain}"):
+        check_size(str(tmp_path), grain // 2, grain)
+
+
+def test_options_reach_the_familys_wrapper(tmp_path):
+    CASES["sdxl"].pipeline().save_pretrained(tmp_path)
+    model = load_base(str(tmp_path), guidance=1.0, learn_empty=False)
+    assert torch.equal(draw(model), draw(CASES["sdxl, unguided"].model()))
+    assert not model.learn_empty
+
+
+def test_the_safety_checker_is_neither_needed_nor_loaded(tmp_path):
+    CASES["sd"].pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert torch.equal(draw(load_base(str(tmp_path))), draw(CASES["sd"].model()))
 
 
 def truncate(path):
