@@ -9,18 +9,16 @@ Legend: b batch, h w pixels, c y x latent channels and cells, n text tokens.
 """
 
 import copy
-import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from base_models.latents import check_sides, starting_noise
+from base_models.samplers import one_step_scheduler
 from core import seeds as seeding
 from core.contracts import Conditioning, Images, Latents, Schedule
 from core.errors import UserError
@@ -172,7 +170,7 @@ class UNetModel:
         return sampler
 
     def _guided(self, x: Latents, t: Tensor, conditioning: Conditioning) -> Latents:
-        """empty + guidance (said - empty); Ho and Salimans 2022 (arXiv 2207.12598), equation 6."""
+        """empty + guidance (said - empty), guidance 1 + w of Ho and Salimans (arXiv 2207.12598)."""
         if self.guidance <= 1:
             return self._predict(x, t, conditioning)
         names = [name for name in ("text", "pooled") if name in conditioning]
@@ -269,36 +267,3 @@ def clip_tokens(tokenizer: Any, prompts: Sequence[str]) -> Any:
         truncation=True,
         return_tensors="pt",
     )
-
-
-def one_step_scheduler(scheduler: Any) -> Any:
-    """Euler or DDIM as shipped, or DDIM in place of PNDM; `UserError` for all others.
-
-    A step here depends on nothing but the latents it starts from, which PNDM's history breaks.
-    DDIM takes the same noise levels, and SD 1.x ships with PNDM throughout.
-    """
-    if isinstance(scheduler, PNDMScheduler):
-        warnings.warn(
-            "This base's PNDM sampler looks back at earlier steps; it is drawn with DDIM at the "
-            "same noise levels instead.",
-            stacklevel=2,
-        )
-        # PNDM clips nothing; DDIM would clip x0-hat to [-1, 1] by default.
-        scheduler = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
-    name, config = type(scheduler).__name__, scheduler.config
-    where = "scheduler/scheduler_config.json"
-    if not isinstance(scheduler, (DDIMScheduler, EulerDiscreteScheduler)):
-        raise UserError(
-            f"This base's {name} is random or looks back at earlier steps, and treating needs a "
-            f"sampler that does neither: set EulerDiscreteScheduler or DDIMScheduler in {where}."
-        )
-    if config.prediction_type not in ("epsilon", "v_prediction"):
-        raise UserError(f"This base predicts '{config.prediction_type}', not epsilon or v.")
-    for setting in ("clip_sample", "thresholding"):
-        if config.get(setting):
-            raise UserError(
-                f"Latents are not pixels in [-1, 1]: set {setting} to false in {where}."
-            )
-    if config.get("timestep_type") == "continuous":
-        raise UserError("This base's network takes continuous times, which is not supported.")
-    return scheduler

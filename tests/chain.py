@@ -1,5 +1,7 @@
 """One drawing with its gradient, twice: phase-split as `treat.step` does it, and in one graph."""
 
+from typing import Any
+
 import torch
 
 from treat.lora import add_lora, lora_parameters
@@ -44,7 +46,7 @@ def inputs(model, steps, size):
     return model.noise([3, 4], size, size), schedule, model.encode_prompts(PROMPTS)
 
 
-def gradients(model):
+def gradients(model) -> list[Any]:
     """The adapters', taken away from them."""
     found = [weights.grad for weights in lora_parameters(model.network)]
     for weights in lora_parameters(model.network):

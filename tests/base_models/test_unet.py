@@ -1,14 +1,16 @@
 """What only UNets have, beyond the contract: guidance in two halves, samplers, a VAE in fp32."""
 
+from typing import Any
+
 import pytest
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
     EulerAncestralDiscreteScheduler,
-    PNDMScheduler,
 )
 
 from base_models import kolors, sd, sdxl, unet
+from base_models.samplers import one_step_scheduler
 from core.errors import UserError
 from tests.base_models.families import PROMPTS, draw
 from tests.tiny import SIZE, unets
@@ -19,8 +21,7 @@ def pull(model):
     rows, schedule = model.encode_prompts(PROMPTS)["text"], model.schedule(3, SIZE, SIZE)
     text = {name: rows.clone().requires_grad_() for name in ("text", "empty_text")}
     after = model.step(model.noise([1, 2], SIZE, SIZE), 1, schedule, text)
-    after.square().sum().backward()
-    return after.detach(), text["text"].grad, text["empty_text"].grad
+    return after, *torch.autograd.grad(after.square().sum(), list(text.values()))
 
 
 def test_gradient_through_both_halves_or_the_prompts_alone():
@@ -56,7 +57,7 @@ def test_the_empty_prompt_of_sdxl(zeros):
 
 def test_a_negative_prompt_can_be_put_in_by_hand():
     """The empty half is plain conditioning: other rows there, and guidance leads away from them."""
-    pipeline = unets.tiny_sd()
+    pipeline: Any = unets.tiny_sd()
     pipeline.set_progress_bar_config(disable=True)
     model = sd.from_pipeline(pipeline)
     text = dict(model.encode_prompts(PROMPTS))
@@ -93,7 +94,7 @@ SAMPLERS = {
     "clipped": (unets.ddim(clip_sample=True), "clip_sample to false"),
     "thresholded": (unets.ddim(thresholding=True), "thresholding to false"),
     "x0": (unets.euler(prediction_type="sample"), "'sample', not epsilon or v"),
-    "x0 by PNDM": (PNDMScheduler(prediction_type="sample"), "'sample', not epsilon or v"),
+    "x0 by PNDM": (unets.pndm(prediction_type="sample"), "'sample', not epsilon or v"),
     "continuous": (
         unets.euler(prediction_type="v_prediction", timestep_type="continuous"),
         "continuous times",
@@ -106,8 +107,8 @@ SAMPLERS = {
 def test_samplers_that_cannot_be_treated(name):
     scheduler, message = SAMPLERS[name]
     with pytest.raises(UserError, match=message):
-        unet.one_step_scheduler(scheduler)
-    assert unet.one_step_scheduler(unets.euler())  # control
+        one_step_scheduler(scheduler)
+    assert one_step_scheduler(unets.euler())  # control
 
 
 def test_networks_with_guidance_distilled_into_them():

@@ -38,9 +38,9 @@ def ddim(**options: Any) -> DDIMScheduler:
     return DDIMScheduler(**{**STABLE, "clip_sample": False, **options})
 
 
-def pndm() -> PNDMScheduler:
+def pndm(**options: Any) -> PNDMScheduler:
     """SD 1.5's."""
-    return PNDMScheduler(**STABLE, skip_prk_steps=True)
+    return PNDMScheduler(**{**STABLE, "skip_prk_steps": True, **options})
 
 
 def tiny_sdxl(
