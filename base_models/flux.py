@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from base_models.latents import check_sides, starting_noise
 from core import seeds as seeding
 from core.contracts import Conditioning, Images, Latents, Schedule
 from core.errors import UserError
@@ -125,14 +126,9 @@ class Flux:
         return Schedule(scheduler.sigmas, scheduler.timesteps, height, width)
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Latents:
-        """The noise `FluxPipeline` draws for `torch.Generator().manual_seed(seed)`, image by image.
-
-        Drawn on the CPU, so that a seed names the same image on every device.
-        """
+        """As `FluxPipeline` draws it, a pure function of each seed."""
         y, x = self._latent_size(height, width)
-        shape = (1, self.vae.config.latent_channels, y, x)
-        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return torch.cat(draws).to(self.device)
+        return starting_noise(seeds, self.vae.config.latent_channels, y, x).to(self.device)
 
     def step(
         self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
@@ -231,18 +227,13 @@ class Flux:
         return presets[preset]
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
-        check_sides(height, width, grain=2 * self.cells)
+        check_sides(height, width, grain(self.cells))
         return height // self.cells, width // self.cells
 
 
-def check_sides(height: int, width: int, grain: int) -> None:
-    """Raise `UserError` unless both divide by `grain`, the pixels of one token."""
-    if height % grain or width % grain or min(height, width) < grain:
-        near = [max(grain, round(side / grain) * grain) for side in (height, width)]
-        raise UserError(
-            f"{height}x{width} pixels do not divide by {grain}, as this base needs: "
-            f"try {near[0]}x{near[1]}."
-        )
+def grain(cells: int) -> int:
+    """Pixels that both sides must divide by: 2x2 cells of `cells` pixels make a token."""
+    return 2 * cells
 
 
 def pack(latents: Latents) -> Float[Tensor, "b l d"]:

@@ -2,12 +2,14 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import diffusers
 import huggingface_hub
 import torch
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,16 +18,38 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from base_models.flux import Flux, check_sides
+from base_models import flux, kolors, sd, sdxl, unet
+from base_models.latents import check_sides
 from core.contracts import DiffusionModel
 from core.errors import UserError
 
-FAMILIES: dict[str, tuple[Any, Any]] = {"FluxPipeline": (FluxPipeline, Flux)}
-"""`_class_name` in model_index.json -> (diffusers' pipeline, our wrapper)."""
-LIBRARIES = {"diffusers", "transformers"}
-"""Components of any other library would be code from strangers."""
+
+class Family(NamedTuple):
+    """How a kind of pipeline becomes a model."""
+
+    wrap: Callable[..., Any]
+    """A loaded pipeline and the family's options -> `DiffusionModel`."""
+    grain: Callable[[int], int]
+    """Pixels on the side of a latent cell -> what the sides of an image must divide by."""
+
+
+FAMILIES = {
+    "FluxPipeline": Family(flux.Flux.from_pipeline, flux.grain),
+    "StableDiffusionXLPipeline": Family(sdxl.from_pipeline, unet.grain),
+    "StableDiffusionPipeline": Family(sd.from_pipeline, unet.grain),
+    "KolorsPipeline": Family(kolors.from_pipeline, unet.grain),
+}
+"""By `_class_name` in model_index.json, which is also the class in diffusers."""
+LIBRARIES = {"diffusers", "transformers", "kolors"}
+"""Components of any other library would be code from strangers (`kolors` is within diffusers)."""
+SINGLE_FILE = {"StableDiffusionXLPipeline", "StableDiffusionPipeline"}
+"""Families whose checkpoints also go about as one file with every network in it."""
+UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
+"""Components that no drawing here needs: neither checked nor loaded."""
 MAX_HEADER = 100 * 1024 * 1024
 PATTERNS = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
+VARIANTS = ["*.bin", "*.fp16.*", "*.non_ema.*"]
+"""Second copies of the same weights."""
 
 
 def load_base(
@@ -37,43 +61,81 @@ def load_base(
 ) -> DiffusionModel:
     """Open a base model, frozen. Raise `UserError` before any weight is read if files are missing.
 
-    `options` go to the family's wrapper (FLUX: `guidance`, `text_tokens`).
+    `base`: a pipeline folder, a Hub id, or a .safetensors file that stands in a folder with the
+    configs and tokenizers of its family. `options` go to the family's wrapper (FLUX: `guidance`,
+    `text_tokens`; the others: `guidance`, `learn_empty`).
     """
-    folder = Path(base).expanduser()
-    if not folder.is_dir():
-        folder = _download(base, revision)
-    pipeline, wrapper = FAMILIES[check_base(folder)]
-    loaded = pipeline.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True
-    )
-    return wrapper.from_pipeline(loaded, **options).to(device)
+    path = Path(base).expanduser()
+    if not path.exists():
+        path = _download(base, revision)
+    name = check_base(path)
+    return FAMILIES[name].wrap(_open(name, path, dtype), **options).to(device)
 
 
-def check_base(folder: Path) -> str:
-    """The family of a complete pipeline folder; every safetensors header agrees with its size."""
+def _open(name: str, path: Path, dtype: torch.dtype) -> Any:
+    """The pipeline of a checked folder or file."""
+    pipeline, folder = getattr(diffusers, name), _folder(path)
+    unused = dict.fromkeys(UNUSED & _read_index(folder).keys())
+    if folder == path:
+        return pipeline.from_pretrained(
+            path, dtype=dtype, local_files_only=True, use_safetensors=True, **unused
+        )
+    broken = UserError(f"{path} does not fit the configs beside it, or is no whole {name}.")
+    try:
+        loaded = pipeline.from_single_file(
+            str(path), config=str(folder), torch_dtype=dtype, local_files_only=True, **unused
+        )
+    except (KeyError, ValueError, NotImplementedError, SingleFileComponentError) as error:
+        raise broken from error
+    networks = [part for part in loaded.components.values() if isinstance(part, torch.nn.Module)]
+    if any(tensor.is_meta for network in networks for tensor in network.parameters()):
+        raise broken  # a tensor that the file lacks stays without memory
+    return loaded
+
+
+def _folder(path: Path) -> Path:
+    """Where the configs are: a single file has them beside it."""
+    return path.parent if path.is_file() else path
+
+
+def check_base(path: Path) -> str:
+    """The family of a complete pipeline; every safetensors header agrees with its file's size."""
+    folder = _folder(path)
     index = _read_index(folder)
     family = index.get("_class_name")
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"{folder} holds a {family}, and only these can be treated: {known}.")
+    single = folder != path
+    if single:
+        _check_single_file(path, family)
     for name, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None:
-            _check_component(folder / name, library=entry[0])
+        given = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
+        if given and name not in UNUSED:
+            _check_component(folder / name, library=entry[0], weights=not single)
     return family
 
 
+def _check_single_file(path: Path, family: str) -> None:
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is no .safetensors file: convert it (pickles are not opened).")
+    if family not in SINGLE_FILE:
+        raise UserError(f"A {family} is opened from its whole folder, not from a single file.")
+    check_safetensors(path)
+
+
 def check_size(base: str, height: int, width: int) -> None:
-    """Raise `UserError` for a damaged folder, or sides that its base cannot draw; no weights read.
+    """Raise `UserError` for damaged files, or sides that its base cannot draw; no weights read.
 
     A Hub id is checked when it is opened.
     """
-    folder = Path(base).expanduser()
-    if folder.is_dir():
-        check_base(folder)
-        config = _read_json(folder / "vae" / "config.json")
-        check_sides(height, width, grain=2 ** len(config.get("block_out_channels", ())))
+    path = Path(base).expanduser()
+    if path.exists():
+        family = FAMILIES[check_base(path)]
+        channels = _read_json(_folder(path) / "vae" / "config.json").get("block_out_channels", [0])
+        check_sides(height, width, family.grain(2 ** (len(channels) - 1)))
     elif not _names_repository(base):
-        raise UserError(f"There is no base model folder {base}: check the path.")
+        raise UserError(f"There is no base model {base}: check the path.")
 
 
 def _names_repository(base: str) -> bool:
@@ -84,8 +146,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
         raise UserError(
-            f"{folder} has no model_index.json: name the folder that save_pretrained wrote, "
-            "or a Hub id such as black-forest-labs/FLUX.1-schnell."
+            f"{folder} has no model_index.json: name the folder that save_pretrained wrote, a "
+            "single file among the configs of its family, or a Hub id such as "
+            "black-forest-labs/FLUX.1-schnell."
         )
     return _read_json(path)
 
@@ -100,7 +163,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_component(folder: Path, library: str) -> None:
+def _check_component(folder: Path, library: str, weights: bool) -> None:
     if library not in LIBRARIES:
         raise UserError(
             f"{folder.name} needs code from '{library}', which is never run: "
@@ -112,7 +175,7 @@ def _check_component(folder: Path, library: str) -> None:
     for path in files:
         if path.suffix == ".json":
             _read_json(path)
-    if (folder / "config.json").is_file():
+    if weights and (folder / "config.json").is_file():
         _check_weights(folder)
 
 
@@ -152,10 +215,10 @@ def check_safetensors(path: Path) -> None:
 def _download(base: str, revision: str | None) -> Path:
     """A snapshot of a Hub repository; one sentence for whatever keeps it away."""
     if not _names_repository(base):
-        raise UserError(f"There is no base model folder {base}: check the path.")
+        raise UserError(f"There is no base model {base}: check the path.")
     try:
         folder = huggingface_hub.snapshot_download(
-            base, revision=revision, allow_patterns=PATTERNS, ignore_patterns=["*.bin"]
+            base, revision=revision, allow_patterns=PATTERNS, ignore_patterns=VARIANTS
         )
     except GatedRepoError as error:
         raise UserError(

@@ -16,7 +16,10 @@ Images = Float[Tensor, "b 3 h w"]
 ArtifactMap = Float[Tensor, "b 1 h w"]
 """float32, 0 sound .. 1 surely artifact."""
 Latents = Float[Tensor, "b c y x"]
-"""float32, shifted and scaled as the network sees them, never packed into tokens."""
+"""float32, shifted and scaled as the network sees them, never packed into tokens.
+
+Between steps they also carry the scale of their sampler's noise (Euler's x0 + sigma eps).
+"""
 Conditioning = Mapping[str, Tensor]
 """What the text encoders said, batch first in every tensor; may be cached on disk."""
 
@@ -32,7 +35,11 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """The noise levels of one sampling: `sigmas` (T + 1, ends in 0), `timesteps` (T)."""
+    """The noise levels of one sampling: `sigmas` (T + 1), `timesteps` (T).
+
+    sigma by each family's law: FLUX the share of noise, UNets noise over signal. The last is 0,
+    or what the base's sampler leaves.
+    """
 
     sigmas: Float[Tensor, " T_plus_1"]
     timesteps: Float[Tensor, " T"]

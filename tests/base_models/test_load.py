@@ -3,16 +3,20 @@
 import json
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
+import safetensors.torch
 import torch
-from diffusers import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
-from base_models.load import check_base, load_base
+from base_models.load import check_base, check_size, load_base
 from core.errors import UserError
-from tests.tiny import SIZE, save_tiny, tiny_flux
+from tests.base_models.families import CASES, draw
+from tests.tiny import save_tiny
+from tests.tiny.single_file import save_single_file
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +39,85 @@ def nothing_heavy(monkeypatch):
     monkeypatch.setattr(FluxPipeline, "from_pretrained", refuse)
 
 
-def test_a_saved_folder_opens_to_the_same_model(saved):
-    model, reference = load_base(str(saved)), tiny_flux()
-    text, schedule = model.encode_prompts(["a hand"]), model.schedule(2, SIZE, SIZE)
-    noise = model.noise([0], SIZE, SIZE)
-    expected = reference.step(noise, 0, schedule, reference.encode_prompts(["a hand"]))
-    assert torch.equal(model.step(noise, 0, schedule, text), expected)
+@pytest.mark.parametrize("name", ["flux", "sdxl", "sd", "kolors"])
+def test_a_saved_folder_opens_to_the_same_model(name, tmp_path):
+    pipeline = CASES[name].pipeline()
+    pipeline.save_pretrained(tmp_path)
+    model = load_base(str(tmp_path))
+    assert torch.equal(draw(model), draw(CASES[name].model(pipeline)))
+    assert not any(weight.requires_grad for weight in model.network.parameters())
+    grain = 4 if name == "flux" else 8
+    check_size(str(tmp_path), 3 * grain, grain)
+    with pytest.raises(UserError, match=f"divide by {grain}"):
+        check_size(str(tmp_path), grain // 2, grain)
+
+
+def test_options_reach_the_familys_wrapper(tmp_path):
+    CASES["sdxl"].pipeline().save_pretrained(tmp_path)
+    model: Any = load_base(str(tmp_path), guidance=1.0, learn_empty=False)
+    assert torch.equal(draw(model), draw(CASES["sdxl, unguided"].model()))
+    assert not model.learn_empty
+
+
+def test_the_safety_checker_is_neither_needed_nor_loaded(tmp_path):
+    CASES["sd"].pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert torch.equal(draw(load_base(str(tmp_path))), draw(CASES["sd"].model()))
+
+
+@pytest.fixture
+def single_file(tmp_path):
+    """SD in one file, among configs and tokenizers without weights."""
+    pipeline = CASES["sd"].pipeline()
+    pipeline.save_pretrained(tmp_path)
+    for weights in tmp_path.glob("*/*.safetensors"):
+        weights.unlink()
+    return save_single_file(pipeline, tmp_path / "sd.safetensors")
+
+
+def test_a_single_file_opens_to_the_same_model(single_file):
+    model = load_base(str(single_file))
+    assert torch.equal(draw(model), draw(CASES["sd"].model()))
+    check_size(str(single_file), 64, 32)
+    with pytest.raises(UserError, match="divide by 8"):
+        check_size(str(single_file), 60, 32)
+    with pytest.raises(UserError, match=r"no \.safetensors weights"):  # control: the folder is bare
+        load_base(str(single_file.parent))
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "model.diffusion_model.out.2.weight",
+        "first_stage_model.quant_conv.bias",
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+    ],
+)
+def test_a_single_file_with_a_tensor_missing(single_file, lost):
+    tensors = safetensors.torch.load_file(single_file)
+    del tensors[lost]
+    safetensors.torch.save_file(tensors, single_file)
+    with pytest.raises(UserError, match="no whole StableDiffusionPipeline"):
+        load_base(str(single_file))
+
+
+def test_single_files_that_cannot_be_opened(single_file, folder, tmp_path):
+    flux = shutil.copy(single_file, folder / "flux.safetensors")
+    with pytest.raises(UserError, match="whole folder"):
+        load_base(str(flux))
+    alone = shutil.copy(single_file, tmp_path.parent / "alone.safetensors")
+    with pytest.raises(UserError, match="among the configs"):
+        load_base(str(alone))
+    pickled = shutil.copy(single_file, single_file.with_suffix(".ckpt"))
+    with pytest.raises(UserError, match="convert it"):
+        load_base(str(pickled))
+    truncate(single_file)
+    with pytest.raises(UserError, match="damaged"):
+        load_base(str(single_file))
 
 
 def truncate(path):

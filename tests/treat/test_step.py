@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from base_models.flux import Flux
+from tests import chain
+from tests.chain import equal, score, with_adapters
 from tests.tiny import SIZE, tiny_flux
-from treat.lora import add_lora, lora_parameters
-from treat.pixel_loss import pixel_loss
+from treat.lora import lora_parameters
 from treat.step import Chain, draw, latent_gradient, replay, scaled_input
 
 STEPS = 4
@@ -19,76 +20,19 @@ PRECISIONS = {"fp32": fp32, "bf16": bf16}
 
 
 def model_with_adapters() -> Flux:
-    model = tiny_flux()
-    add_lora(model.network, 4, model.lora_targets("attention+mlp"), seed=1)
-    for index, weights in enumerate(lora_parameters(model.network)):
-        generator = torch.Generator().manual_seed(index)
-        weights.data += torch.randn(weights.shape, generator=generator) * 0.1
-    return model
-
-
-class Spots(torch.nn.Module):
-    """A stand-in detector: smooth, a little nonlinear, frozen."""
-
-    differentiable = True
-
-    def __init__(self):
-        super().__init__()
-        self.look = torch.nn.Conv2d(3, 1, 5, padding=2, bias=False)
-        generator = torch.Generator().manual_seed(0)
-        self.look.weight.data = torch.randn(1, 3, 5, 5, generator=generator) * 0.3
-        self.requires_grad_(False)
-
-    def forward(self, images):
-        return self.look(images).float().sigmoid()
-
-
-def score(images):
-    return pixel_loss(Spots()(images), "threshold", 0.4)
+    return with_adapters(tiny_flux())
 
 
 def inputs(model):
-    text = model.encode_prompts(["a left hand", "a face"])
-    return model.noise([3, 4], SIZE, SIZE), model.schedule(STEPS, SIZE, SIZE), text
+    return chain.inputs(model, STEPS, SIZE)
 
 
-def gradients(model):
-    found = [weights.grad for weights in lora_parameters(model.network)]
-    for weights in lora_parameters(model.network):
-        weights.grad = None
-    return found
-
-
-def split(model, last, gamma=1.0, precision=fp32, *, recompute=True, two_pass=False):
-    noise, schedule, text = inputs(model)
-    chain = Chain(model, schedule, text, gamma, precision)
-    latents, tape = draw(chain, noise, last, recompute)
-    replay(chain, tape, latent_gradient(chain, latents, score, two_pass))
-    return gradients(model)
+def split(model, last, gamma=1.0, precision=fp32, **options):
+    return chain.split(model, inputs(model), last, gamma, precision, **options)
 
 
 def plain(model, last, gamma=1.0, precision=fp32):
-    """One graph from the noise to the loss; the discount written as the paper does."""
-    latents, schedule, text = inputs(model)
-
-    def discount(_network, arguments):
-        x = arguments[0]
-        return (x.detach() + gamma * (x - x.detach()), *arguments[1:])
-
-    handle = model.network.register_forward_pre_hook(discount) if gamma != 1 else None
-    with precision():  # one region: autocast forgets its cached weights where a region ends
-        for i in range(STEPS):
-            with torch.set_grad_enabled(i >= STEPS - last):
-                latents = model.step(latents, i, schedule, text)
-        loss = score(model.decode(latents))
-    if handle:
-        handle.remove()
-    loss.backward()
-    return gradients(model)
-
-
-def equal(left, right):
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+    return chain.plain(model, inputs(model), last, gamma, precision)
 
 
 @pytest.mark.parametrize("options", [{}, {"recompute": False}, {"two_pass": True}], ids=str)
@@ -154,9 +98,9 @@ def test_grad_enabled_calls_equal_k(last):
 def test_gradient_reaches_the_adapters_and_nothing_else():
     model = model_with_adapters()
     noise, schedule, text = inputs(model)
-    chain = Chain(model, schedule, text)
-    latents, tape = draw(chain, noise, last=2)
-    replay(chain, tape, latent_gradient(chain, latents, score))
+    whole = Chain(model, schedule, text)
+    latents, tape = draw(whole, noise, last=2)
+    replay(whole, tape, latent_gradient(whole, latents, score))
     adapters = {id(weights) for weights in lora_parameters(model.network)}
     for module in (model.network, model.vae, *model._text_encoders()):
         for name, weights in module.named_parameters():

@@ -1,4 +1,4 @@
-"""A random FLUX of a few thousand weights, built in code: the tests' base model, no downloads."""
+"""A random FLUX: the base model of most tests."""
 
 from pathlib import Path
 
@@ -9,34 +9,12 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
 
 from base_models.flux import Flux
+from tests.tiny.text import clip, clip_tokenizer, t5, t5_tokenizer
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz ,.-'"
-CLIP_TOKENS, T5_TOKENS = 24, 16
 SIZE = 32
 """Pixels on a side: a 2x autoencoder and 2x2 cells a token make 64 tokens."""
-
-
-def tiny_clip_tokenizer() -> CLIPTokenizer:
-    symbols = [*LETTERS.replace(" ", ""), *(f"{c}</w>" for c in LETTERS.replace(" ", ""))]
-    names = ["<|startoftext|>", "<|endoftext|>", *symbols]
-    vocab = {name: index for index, name in enumerate(names)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=CLIP_TOKENS)
-
-
-def tiny_t5_tokenizer() -> T5TokenizerFast:
-    names = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS.replace(" ", "")]
-    vocab = [(name, 0.0 if index < 3 else -2.0) for index, name in enumerate(names)]
-    return T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=T5_TOKENS)
 
 
 def tiny_pipeline(
@@ -45,14 +23,14 @@ def tiny_pipeline(
     """Random weights from `seed`; shift and scale of the autoencoder are not trivial."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        clip, t5 = tiny_clip_tokenizer(), tiny_t5_tokenizer()
+        first, second = clip_tokenizer(), t5_tokenizer()
         return FluxPipeline(
             transformer=_transformer(guidance_embeds),
             vae=_vae(),
-            text_encoder=_clip(len(clip)),
-            text_encoder_2=_t5(len(t5)),
-            tokenizer=clip,
-            tokenizer_2=t5,
+            text_encoder=clip(len(first)),
+            text_encoder_2=t5(len(second)),
+            tokenizer=first,
+            tokenizer_2=second,
             scheduler=FlowMatchEulerDiscreteScheduler(
                 shift=3.0, use_dynamic_shifting=dynamic_shift
             ),
@@ -101,23 +79,3 @@ def _vae() -> AutoencoderKL:
         scaling_factor=1.3,
         shift_factor=0.15,
     )
-
-
-def _clip(vocabulary: int) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=16,
-        projection_dim=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=CLIP_TOKENS,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return CLIPTextModel(config)
-
-
-def _t5(vocabulary: int) -> T5EncoderModel:
-    config = T5Config(vocab_size=vocabulary, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    return T5EncoderModel(config)

@@ -1,0 +1,28 @@
+"""What every family does alike: sides checked before anything is drawn, noise from seeds."""
+
+from collections.abc import Sequence
+
+import torch
+
+from core.contracts import Latents
+from core.errors import UserError
+
+
+def check_sides(height: int, width: int, grain: int) -> None:
+    """Raise `UserError` unless both sides, in pixels, divide by `grain`."""
+    if height % grain or width % grain or min(height, width) < grain:
+        near = [max(grain, round(side / grain) * grain) for side in (height, width)]
+        raise UserError(
+            f"{height}x{width} pixels do not divide by {grain}, as this base needs: "
+            f"try {near[0]}x{near[1]}."
+        )
+
+
+def starting_noise(seeds: Sequence[int], c: int, y: int, x: int) -> Latents:
+    """The noise that pipelines draw for `torch.Generator().manual_seed(seed)`, image by image.
+
+    Drawn on the CPU, so that a seed names the same image on every device.
+    """
+    shape = (1, c, y, x)
+    draws = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.cat(draws)
