@@ -72,7 +72,7 @@ class Config(core.config.Config):
     bf16: bool = torch.cpu._is_avx512_bf16_supported()
     """Autocast to bf16: faster where the CPU has units for it, else slower."""
     compile: bool = False
-    """Compile the base (`torch.compile`): a seventh faster, after a minute; wants a C++ compiler."""
+    """Compile the base (`torch.compile`): a seventh faster; wants a C++ compiler."""
 
 
 def main(config: Config) -> int:

@@ -4,7 +4,8 @@
 
 False alarms on valid renders, on the grid and off it, before and after the autoencoder; the share
 found of each planted fault, and how well the map covers it; both for every blob size that a
-category's rule could use (`miniature.oracle.BLOB`). Legend: n images, k acceptable masks, h w pixels.
+category's rule could use (`miniature.oracle.BLOB`).
+Legend: n images, k acceptable masks, h w pixels.
 """
 
 import json

@@ -36,10 +36,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore
         for group in self.param_groups:
             for shape, alike in self.by_shape(group["params"]).items():
+                nesterov = []
                 for p in alike:
                     momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     momentum.lerp_(p.grad, 1 - group["momentum"])
-                nesterov = [p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in alike]
+                    nesterov.append(p.grad.lerp(momentum, group["momentum"]))
                 # .2 sqrt(max(m, n)): the root mean square of an AdamW step (Liu et al. 2025).
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, update in zip(alike, orthogonalise(torch.stack(nesterov)), strict=True):
