@@ -8,6 +8,7 @@ written to `miniature/detectors/`.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -26,25 +27,28 @@ class Config(core.config.Config):
     """How much the two detectors learn from."""
 
     out: Path = Path("runs/starters")
-    labelled: int = Field(1500, ge=1)
-    """Images of each grade that the oracle labels, for the first detector."""
-    second_labelled: int = Field(1000, ge=1)
-    """Images of the newest grade for the second detector."""
-    faults: int = Field(1200, ge=1)
-    """Planted faults for each; half as many sound renders."""
-    steps: int = Field(1300, ge=1)
+    which: tuple[Literal["first", "second"], ...] = ("first", "second")
+    """Two machines, or two cores, may train one each."""
+    labelled: int = Field(2000, ge=1)
+    """Images of the newest grade that the oracle labels."""
+    older: int = Field(700, ge=0)
+    """Images of each older grade."""
+    sampling_steps: int = Field(8, ge=1)
+    faults: int = Field(1000, ge=1)
+    """Planted faults for each, and as many sound renders."""
+    steps: int = Field(2500, ge=1)
 
 
 SEEDS = {"first": 100, "second": 200}
 
 
 def main(config: Config) -> int | None:
-    for number, (name, seed) in enumerate(SEEDS.items()):
-        folder = config.out / "data" / name
-        grades = GRADES if name == "first" else GRADES[:1]
-        n = config.labelled if name == "first" else config.second_labelled
-        for grade in grades:
-            demo_data.write_generated(folder, str(base_folder(grade)), "train", n, 4, seed)
+    for name in config.which:
+        folder, seed = config.out / "data" / name, SEEDS[name]
+        for grade in GRADES:
+            n = config.labelled if grade == "newest" else config.older
+            base = str(base_folder(grade))
+            demo_data.write_generated(folder, base, "train", n, config.sampling_steps, seed)
         write_procedural(folder, config.faults, seed)
         settings = detector.train.Config(
             data=(folder,),
@@ -54,7 +58,7 @@ def main(config: Config) -> int | None:
             learning_rate=2e-3,
             decay="cosine",
             augmentation=Augmentation(shrink=0),
-            seed=number + 1,
+            seed=seed,
         )
         code = detector.train.main(settings)
         if code:
@@ -75,7 +79,7 @@ def write_procedural(folder: Path, faults: int, seed: int) -> None:
     with ShardWriter(folder, shard_size=200, name="fault") as writer:
         for sample in fault_samples(faults, seed, open_autoencoder(newest)):
             writer.write(sample)
-    demo_data.write_renders(folder, newest, split()["train"], faults // 2, seed)
+    demo_data.write_renders(folder, newest, split()["train"], faults, seed)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ class Settings:
     """Every number of the demo; the dictionaries are settings of the programs by their names."""
 
     seed: int = 0
-    sampling_steps: int = 4
+    sampling_steps: int = 8
     labelled: int = 200
     """Labelled images of each grade for the detector."""
     second_labelled: int = 100
@@ -37,7 +37,7 @@ class Settings:
         default_factory=lambda: {
             "steps": 60,
             "batch": 16,
-            "last": 1,
+            "last": 2,
             "selection": "area",
             "pixel_weight": 20.0,
             "offline_weight": 2.0,

@@ -14,6 +14,9 @@ JOIN = 1
 """Half the gap that a blob bridges: two letters differ in cells of 2x2 pixels that may lie 2 apart
 (misspelt words found: 87 % without, 100 % with, and no further valid image flagged)."""
 
+BRUSH = 2
+"""Pixels that a person's brush adds around an artifact."""
+
 
 def blob_sizes(mask: Bool[Tensor, "b h w"], join: int = JOIN) -> Float[Tensor, "b h w"]:
     """For every true pixel how many true pixels its blob holds, 0 elsewhere.

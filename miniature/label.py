@@ -38,7 +38,7 @@ class Config(core.config.Config):
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Holds images/*.png and prompts.jsonl."""
-    grow: int = Field(1, ge=0, le=8)
+    grow: int = Field(blobs.BRUSH, ge=0, le=8)
     """Pixels that the brush adds around an artifact."""
 
 
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
 def label(
     images: Images,
     prompts: Sequence[str],
-    grow: int = 1,
+    grow: int = blobs.BRUSH,
     progress: Callable[[int], None] = lambda n: None,
 ) -> ArtifactMap:
     """What an annotator would paint: soft maps, `grow` pixels wider than the artifact.

@@ -19,7 +19,7 @@ from torch import Tensor
 from core.contracts import ArtifactMap, Images
 from core.errors import UserError
 from miniature.blobs import blob_sizes
-from miniature.law import CATEGORIES, SIZE, Scenes, all_prompts, scenes
+from miniature.law import CATEGORIES, LEXICON, SIZE, Scenes, all_prompts, scenes
 from miniature.paint import coverages, render, visible
 
 SIGMA = 0.07
@@ -29,8 +29,9 @@ EDGE = 0.2
 CEILING = 9.1
 """-log of the outlier term: .02 (2 pi SIGMA^2)^1.5 / .98; beyond .30 RGB a pixel is an outlier."""
 MAX_TINT = 0.10
-BLOB = {"hand": 8, "face": 5, "bicycle": 8, "sign": 8, "scenery": 8}
-"""Connected outlier pixels that make an artifact; calibrated in `miniature.calibrate`."""
+BLOB = {"hand": 16, "face": 6, "bicycle": 16, "sign": 8, "scenery": 12}
+"""Connected outlier pixels that make an artifact: as many as leave every planted fault found
+(`miniature.calibrate`), so that a wavering outline of a few pixels is none."""
 SEARCH = {
     "hand": (3.0, 3.0, 5.0, 1.0),
     "face": (3.0, 3.0, 1.0, 1.0),
@@ -186,19 +187,19 @@ def decode(images: Images, category: str) -> Scenes:
         others = refine(hard.repeat_interleave(2, 0), ranked[rows])
         found = select(hard, interleave(best[unsure], others), keep=1)
         # A far start is not there after one descent: 1 % of valid hands stopped 2 degrees short.
-        further = swap(hard, refine(hard, found))
+        further = swap(hard, refine(hard, found), most=len(LEXICON))
         best = put(best, unsure, select(hard, interleave(found, further), keep=1))
     return best
 
 
-def swap(images: Images, scene: Scenes) -> Scenes:
-    """Each kind in turn set to whichever of its few values explains the image best.
+def swap(images: Images, scene: Scenes, most: int = 3) -> Scenes:
+    """Each kind of at most `most` values in turn set to whichever explains the image best.
 
     The proposals' coarse cost confuses small shapes: a smile and a flat mouth in 3 to 12 % of
-    faces. Words (16 values) it does not.
+    faces, a word in 1 % of signs off the grid.
     """
     for name, values in CATEGORIES[scene.category].kinds.items():
-        if len(values) <= 3:
+        if len(values) <= most:
             index = torch.arange(len(scene)).repeat_interleave(len(values))
             every = scene[index]
             every.factors[name] = torch.arange(len(values)).repeat(len(scene))

@@ -25,7 +25,7 @@ from core.samples import Record, Sample
 from core.seeds import generator, mix
 from miniature import listing
 from miniature.bases import base_folder
-from miniature.blobs import grow
+from miniature.blobs import BRUSH, grow
 from miniature.corruption import corrupt
 from miniature.faults import FAULTS, plant
 from miniature.law import CATEGORIES, SIZE, Scenes, all_prompts, draw, draw_off_grid
@@ -39,8 +39,6 @@ VALID, FAULT, CORRUPTION = 21, 22, 23
 OFF_GRID_TINT = 0.05
 """Largest change of a layer's colour off the grid; the oracle allows twice that."""
 BATCH = 50
-BRUSH = 1
-"""Pixels that a person's brush adds around an artifact."""
 
 
 class Config(core.config.Config):
