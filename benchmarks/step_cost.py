@@ -60,7 +60,7 @@ class Bench:
         self.text = self.model.encode_prompts(prompts)
         self.schedule = self.model.schedule(config.steps, 64, 64)
         self.weights = lora_parameters(self.model.network)
-        self.update = Update(self.weights, 1e-4, 0.1, 5.0)
+        self.update = Update(self.weights, 0.1, 5.0)
         self.seeds = list(range(config.batch))
         self.clean = self.model.noise(self.seeds, 64, 64)
         self.last = config.last
@@ -73,7 +73,7 @@ class Bench:
         replay(chain, tape, latent_gradient(chain, latents, term))
         (self.model.offline_loss(self.clean, self.text, self.seeds) * 0.25).backward()
         self.update.collect(1.0, {})
-        self.update.apply(1, 0, False)
+        self.update.apply(1, 0, False, 1e-4)
 
     def bare(self) -> None:
         latents = self.clean

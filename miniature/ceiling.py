@@ -6,7 +6,7 @@ For one row of analyses only. No treatment that is reported as one reads the ora
 from collections.abc import Sequence
 
 from core.contracts import ArtifactMap, Images
-from miniature.oracle import Oracle, outlier_posterior, variance
+from miniature.oracle import Oracle
 
 
 class Ceiling:
@@ -18,10 +18,12 @@ class Ceiling:
         self.prompts, self.oracle = prompts, Oracle()
 
     def __call__(self, images: Images) -> ArtifactMap:
-        """The outlier posterior, by way of the distance to the nearest valid image.
+        """How far each pixel of an artifact is from the nearest valid image, in RGB.
 
-        That image is held fixed, so the gradient pulls every outlier towards it.
+        That image is held fixed, so the gradient pulls every such pixel straight towards it. The
+        oracle's own posterior is no use here: it is flat where a pixel is surely wrong.
         """
-        nearest = self.oracle.diagnose(images.detach(), self.prompts).nearest
-        squared = (images - nearest).pow(2).sum(dim=1)
-        return outlier_posterior(squared, variance(nearest))[:, None]
+        found = self.oracle.diagnose(images.detach(), self.prompts)
+        squared = (images - found.nearest).pow(2).sum(dim=1, keepdim=True)
+        wrong = (found.map > 0.1).float()
+        return ((squared + 1e-6).sqrt() * wrong).clamp(max=1)

@@ -91,6 +91,8 @@ class Config(core.config.Config):
     targets: str = "attention+mlp"
     """What carries adapters: `attention` or `attention+mlp`."""
     learning_rate: float = Field(1e-4, gt=0)
+    decay: Literal["constant", "linear"] = "constant"
+    """The learning rate over the steps; linear ends at zero."""
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(5.0, gt=0)
     """Largest norm of an update's gradient."""
@@ -163,7 +165,7 @@ def main(
         precision = autocast(device.type, config.mixed_precision)
         places = Places(config.seed, config.batch, config.accumulation)
         weights, share = lora_parameters(model.network), places.share
-        update = Update(weights, config.learning_rate, config.weight_decay, config.clip)
+        update = Update(weights, config.weight_decay, config.clip)
         detectors = open_detectors(config, device, given)
         sides = config.height, config.width
         sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
@@ -196,7 +198,7 @@ def main(
                     (loss * (config.offline_weight * share)).backward()
                     figures["offline"] = loss.detach()
                 update.collect(share, figures)
-            figures = update.apply(step, config.seed, run.interrupted)
+            figures = update.apply(step, config.seed, run.interrupted, rate(config, step))
             ledger.record(step, figures, time.perf_counter() - begun)
             if update.stopping or ledger.exhausted:
                 break
@@ -209,6 +211,12 @@ def pixel_numbers(config: Config) -> tuple[float, str, float]:
 
 def lock_numbers(config: Config) -> tuple[float, float, int]:
     return config.lock_weight, config.threshold, config.lock_dilation
+
+
+def rate(config: Config, step: int) -> float:
+    """The learning rate of a step, counted from 1."""
+    left = 1 - (step - 1) / config.steps if config.decay == "linear" else 1.0
+    return config.learning_rate * left
 
 
 def always(detector: Detector) -> DetectorFor:

@@ -39,16 +39,12 @@ def this_process() -> PartialState:
 class Update:
     """The optimizer of the adapters; equal on every process from the first broadcast on."""
 
-    def __init__(
-        self, weights: list[nn.Parameter], learning_rate: float, weight_decay: float, clip: float
-    ):
+    def __init__(self, weights: list[nn.Parameter], weight_decay: float, clip: float):
         self.weights, self.clip = weights, clip
         self.skipped = 0
         self.stopping = False
         # foreach=False: one way of adding up on every device and version.
-        self.optimizer = torch.optim.AdamW(
-            weights, lr=learning_rate, weight_decay=weight_decay, foreach=False
-        )
+        self.optimizer = torch.optim.AdamW(weights, weight_decay=weight_decay, foreach=False)
         self.size = sum(weight.numel() for weight in weights)
         self.total = torch.zeros(self.size + len(FIGURES) + 1, device=weights[0].device)
         for weight in weights:
@@ -67,8 +63,8 @@ class Update:
         for weight in self.weights:
             weight.grad = None
 
-    def apply(self, step: int, seed: int, stop: bool) -> dict[str, float]:
-        """Share the sum, clip it, step; an update that is not finite changes nothing.
+    def apply(self, step: int, seed: int, stop: bool, rate: float) -> dict[str, float]:
+        """Share the sum, clip it, step at `rate`; an update that is not finite changes nothing.
 
         Raises `UserError` after `MAX_SKIPPED` of these in a row.
         """
@@ -83,6 +79,7 @@ class Update:
                 f"{MAX_SKIPPED} updates in a row were not finite, the last at step {step} of seed "
                 f"{seed}: lower --learning-rate or --pixel-weight; the same command replays it."
             )
+        self.optimizer.param_groups[0]["lr"] = rate
         norm = self._step(total) if finite else float("nan")
         figures = dict(zip(FIGURES, total[self.size : -1].tolist(), strict=True))
         self.total.zero_()

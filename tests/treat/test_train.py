@@ -72,6 +72,16 @@ def test_the_control_draws_nothing(world, tmp_path, monkeypatch):
         train.main(config(world, tmp_path / "treated", steps=1))
 
 
+def test_a_linear_decay_begins_at_the_full_rate_and_ends_near_zero(world, tmp_path):
+    for decay in ("constant", "linear"):
+        settings = config(world, tmp_path / decay, steps=3, decay=decay)
+        train.main(settings)
+    constant, linear = (losses(tmp_path / decay) for decay in ("constant", "linear"))
+    assert constant[2]["offline"] == linear[2]["offline"]  # after one update
+    assert constant[3]["offline"] != linear[3]["offline"]
+    assert train.rate(settings, 3) == pytest.approx(settings.learning_rate / 3)
+
+
 def test_accumulation_sees_the_samples_of_a_larger_batch(world, tmp_path):
     train.main(config(world, tmp_path / "a", batch=2, steps=1, clip=1e9))
     train.main(config(world, tmp_path / "b", batch=1, accumulation=2, steps=1, clip=1e9))
