@@ -33,7 +33,7 @@ class Config(core.config.Config):
     """Images of the newest grade that the oracle labels."""
     older: int = Field(700, ge=0)
     """Images of each older grade."""
-    sampling_steps: int = Field(8, ge=1)
+    sampling_steps: int = Field(6, ge=1)
     faults: int = Field(1000, ge=1)
     """Planted faults for each, and as many sound renders."""
     steps: int = Field(2500, ge=1)

@@ -10,7 +10,7 @@ class Settings:
     """Every number of the demo; the dictionaries are settings of the programs by their names."""
 
     seed: int = 0
-    sampling_steps: int = 8
+    sampling_steps: int = 6
     labelled: int = 200
     """Labelled images of each grade for the detector."""
     second_labelled: int = 100
