@@ -57,19 +57,19 @@ class Config(core.config.Config):
     """Further updates of the decoder alone, after the base models are trained."""
     read_steps: int = Field(400, ge=1)
     """Updates of the text encoders."""
-    pool: int = Field(25_000, ge=100)
+    pool: int = Field(32_000, ge=100)
     """Renders whose latents the base models learn from."""
-    steps: int = Field(2_900, ge=4)
+    steps: int = Field(12_000, ge=4)
     """Updates until the newest grade."""
-    oldest: float = Field(0.17, gt=0, lt=1)
+    oldest: float = Field(0.08, gt=0, lt=1)
     """Share of the updates after which the oldest grade is taken."""
-    middle: float = Field(0.4, gt=0, lt=1)
+    middle: float = Field(0.3, gt=0, lt=1)
     """Share of the updates after which the middle grade is taken."""
     batch: int = Field(64, ge=1)
     rate: float = Field(2e-3, gt=0)
     threads: int = Field(2, ge=1)
     """CPU threads; 1 where anything else runs beside it."""
-    bf16: bool = torch.cpu._is_avx512_bf16_supported()
+    bf16: bool = False
     """Autocast to bf16: faster where the CPU has units for it, else slower."""
     compile: bool = False
     """Compile the base (`torch.compile`): a seventh faster; wants a C++ compiler."""

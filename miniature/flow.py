@@ -5,6 +5,7 @@ has also seen many images under an opaque stamp that the law does not know, the 
 Legend: b batch, c y x latent channels and cells, n prompts.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, **unused: Any) ->
 
 
 def flow_loss(
-    network: nn.Module,
+    network: Callable[..., Any],
     clean: Latents,
     text: Float[Tensor, "b n d"],
     pooled: Float[Tensor, "b e"],

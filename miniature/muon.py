@@ -38,9 +38,11 @@ class Muon(torch.optim.Optimizer):
             for shape, alike in self.by_shape(group["params"]).items():
                 nesterov = []
                 for p in alike:
+                    gradient = p.grad
+                    assert gradient is not None  # see `by_shape`
                     momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    momentum.lerp_(p.grad, 1 - group["momentum"])
-                    nesterov.append(p.grad.lerp(momentum, group["momentum"]))
+                    momentum.lerp_(gradient, 1 - group["momentum"])
+                    nesterov.append(gradient.lerp(momentum, group["momentum"]))
                 # .2 sqrt(max(m, n)): the root mean square of an AdamW step (Liu et al. 2025).
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, update in zip(alike, orthogonalise(torch.stack(nesterov)), strict=True):
