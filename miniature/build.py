@@ -96,8 +96,10 @@ def main(config: Config) -> int:
 
 
 def grade_steps(config: Config) -> dict[str, int]:
-    shares = {"oldest": config.oldest, "middle": config.middle, "newest": 1.0}
-    return {grade: round(share * config.steps) for grade, share in shares.items()}
+    """The update after which each grade is taken; three different ones, however few there are."""
+    oldest = max(1, round(config.oldest * config.steps))
+    middle = max(oldest + 1, round(config.middle * config.steps))
+    return {"oldest": oldest, "middle": middle, "newest": config.steps}
 
 
 def stage_vae(run: Run, config: Config) -> AutoencoderKL:
