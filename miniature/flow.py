@@ -81,7 +81,9 @@ class PlainAttention(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
+        special = any(kwargs.get(name) is not None for name in ("attn_mask", "scale"))
+        special = special or any(kwargs.get(name) for name in ("is_causal", "dropout_p"))
+        if func is not F.scaled_dot_product_attention or special or len(args) > 3:
             return func(*args, **kwargs)
         return plain_attention(*args, **kwargs)
 

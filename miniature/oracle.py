@@ -30,8 +30,8 @@ CEILING = 9.1
 """-log of the outlier term: .02 (2 pi SIGMA^2)^1.5 / .98; beyond .30 RGB a pixel is an outlier."""
 MAX_TINT = 0.10
 BLOB = {"hand": 16, "face": 5, "bicycle": 16, "sign": 8, "scenery": 12}
-"""Connected outlier pixels that make an artifact: as many as leave every planted fault found
-(`miniature.calibrate`), so that a wavering outline of a few pixels is none."""
+"""Connected outlier pixels that make an artifact. Planted faults are still found at these sizes
+(`miniature.calibrate`), and a wavering outline of a few pixels is no artifact."""
 SEARCH = {
     "hand": (3.0, 3.0, 5.0, 1.0),
     "face": (3.0, 3.0, 1.0, 1.0),

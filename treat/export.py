@@ -28,6 +28,8 @@ CARD = "README.md"
 SHEET, PICTURE = "sheet.png", "before_after.png"
 LEGACY = slice(0x100000, 0x110000)
 """The bytes that kohya's first hash reads."""
+FLUX_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+"""Where FLUX's adapters sit."""
 
 
 class Config(BaseConfig):
@@ -60,6 +62,7 @@ class Config(BaseConfig):
 def main(config: Config) -> None:
     """Read, convert, describe, commit; the weights are the last to appear."""
     adapter = read_adapter(config.run, config.step)
+    check_family(adapter)
     check_out(config.out)
     figures = read_figures(config.evaluation, config.arm)
     tensors = exported(adapter, DTYPES[config.dtype])
@@ -70,6 +73,16 @@ def main(config: Config) -> None:
     write_atomic(config.out / CARD, card(config, adapter, figures).encode())
     write_atomic(config.out / WEIGHTS, content)
     print(f"{config.out / WEIGHTS}: {len(tensors) // 2} modules, {len(content)} bytes")
+
+
+def check_family(adapter: Adapter) -> None:
+    """Refuse the UNets' adapters: under FLUX's names a pipeline would drop them and say nothing."""
+    strange = sorted(n for n in adapter.tensors if not n.startswith(FLUX_BLOCKS))
+    if strange:
+        raise UserError(
+            f"This adapter is not of a FLUX base ('{strange[0]}'), and only those can be exported "
+            "yet: its weights stay safe in the run's checkpoints."
+        )
 
 
 def check_out(folder: Path) -> None:

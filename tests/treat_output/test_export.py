@@ -14,7 +14,7 @@ from core import checkpoint
 from core.errors import UserError
 from tests.tiny import SIZE, save_tiny
 from treat import export
-from treat.adapter import PREFIX, attach, read_adapter
+from treat.adapter import PREFIX, Adapter, attach, read_adapter
 from treat.arms import Draw, Sampling, draw_images, load_arm
 from treat.lora import add_lora, lora_parameters, lora_state
 
@@ -201,3 +201,10 @@ def test_adapter_of_another_base(run, base):
     model = load_arm(sampling(base), None)
     with pytest.raises(UserError, match="another base"):
         attach(model.network, type(source)(strange))
+
+
+def test_an_adapter_of_another_family_is_refused():
+    names = [f"down_blocks.0.attn1.to_q.lora_{side}.weight" for side in "AB"]
+    adapter = Adapter({name: torch.ones(2, 2) for name in names})
+    with pytest.raises(UserError, match="not of a FLUX base"):
+        export.check_family(adapter)
