@@ -2,7 +2,8 @@
 
 Appearance (labels unchanged): blur and unsharp, contrast, saturation, brightness, noise, small
 adversarial steps. It is what stops a treatment from hacking the detector (PROTOTYPE.md: the worst
-hack was contrast). Geometry (labels move along): mirror, shift and scale, shrink-and-pad.
+hack was contrast). Geometry (labels move along): mirror, shift and scale, shrink-and-pad. Patches
+out of place are artifacts whose labels are known.
 Every function is pure in its `torch.Generator`, batched, float32, and draws on the CPU.
 
 Legend: b images, h w pixels; every image draws its own strengths.
@@ -16,9 +17,12 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from core.contracts import ArtifactMap, Images
+from detector.patches import corrupt, unit
 
 BLUR_TAPS = (-2, -1, 0, 1, 2)
 LUMA = (0.299, 0.587, 0.114)
+BRUSH = 2
+"""Sixty-fourths of the side that a person's brush adds around an artifact."""
 
 
 class Augmentation(BaseModel):
@@ -44,6 +48,8 @@ class Augmentation(BaseModel):
     """Categories that hold text."""
     move: float = Field(default=0.5, ge=0, le=1)
     """Chance of a shift (up to 10 % of the side) and a scale (0.85 to 1.2)."""
+    patches: float = Field(default=0.0, ge=0, le=1)
+    """Chance that an image gets a patch out of place, labelled as the artifact it is."""
     shrink: float = Field(default=0.3, ge=0, le=1)
     """Chance that an image without artifact is scaled down and padded back."""
     shrink_below: float = 0.1
@@ -61,7 +67,7 @@ def augment(
     generator: Generator,
     may_flip: Tensor | None = None,
 ) -> tuple[Images, ArtifactMap]:
-    """Geometry, then appearance; `may_flip` (b,) bool. The adversarial step is separate."""
+    """Geometry, patches, appearance; `may_flip` (b,) bool. The adversarial step is separate."""
     if settings.flip:
         images, target = mirror(images, target, generator, may_flip)
     images, target = shift_and_scale(images, target, generator, settings.move)
@@ -73,7 +79,24 @@ def augment(
         below=settings.shrink_below,
         scale=settings.shrink_scale,
     )
+    images, target = misplace(images, target, generator, settings.patches)
     return change_appearance(images, settings, generator), target
+
+
+def misplace(
+    images: Images, target: ArtifactMap, generator: Generator, chance: float
+) -> tuple[Images, ArtifactMap]:
+    """A patch out of place (`detector.patches`); its label as wide as a brush would paint it."""
+    if chance == 0:
+        return images, target
+    broken, changed = corrupt(images, images.roll(1, 0), generator)
+    reach = round(BRUSH * unit(images))
+    mark = F.max_pool2d(changed[:, None].to(target.dtype), 2 * reach + 1, 1, reach)
+    chosen = _chosen(len(images), chance, generator, images)
+    return (
+        torch.where(chosen, broken, images),
+        torch.where(chosen, torch.maximum(target, mark), target),
+    )
 
 
 def change_appearance(images: Images, settings: Augmentation, generator: Generator) -> Images:

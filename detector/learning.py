@@ -8,7 +8,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from core.checkpoint import optimizer_tensors, restore_optimizer
 from core.contracts import ArtifactMap, Images
 from core.errors import UserError
+from core.muon import Muon
 from core.samples import Sample
 from core.seeds import generator, mix
 from detector.augment import Augmentation, adversarial_step
@@ -28,6 +29,7 @@ MOST_SKIPPED = 5
 """Steps in a row that may give no finite gradient before the training stops."""
 
 Loss = Callable[[Tensor, ArtifactMap], Tensor]
+OptimizerName = Literal["adamw", "muon"]
 
 
 def squared_error(logits: Tensor, target: ArtifactMap) -> Tensor:
@@ -51,6 +53,27 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str = 
     return peak * (1 - t if decay == "poly" else 0.5 * (1 + math.cos(math.pi * t)))
 
 
+def optimizers(
+    detector: SegformerDetector, kind: OptimizerName, weight_decay: float
+) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for every weight; or Muon for what mixes many channels, AdamW for the rest."""
+    weights = [p for p in detector.parameters() if p.requires_grad]
+    inner = [p for p in weights if kind == "muon" and mixes(p)]
+    taken = {id(p) for p in inner}
+    rest = [p for p in weights if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
+    return {"adamw": adamw, "muon": Muon(inner, lr=0.0)} if inner else {"adamw": adamw}
+
+
+def mixes(weight: Tensor) -> bool:
+    """A matrix or kernel from several channels to several: no norm, depthwise kernel or bias."""
+    return weight.ndim > 1 and min(weight.shape[:2]) > 1
+
+
 @dataclass
 class Learner:
     """Weights, their moments and their average: all the state that training has."""
@@ -59,17 +82,13 @@ class Learner:
     weight_decay: float = 0.01
     ema: float = 0.0
     """Decay of the average of weights and batch statistics; 0 keeps none."""
+    optimizer: OptimizerName = "adamw"
     skipped: int = 0
-    optimizer: torch.optim.AdamW = field(init=False)
+    optimizers: dict[str, torch.optim.Optimizer] = field(init=False)
     average: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        weights = [p for p in self.detector.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in weights if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
+        self.optimizers = optimizers(self.detector, self.optimizer, self.weight_decay)
         self.average = {name: t.detach().clone() for name, t in self._state().items()}
 
     def update(self, loss: Tensor, rate: float, clip: float, step: int) -> float:
@@ -77,16 +96,17 @@ class Learner:
 
         A gradient that is not finite changes nothing; the fifth in a row raises `UserError`.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.detector.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), clip).item()
         if not math.isfinite(norm) or not math.isfinite(loss.item()):
             self._skip(step)
             return norm
         self.skipped = 0
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         self._follow(step)
         return norm
 
@@ -105,16 +125,19 @@ class Learner:
 
     def pack(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Tensors by file stem, and JSON state, for `core.checkpoint.save`."""
-        moments, state = optimizer_tensors(self.optimizer)
-        tensors = {"weights": dict(self._state()), "average": self.average, "optimizer": moments}
-        return tensors, {"optimizer": state, "skipped": self.skipped}
+        tensors = {"weights": dict(self._state()), "average": self.average}
+        state: dict[str, Any] = {"skipped": self.skipped}
+        for name, optimizer in self.optimizers.items():
+            tensors[name], state[name] = optimizer_tensors(optimizer)
+        return tensors, state
 
     def unpack(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Take up what `pack` gave."""
         self._put(tensors["weights"])
         self.average = {name: t.clone() for name, t in tensors["average"].items()}
-        moments = {name: t.clone() for name, t in tensors["optimizer"].items()}
-        restore_optimizer(self.optimizer, moments, state["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            moments = {key: t.clone() for key, t in tensors[name].items()}
+            restore_optimizer(optimizer, moments, state[name])
         self.skipped = state["skipped"]
 
     def _state(self) -> dict[str, Tensor]:
@@ -138,7 +161,7 @@ class Learner:
                 self.average[name].copy_(tensor)
 
     def _skip(self, step: int) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.detector.zero_grad(set_to_none=True)
         self.skipped += 1
         if self.skipped >= MOST_SKIPPED:
             raise UserError(

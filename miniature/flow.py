@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from base_models.flux import pack, token_places
 from core.contracts import Images, Latents
+from core.muon import Muon
 from core.seeds import generator
 from miniature.law import SIZE
-from miniature.muon import Muon
 from miniature.vae import LATENT_CHANNELS
 
 WIDTH_HEADS = 4

@@ -23,10 +23,10 @@ from core.contracts import Images
 from core.images import Picture, round_to_8bit, to_uint8, write_image
 from core.samples import Record, Sample
 from core.seeds import generator, mix
+from detector.patches import corrupt
 from miniature import listing
 from miniature.bases import base_folder
 from miniature.blobs import BRUSH, grow
-from miniature.corruption import corrupt
 from miniature.faults import FAULTS, plant
 from miniature.law import CATEGORIES, SIZE, Scenes, all_prompts, draw, draw_off_grid
 from miniature.law import prompts as prompts_of

@@ -23,8 +23,9 @@ from tests.detector.toy import toy_samples
 SAMPLES = toy_samples(12)
 
 
-def new(ema=0.0):
-    return Learner(SegformerDetector(SegformerConfig(), seed=1).train(), ema=ema)
+def new(ema=0.0, optimizer="adamw"):
+    detector = SegformerDetector(SegformerConfig(), seed=1).train()
+    return Learner(detector, ema=ema, optimizer=optimizer)
 
 
 def steps(learner, n, **changes):
@@ -74,10 +75,11 @@ def test_the_average_follows_and_the_own_weights_come_back():
     assert any(not torch.equal(own[n], t) for n, t in inside.items())
 
 
-def test_pack_and_unpack_are_exact():
-    first = new(ema=0.9)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_pack_and_unpack_are_exact(optimizer):
+    first = new(ema=0.9, optimizer=optimizer)
     steps(first, 2)
-    second = new(ema=0.9)
+    second = new(ema=0.9, optimizer=optimizer)
     second.unpack(*first.pack())
     figures = [
         learn_step(one, SAMPLES, NO_AUGMENTATION, step=2, seed=0, batch=4, rate=1e-3)
@@ -88,11 +90,24 @@ def test_pack_and_unpack_are_exact():
     assert all(torch.equal(ours[s][n], theirs[s][n]) for s in ours for n in ours[s])
 
 
+def test_muon_takes_what_mixes_channels_and_leaves_nothing_out():
+    learner = new(optimizer="muon")
+    by_name = {
+        name: [p for group in optimizer.param_groups for p in group["params"]]
+        for name, optimizer in learner.optimizers.items()
+    }
+    shapes = [p.shape for p in by_name["muon"]]
+    assert shapes and all(min(shape[:2]) > 1 for shape in shapes)
+    assert any(len(shape) == 4 for shape in shapes)  # kernels too
+    ids = [id(p) for parameters in by_name.values() for p in parameters]
+    assert sorted(ids) == sorted(id(p) for p in learner.detector.parameters())
+
+
 def test_hardening_raises_the_loss_and_leaves_the_detector_alone():
     learner = new()
     steps(learner, 4)
     detector = learner.detector
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.detector.zero_grad(set_to_none=True)
     before = {name: t.clone() for name, t in detector.state_dict().items()}
     images, target = to_tensors(SAMPLES[:4])
     settings = Augmentation(adversarial=0.5, adversarial_step=0.05)

@@ -1,10 +1,9 @@
-"""Attention as matrix products against the fused one, and Muon's matrices of one shape together."""
+"""Attention as matrix products against the fused one."""
 
 import torch
 import torch.nn.functional as F
 
 from miniature.flow import PlainAttention
-from miniature.muon import Muon, orthogonalise
 
 
 def test_plain_attention_equals_the_fused_and_leaves_masks_to_it():
@@ -20,16 +19,3 @@ def test_plain_attention_equals_the_fused_and_leaves_masks_to_it():
     torch.testing.assert_close(plain, fused)
     torch.testing.assert_close(masked, causal)
     assert not torch.allclose(masked, fused)  # control: the mask counts
-
-
-def test_matrices_of_one_shape_step_as_each_alone():
-    generator = torch.Generator().manual_seed(1)
-    weights = [torch.nn.Parameter(torch.zeros(4, 6)) for _ in range(2)]
-    for weight in weights:
-        weight.grad = torch.randn(4, 6, generator=generator)
-    gradients = [weight.grad.clone() for weight in weights if weight.grad is not None]
-    Muon(weights, lr=0.1).step()
-    for weight, gradient in zip(weights, gradients, strict=True):
-        expected = -0.1 * 0.2 * 6**0.5 * orthogonalise(gradient)
-        torch.testing.assert_close(weight.data, expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(weights[0], weights[1])

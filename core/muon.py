@@ -1,4 +1,4 @@
-"""Muon in float32: matrix gradients in, orthogonalised momentum steps out.
+"""Muon in float32: gradients of matrices and kernels in, orthogonalised momentum steps out.
 
 `torch.optim.Muon` iterates in bfloat16, which a CPU without bfloat16 units does at a third of
 its float32 speed, and takes its matrices one by one; here those of one shape go together.
@@ -27,7 +27,10 @@ def orthogonalise(matrices: Float[Tensor, "*k m n"], rounds: int = 5) -> Float[T
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; for 2-D weights inside a network."""
+    """Nesterov momentum, orthogonalised; for the matrices and kernels inside a network.
+
+    A kernel (outputs, inputs, height, width) is taken as the matrix (outputs, the rest).
+    """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
         super().__init__(list(parameters), {"lr": lr, "momentum": momentum})
@@ -35,7 +38,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore
         for group in self.param_groups:
-            for shape, alike in self.by_shape(group["params"]).items():
+            for alike in self.by_shape(group["params"]):
                 nesterov = []
                 for p in alike:
                     gradient = p.grad
@@ -44,14 +47,15 @@ class Muon(torch.optim.Optimizer):
                     momentum.lerp_(gradient, 1 - group["momentum"])
                     nesterov.append(gradient.lerp(momentum, group["momentum"]))
                 # .2 sqrt(max(m, n)): the root mean square of an AdamW step (Liu et al. 2025).
-                size = group["lr"] * 0.2 * max(shape) ** 0.5
-                for p, update in zip(alike, orthogonalise(torch.stack(nesterov)), strict=True):
-                    p.add_(update, alpha=-size)
+                matrices = torch.stack(nesterov).flatten(2)
+                size = group["lr"] * 0.2 * max(matrices.shape[1:]) ** 0.5
+                for p, update in zip(alike, orthogonalise(matrices), strict=True):
+                    p.add_(update.view_as(p), alpha=-size)
 
-    def by_shape(self, parameters: Iterable[Tensor]) -> dict[torch.Size, list[Tensor]]:
+    def by_shape(self, parameters: Iterable[Tensor]) -> list[list[Tensor]]:
         """The weights that have a gradient, grouped by their shape."""
         groups: dict[torch.Size, list[Tensor]] = {}
         for p in parameters:
             if p.grad is not None:
                 groups.setdefault(p.shape, []).append(p)
-        return groups
+        return list(groups.values())
