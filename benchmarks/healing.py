@@ -1,15 +1,16 @@
 """Does treating heal? Several seeds of control, adapter and ceiling, all judged by the oracle.
 
-    python -m benchmarks.healing --demo runs/demo --out runs/healing --seeds 3 --n 1000
+    python -m benchmarks.healing --demo runs/demo --out runs/healing --seeds 0 1 2 --n 1000
 
 Detectors, prompts and real images are those of a finished demo. Every arm has the same LoRA, data
 and steps; `control` learns from the offline term alone, `ceiling` from the oracle's own gradient,
-which no treatment may read. Held-out prompts, the same seeds for every arm.
+which no treatment may read; one ceiling serves all seeds. Held-out prompts, the same noise for
+every arm.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from rich.console import Console
@@ -21,7 +22,7 @@ import treat.train
 from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
-from diffdoctor.demo import Demo
+from diffdoctor.demo import CONTROL, Demo
 from diffdoctor.demo_settings import FULL, QUICK
 from miniature.ceiling import Ceiling
 from miniature.meters import NAME, Bench
@@ -37,55 +38,70 @@ class Config(core.config.Config):
     quick: bool = False
     """The demo was a `--quick` one."""
     out: Path = Path("runs/healing")
-    seeds: int = Field(3, ge=1)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = Field(250, ge=1)
+    """Updates of every arm; the other settings are the demo's."""
+    refresh_every: int = Field(50, ge=0)
+    """Updates between two refreshes of the adapters' detector."""
     n: int = Field(1000, ge=2)
     """Images an arm."""
-    ceiling: bool = True
-    """Also train the ceiling of every seed (it costs the oracle's time)."""
+    arms: tuple[Literal["control", "adapter", "ceiling"], ...] = ARMS
+    judge: bool = True
+    """False: only train, so that two cores may share the arms and a last command judges them."""
 
 
 def main(config: Config) -> int | None:
     if not (config.demo / "summary.json").is_file():
         raise UserError(f"{config.demo} holds no finished demo: run `make demo` first.")
     demo = Demo(config.demo, QUICK if config.quick else FULL)
-    arms = {}
-    for seed in range(config.seeds):
-        for arm in ARMS[: 3 if config.ceiling else 2]:
-            name = f"{arm}-{seed}"
-            arms[name] = config.out / name
-            code = train(demo, arm, arms[name], seed)
-            if code:
-                return code
-    code = judge(config, demo, arms)
-    if code:
-        return code
-    summary = json.loads((config.out / "evaluation/summary.json").read_text())
-    rows = [row(summary, seed, config.ceiling) for seed in range(config.seeds)]
+    arms = {name: config.out / name for name in planned(config)}
+    for name, folder in arms.items():
+        code = train(config, demo, name, folder)
+        if code:
+            return code
+    if not config.judge:
+        return None
+    for seed in config.seeds:
+        code = judge(config, demo, {name: arms[name] for name in arms if name.endswith(f"-{seed}")})
+        if code:
+            return code
+    summaries = {seed: evaluated(config, seed) for seed in config.seeds}
+    rows = [row(summaries, seed) for seed in config.seeds]
     text = json.dumps(plain(rows), indent=2) + "\n"
     write_atomic(config.out / "healing.json", text.encode())
     Console().print(table(rows))
     return None
 
 
-def train(demo: Demo, arm: str, out: Path, seed: int) -> int | None:
-    """One arm of one seed."""
-    without = {"control": {"pixel_weight": 0.0, "lock_weight": 0.0}}
-    watched = {"second_detector": demo.out / "second_detector"} if arm != "control" else {}
-    given = {"detector": demo.out / "detector"} if arm == "adapter" else {}
-    changes: dict[str, Any] = {**without.get(arm, {}), **watched, **given, "seed": seed}
-    settings = demo.treatment(out.name, out=out, **changes)
+def planned(config: Config) -> list[str]:
+    """`adapter-0` and so on; one ceiling, that of the first seed, serves all."""
+    seeds = {"ceiling": config.seeds[:1]}
+    return [f"{arm}-{seed}" for arm in config.arms for seed in seeds.get(arm, config.seeds)]
+
+
+def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
+    """One arm of one seed; those without a second detector end at their last step."""
+    arm, seed = name.split("-")
+    changes: dict[str, Any] = {"seed": int(seed), "steps": config.steps, "watch_every": 50}
+    if arm == "control":
+        changes |= CONTROL
+    elif arm == "adapter":
+        changes |= demo.rewarded() | {"refresh_every": config.refresh_every}
+    settings = demo.treatment(name, out=out, **changes)
     return treat.train.main(settings, reward_for=Ceiling if arm == "ceiling" else None)
 
 
 def judge(config: Config, demo: Demo, arms: dict[str, Path]) -> int | None:
-    """All arms of all seeds against the base, in one evaluation."""
+    """The arms of one seed against the base; prompts and seeds are the same for every seed."""
     oracle = Bench()
+    control = next((name for name in arms if name.startswith("control")), None)
+    seed = next(iter(arms)).split("-")[1]
     settings = treat.evaluate.Config(
         base=demo.newest,
         prompts=demo.out / "prompts/held_out.txt",
         adapters=tuple(f"{name}={path}" for name, path in arms.items()),
-        control="control-0",
-        out=config.out / "evaluation",
+        control=control,
+        out=config.out / f"evaluation-{seed}",
         n=config.n,
         seed=7,
         sampling_steps=demo.settings.sampling_steps,
@@ -96,13 +112,18 @@ def judge(config: Config, demo: Demo, arms: dict[str, Path]) -> int | None:
     return treat.evaluate.main(settings, oracle.judge, oracle.meters, oracle.flagged, NAME)
 
 
-def row(summary: dict[str, Any], seed: int, ceiling: bool) -> dict[str, Any]:
+def evaluated(config: Config, seed: int) -> dict[str, Any]:
+    return json.loads((config.out / f"evaluation-{seed}/summary.json").read_text())
+
+
+def row(summaries: dict[int, dict[str, Any]], seed: int) -> dict[str, Any]:
     """The figures of one seed, and how far the adapter went from the control to the ceiling."""
-    names = ARMS[: 3 if ceiling else 2]
-    arms = {"base": summary["arms"]["base"]}
-    arms |= {name: summary["arms"][f"{name}-{seed}"] for name in names}
+    every = {name: arm for one in summaries.values() for name, arm in one["arms"].items()}
+    own = {name.split("-")[0]: arm for name, arm in summaries[seed]["arms"].items()}
+    arms = {name: every[name] for name in every if name.startswith("ceiling")}
+    arms = {name.split("-")[0]: arm for name, arm in arms.items()} | own
     found: dict[str, Any] = {"seed": seed, **arms}
-    if ceiling:
+    if arms.keys() >= set(ARMS):
         reach = {}
         for figure in ("artifact_frequency", "artifact_area"):
             start, end = (arms[name][figure] for name in ("control", "ceiling"))
@@ -111,8 +132,8 @@ def row(summary: dict[str, Any], seed: int, ceiling: bool) -> dict[str, Any]:
         found["share_of_ceiling"] = reach
     found["differences"] = {
         name: change
-        for name, change in summary["differences"].items()
-        if name.startswith(f"adapter-{seed} ")
+        for name, change in summaries[seed]["differences"].items()
+        if name.startswith("adapter")
     }
     return found
 

@@ -15,9 +15,9 @@ from pydantic import Field
 import core.config
 import detector.train
 from core.shards import ShardWriter
-from detector.augment import Augmentation
 from detector.storage import load_detector, read_description, save_detector
 from diffdoctor import demo_data
+from diffdoctor.demo import checked
 from miniature.bases import DETECTORS, GRADES, base_folder
 from miniature.prompts import split
 from miniature.render import fault_samples, open_autoencoder
@@ -29,14 +29,16 @@ class Config(core.config.Config):
     out: Path = Path("runs/starters")
     which: tuple[Literal["first", "second"], ...] = ("first", "second")
     """Two machines, or two cores, may train one each."""
-    labelled: int = Field(2000, ge=1)
+    labelled: int = Field(5000, ge=1)
     """Images of the newest grade that the oracle labels."""
-    older: int = Field(700, ge=0)
+    older: int = Field(500, ge=0)
     """Images of each older grade."""
     sampling_steps: int = Field(6, ge=1)
-    faults: int = Field(1000, ge=1)
-    """Planted faults for each, and as many sound renders."""
-    steps: int = Field(2500, ge=1)
+    faults: int = Field(800, ge=1)
+    """Planted faults for each."""
+    renders: int = Field(3000, ge=1)
+    """Sound renders for each."""
+    steps: int = Field(5000, ge=1)
 
 
 SEEDS = {"first": 100, "second": 200}
@@ -49,18 +51,22 @@ def main(config: Config) -> int | None:
             n = config.labelled if grade == "newest" else config.older
             base = str(base_folder(grade))
             demo_data.write_generated(folder, base, "train", n, config.sampling_steps, seed)
-        write_procedural(folder, config.faults, seed)
-        settings = detector.train.Config(
-            data=(folder,),
-            out=config.out / name,
-            steps=config.steps,
-            loss="bce",
-            learning_rate=2e-3,
-            decay="cosine",
-            augmentation=Augmentation(shrink=0),
-            seed=seed,
-        )
-        code = detector.train.main(settings)
+        write_procedural(folder, config.faults, config.renders, seed)
+        settings = {
+            "data": (folder,),
+            "out": config.out / name,
+            "steps": config.steps,
+            "loss": "bce",
+            "optimizer": "muon",
+            "learning_rate": 4e-3,
+            # No shift and no scale: a hand of another size is no hand of this world.
+            "augmentation": {
+                "appearance": 0.5, "adversarial": 0, "move": 0, "shrink": 0, "patches": 0.5,
+            },
+            "valid_every": 1000,
+            "seed": seed,
+        }  # fmt: skip
+        code = detector.train.main(checked(detector.train.Config, settings))
         if code:
             return code
         publish(config.out / name, DETECTORS / name)
@@ -73,13 +79,13 @@ def publish(run: Path, folder: Path) -> None:
     save_detector(load_detector(run).half(), folder, card)
 
 
-def write_procedural(folder: Path, faults: int, seed: int) -> None:
+def write_procedural(folder: Path, faults: int, renders: int, seed: int) -> None:
     """Planted faults and sound renders, both as the base's autoencoder shows them."""
     newest = str(base_folder("newest"))
     with ShardWriter(folder, shard_size=200, name="fault") as writer:
         for sample in fault_samples(faults, seed, open_autoencoder(newest)):
             writer.write(sample)
-    demo_data.write_renders(folder, newest, split()["train"], faults, seed)
+    demo_data.write_renders(folder, newest, split()["train"], renders, seed)
 
 
 if __name__ == "__main__":

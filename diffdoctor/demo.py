@@ -34,6 +34,8 @@ from miniature.prompts import split
 from treat.adapter import WEIGHTS
 from treat.train import Config as Treatment
 
+CONTROL = {"pixel_weight": 0.0, "lock_weight": 0.0}
+"""The offline term alone."""
 FIGURES = ("artifact_frequency", "artifact_area", "attribute_match", "entropy", "sharpness", "n")
 
 
@@ -118,14 +120,10 @@ class Demo:
 
     def treat_control(self) -> int | None:
         """The same adapter, data and steps with the offline term alone."""
-        return self.treat("control", pixel_weight=0.0, lock_weight=0.0)
+        return self.treat("control", **CONTROL)
 
     def treat_adapter(self) -> int | None:
-        return self.treat(
-            "adapter",
-            detector=self.out / "detector",
-            second_detector=self.out / "second_detector",
-        )
+        return self.treat("adapter", **self.rewarded())
 
     def evaluate(self) -> int | None:
         oracle = Bench()
@@ -190,6 +188,16 @@ class Demo:
             "width": SIZE,
         }
         return checked(Treatment, {**self.settings.treat, **given, **changes})
+
+    def rewarded(self) -> dict[str, Any]:
+        """What an adapter's treatment has and a control's has not: detectors, and their refresh."""
+        return {
+            "detector": self.out / "detector",
+            "second_detector": self.out / "second_detector",
+            **self.settings.refresh,
+            "annotator": (sys.executable, "-m", "miniature.label"),
+            "refresh_data": (self.out / "data/train",),
+        }
 
     def claim(self) -> None:
         """Take the folder, or go on in it; `UserError` if it holds something else."""

@@ -26,9 +26,10 @@ class Settings:
             "steps": 60,
             "batch": 16,
             "warmup": 10,
-            "learning_rate": 5e-4,
+            "learning_rate": 2e-4,
             "loss": "bce",
-            "augmentation": {"shrink": 0},
+            # No shift and no scale: a hand of another size is no hand of this world.
+            "augmentation": {"move": 0, "shrink": 0, "patches": 0.25},
             "valid_every": 60,
             "ema": 0.9,
         }
@@ -37,17 +38,28 @@ class Settings:
         default_factory=lambda: {
             "steps": 60,
             "batch": 16,
-            "last": 2,
-            "selection": "area",
-            "pixel_weight": 20.0,
+            "last": 3,
+            "pixel_weight": 0.4,
             "offline_weight": 2.0,
             "lock_weight": 5.0,
-            "learning_rate": 5e-4,
+            "learning_rate": 2e-3,
+            "decay": "linear",
             "watch_every": 20,
             "picture_every": 30,
             "checkpoint_every": 20,
         }
     )
+    refresh: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "refresh_every": 20,
+            "refresh_images": 60,
+            "refresh_steps": 30,
+            "refresh_rate": 2e-4,
+            "refresh_loss": "bce",
+            "refresh_augmentation": {"move": 0, "shrink": 0, "flip": False},
+        }
+    )
+    """How the detector is kept from being deceived while it teaches."""
 
 
 FULL = Settings()
@@ -60,4 +72,5 @@ QUICK = replace(
     evaluated=30,
     detector={**FULL.detector, "steps": 8, "warmup": 2, "valid_every": 8},
     treat={**FULL.treat, "steps": 10, "watch_every": 5, "watch_images": 10, "picture_every": 10},
+    refresh={**FULL.refresh, "refresh_every": 5, "refresh_images": 10, "refresh_steps": 4},
 )

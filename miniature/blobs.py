@@ -14,6 +14,10 @@ JOIN = 1
 """Half the gap that a blob bridges: two letters differ in cells of 2x2 pixels that may lie 2 apart
 (misspelt words found: 87 % without, 100 % with, and no further valid image flagged)."""
 
+MARKED = 4
+"""Pixels of the smallest blob that an annotator marks, in an image that may still pass as sound:
+a detector cannot learn that a flaw of 15 pixels is none and one of 16 is."""
+
 BRUSH = 2
 """Pixels that a person's brush adds around an artifact."""
 
@@ -34,6 +38,12 @@ def blob_sizes(mask: Bool[Tensor, "b h w"], join: int = JOIN) -> Float[Tensor, "
     index = labels.long().flatten(1)
     sizes = torch.zeros(b, h * w + 1).scatter_add_(1, index, mask.flatten(1).float())
     return sizes.gather(1, index).view(b, h, w) * mask
+
+
+def without_specks(maps: ArtifactMap, least: int | Float[Tensor, "b 1 1"]) -> ArtifactMap:
+    """Soft maps, zero away from blobs of at least `least` pixels; a blob keeps its soft rim."""
+    kept = blob_sizes(maps[:, 0] > 0.5) >= least
+    return maps * F.max_pool2d(kept[:, None].float(), 3, 1, 1)
 
 
 def grow(maps: ArtifactMap, pixels: int) -> ArtifactMap:

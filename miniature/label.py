@@ -62,12 +62,13 @@ def label(
     grow: int = blobs.BRUSH,
     progress: Callable[[int], None] = lambda n: None,
 ) -> ArtifactMap:
-    """What an annotator would paint: soft maps, `grow` pixels wider than the artifact.
+    """What an annotator would paint: soft maps, `grow` pixels wider than the flaws.
 
     `progress` gets the number of images just done. Raises `UserError` for images of another size
     and for prompts that are not of the world.
     """
-    return blobs.grow(Oracle().diagnose(images, prompts, progress).map, grow)
+    posterior = Oracle().diagnose(images, prompts, progress).posterior
+    return blobs.grow(blobs.without_specks(posterior, blobs.MARKED), grow)
 
 
 def batches(paths: Sequence[Path], said: Mapping[Path, str]) -> list[list[Path]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core.contracts import ArtifactMap, Images
 from core.errors import UserError
-from miniature.blobs import blob_sizes
+from miniature.blobs import blob_sizes, without_specks
 from miniature.law import CATEGORIES, LEXICON, SIZE, Scenes, all_prompts, scenes
 from miniature.paint import coverages, render, visible
 
@@ -266,13 +266,11 @@ class Oracle:
                 factors[row] = {name: scene.value(i, name) for name in scene.factors}
         squared = (images - nearest).pow(2).sum(dim=1)
         posterior = outlier_posterior(squared, variance(nearest))
-        kept = blob_sizes(posterior > 0.5) >= least
-        # A blob's soft rim belongs to it; specks below the blob size do not count.
-        near = F.max_pool2d(kept[:, None].float(), 3, 1, 1)
+        map = without_specks(posterior[:, None], least)
         return Diagnosis(
-            map=posterior[:, None] * near,
+            map=map,
             posterior=posterior[:, None],
-            flagged=kept.flatten(1).any(dim=1),
+            flagged=(map > 0.5).flatten(1).any(dim=1),
             nearest=nearest,
             factors=factors,
             pose=pose,

@@ -24,6 +24,7 @@ from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel
 from core.errors import UserError
 from core.run import Run
+from detector.augment import Augmentation
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
 from treat.ledger import Ledger
@@ -110,6 +111,8 @@ class Config(core.config.Config):
     """Learning rate at a refresh's start; it falls to zero."""
     refresh_loss: Literal["mse", "bce"] = "mse"
     """The loss that the detector was trained with."""
+    refresh_augmentation: Augmentation = Augmentation()
+    """How the labelled images are varied meanwhile: as when the detector was trained."""
     refresh_data: tuple[Path, ...] = ()
     """Shards the detector came from, mixed half and half with the new labels."""
 
@@ -299,6 +302,7 @@ def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> L
                 "steps": config.refresh_steps,
                 "learning_rate": config.refresh_rate,
                 "loss": config.refresh_loss,
+                "augmentation": config.refresh_augmentation,
             },
             seed=config.seed,
         )

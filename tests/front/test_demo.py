@@ -24,7 +24,8 @@ MICRO = replace(
     evaluated=5,
     detector={"steps": 2, "batch": 4, "valid_every": 2, "warmup": 1, "checkpoint_every": 2},
     treat={**QUICK.treat, "steps": 2, "batch": 2, "watch_every": 1, "watch_images": 2,
-           "picture_every": 0, "rank": 2},
+           "picture_every": 0, "rank": 2, "last": 1},
+    refresh={**QUICK.refresh, "refresh_every": 1, "refresh_images": 2, "refresh_steps": 1},
 )  # fmt: skip
 
 

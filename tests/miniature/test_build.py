@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxPipeline
+from safetensors.torch import load_file
 
 from core.errors import UserError
 from core.run import PAUSED, Run
 from miniature import build
 from miniature.bases import GRADES, base_folder
+
+SLOW = pytest.mark.slow
 
 
 def config(folder: Path, **changes) -> build.Config:
@@ -71,6 +74,23 @@ def test_a_build_goes_on_from_a_pipeline_folder(built: Path, tmp_path: Path, mon
         ):
             assert torch.allclose(a, b, atol=1e-6)
     assert before.vae.config.scaling_factor == pytest.approx(after.vae.config.scaling_factor)
+
+
+@pytest.mark.parametrize("faster", [{"bf16": True}, pytest.param({"compile": True}, marks=SLOW)])
+def test_a_faster_build_learns_the_same_within_rounding(
+    built: Path, tmp_path: Path, monkeypatch, faster: dict[str, bool]
+):
+    monkeypatch.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    settings = config(tmp_path, **faster)
+    assert build.main(settings) == 0
+    path = "transformer/diffusion_pytorch_model.safetensors"
+    plain, fast = (load_file(f / "bases/newest" / path) for f in (built, tmp_path))
+    start = load_file(built / "bases/oldest" / path)
+    moved, off = (
+        sum((a[name].float() - b[name].float()).square().sum().item() for name in a)
+        for a, b in ((plain, start), (plain, fast))
+    )
+    assert 0 < off < 0.1 * moved
 
 
 def test_shipped_bases_are_found_by_name_and_strangers_refused():

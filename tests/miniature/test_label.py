@@ -15,10 +15,10 @@ from core.images import round_to_8bit
 from core.seeds import generator
 from diffdoctor import cli
 from miniature import label
-from miniature.blobs import grow
+from miniature.blobs import MARKED, grow
 from miniature.faults import plant
 from miniature.law import draw, prompts
-from miniature.oracle import Oracle
+from miniature.oracle import BLOB, Oracle
 from miniature.paint import render
 from treat.annotate import annotate, read_masks, write_task
 
@@ -48,6 +48,19 @@ def test_masks_are_the_oracles_grown_by_the_brush(task, tmp_path: Path):
     assert float(rows[0]["area"]) == pytest.approx(
         float((masks[0] >= 0.5).float().mean()), abs=1e-5
     )
+
+
+def test_flaws_too_small_for_the_image_rule_are_marked_and_specks_are_not():
+    scene = draw("hand", 1, generator(3))
+    image, said = render(scene), prompts(scene)
+    red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    image[:, :, 4:7, 50:53] = red
+    image[:, :, 58:59, 58:59] = red
+    image = round_to_8bit(image)
+    mask = label.label(image, said, grow=0)[0, 0]
+    assert MARKED <= 9 < BLOB["hand"] and not Oracle().diagnose(image, said).flagged.any()
+    assert (mask[4:7, 50:53] > 0.5).all()
+    assert mask[58, 58] == 0 and (mask > 0.5).sum() == 9
 
 
 def test_a_stopped_command_goes_on(task, tmp_path: Path, monkeypatch):

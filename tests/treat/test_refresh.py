@@ -9,6 +9,7 @@ import torch
 from core import checkpoint
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
+from detector.augment import NO_AUGMENTATION, Augmentation
 from tests.treat.setting import build, config, digest, losses
 from treat import train
 from treat.refresh import Mixed
@@ -32,7 +33,7 @@ def world(tmp_path_factory):
 def settings(world, out, **changes):
     numbers = {"refresh_every": 2, "refresh_images": 2, "refresh_steps": 2, "watch_every": 0}
     words = (sys.executable, "-c", LABEL)
-    return config(world, out, annotator=words, steps=5, **{**numbers, **changes})
+    return config(world, out, **{"annotator": words, "steps": 5, **numbers, **changes})
 
 
 def sample(key):
@@ -63,3 +64,15 @@ def test_refreshed_saved_and_resumed_to_the_bit(world, tmp_path, monkeypatch):
     assert train.main(settings(world, stopped, checkpoint_every=2)) == 0
     assert digest(stopped, 5, stems) == digest(whole, 5, stems)
     assert losses(stopped) == losses(whole)
+
+
+def test_refreshes_vary_their_images_as_asked(world, tmp_path):
+    weights = []
+    for n, augmentation in enumerate((NO_AUGMENTATION, Augmentation(), NO_AUGMENTATION)):
+        out = tmp_path / str(n)
+        train.main(settings(world, out, steps=3, refresh_augmentation=augmentation))
+        weights.append(checkpoint.load(out / "checkpoints", 3).tensors["detector"])
+    same, other = (
+        all(torch.equal(weights[0][name], one[name]) for name in one) for one in weights[:0:-1]
+    )
+    assert same and not other
