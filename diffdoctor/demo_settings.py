@@ -23,14 +23,22 @@ class Settings:
     """Images of each arm."""
     detector: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "steps": 60,
+            "steps": 120,
             "batch": 16,
             "warmup": 10,
-            "learning_rate": 2e-4,
+            "optimizer": "muon",
+            "learning_rate": 1e-3,
             "loss": "bce",
-            # No shift and no scale: a hand of another size is no hand of this world.
-            "augmentation": {"move": 0, "shrink": 0, "patches": 0.25},
-            "valid_every": 60,
+            # Hardening: half of each batch steps against the detector. No shift and no scale: a
+            # hand of another size is no hand of this world.
+            "augmentation": {
+                "adversarial": 0.5,
+                "adversarial_step": 0.06,
+                "move": 0,
+                "shrink": 0,
+                "patches": 0.3,
+            },
+            "valid_every": 120,
             "ema": 0.9,
         }
     )
@@ -41,8 +49,9 @@ class Settings:
             "last": 3,
             "pixel_weight": 0.4,
             "offline_weight": 2.0,
-            "lock_weight": 5.0,
-            "learning_rate": 2e-3,
+            "lock_weight": 15.0,
+            "views": 3,
+            "learning_rate": 1.5e-3,
             "decay": "linear",
             "watch_every": 20,
             "picture_every": 30,

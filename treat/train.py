@@ -36,6 +36,7 @@ from treat.step import Chain, Precision, draw, latent_gradient, replay
 from treat.terms import PixelTerm, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
 from treat.update import LORA, NOISE, OFFLINE, PROMPTS, Places, Update, this_process
+from treat.views import Views
 from treat.watch import Best, DetectorFor, Watcher
 
 
@@ -77,6 +78,8 @@ class Config(core.config.Config):
     two_pass_decode: bool = False
     """Decode twice, so that detector and decoder are never in memory together."""
 
+    views: int = Field(1, ge=1)
+    """Perturbed copies of each image that the detector looks at; 1: the image itself."""
     selection: Literal["threshold", "area", "all", "max"] = "threshold"
     threshold: float = Field(0.1, ge=0, lt=1)
     """Probability above which a pixel counts, in the loss and in the lock's mask."""
@@ -187,7 +190,8 @@ def main(
                     noise = model.noise(places.seeds(NOISE, step, micro), *sides)
                     text, detector = texts.conditioning(rows), detectors["reward"](texts.said(rows))
                     chain = Chain(model, schedule, text, config.gamma, precision)
-                    term = PixelTerm(detector, *pixel_numbers(config))
+                    views = Views(detector, config.views, places.view_seed(step, micro))
+                    term = PixelTerm(views, *pixel_numbers(config))
                     if config.lock_weight:
                         term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
                     latents, tape = draw(chain, noise, config.gradient_steps, config.recompute)

@@ -1,0 +1,43 @@
+"""Views: the image itself when one, an average with a gradient when several, the same each time."""
+
+import torch
+
+from detector.segformer import SegformerConfig, SegformerDetector, freeze
+from treat.views import Views
+
+IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def reward() -> SegformerDetector:
+    return freeze(SegformerDetector(SegformerConfig(prior=0.3), seed=2))
+
+
+def test_one_view_is_the_image_to_the_bit():
+    detector = reward()
+    assert torch.equal(Views(detector, 1, seed=5)(IMAGES), detector(IMAGES))
+
+
+def test_several_views_depend_on_the_seed_alone_and_carry_gradient():
+    detector = reward()
+    images = IMAGES.clone().requires_grad_()
+    maps = Views(detector, 3, seed=5)(images)
+    assert torch.equal(maps, Views(detector, 3, seed=5)(IMAGES))
+    assert not torch.equal(maps, Views(detector, 3, seed=6)(IMAGES))
+    assert maps.shape == (2, 1, 64, 64) and 0 < maps.min() and maps.max() < 1
+    maps.mean().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
+
+
+def test_gradients_of_more_views_agree_more():
+    detector = reward()
+
+    def gradient(number: int, seed: int) -> torch.Tensor:
+        images = IMAGES.clone().requires_grad_()
+        Views(detector, number, seed)(images).mean().backward()
+        assert images.grad is not None
+        return images.grad.flatten()
+
+    one, many = (
+        torch.cosine_similarity(gradient(n, 1), gradient(n, 2), dim=0).item() for n in (2, 12)
+    )
+    assert many > one

@@ -1,0 +1,46 @@
+"""A differentiable detector in; the same one looking at several perturbed copies, averaged, out.
+
+What a detector's gradient asks of one image is partly noise that only this detector sees; blurred,
+sharpened, brighter and noisier copies share what a person would see too. Averaging gradient over
+perturbed inputs is SmoothGrad (arXiv 1706.03825); METHODS 4 lists it against reward hacking.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from core.contracts import ArtifactMap, Detector, Images
+from core.seeds import generator
+from detector.augment import Augmentation, change_appearance
+
+STRENGTH = Augmentation(
+    appearance=0.9,
+    sharpness=(-0.5, 0.7),
+    contrast=(0.8, 1.25),
+    saturation=(0.6, 1.4),
+    brightness=0.08,
+    noise=0.1,
+)
+"""How far a view may be from its image: still the same picture to a person."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """The mean map of `number` views; a pure function of the images and the seed. 1: the image."""
+
+    detector: Detector
+    number: int
+    seed: int
+
+    @property
+    def differentiable(self) -> bool:
+        return self.detector.differentiable
+
+    def __call__(self, images: Images) -> ArtifactMap:
+        if self.number == 1:
+            return self.detector(images)
+        total = torch.zeros_like(images[:, :1], dtype=torch.float32)
+        for view in range(self.number):
+            seen = change_appearance(images, STRENGTH, generator(self.seed, view))
+            total = total + self.detector(seen).float()
+        return total / self.number
