@@ -24,7 +24,7 @@ STRENGTH = Augmentation(
 """How far a view may be from its image: still the same picture to a person."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Views:
     """The mean map of `number` views; a pure function of the images and the seed. 1: the image."""
 
@@ -32,9 +32,8 @@ class Views:
     number: int
     seed: int
 
-    @property
-    def differentiable(self) -> bool:
-        return self.detector.differentiable
+    def __post_init__(self) -> None:
+        self.differentiable = self.detector.differentiable
 
     def __call__(self, images: Images) -> ArtifactMap:
         if self.number == 1:
