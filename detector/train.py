@@ -136,6 +136,7 @@ def fine_tune(
     batch: int = 16,
     learning_rate: float = 2e-4,
     loss: Literal["mse", "bce"] = "mse",
+    optimizer: OptimizerName = "adamw",
     augmentation: Augmentation | None = None,
 ) -> SegformerDetector:
     """Train the given detector (unfrozen, whole) in place for some steps; returns it in eval mode.
@@ -146,7 +147,7 @@ def fine_tune(
         raise UserError("a detector cannot learn from no sample; give it labelled images.")
     if detector.frozen:
         raise ValueError("the detector is frozen; give it its gradients back first")
-    learner = Learner(detector.train())
+    learner = Learner(detector.train(), optimizer=optimizer)
     for step in range(steps):
         learn_step(
             learner,

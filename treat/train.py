@@ -25,6 +25,7 @@ from core.contracts import Detector, DiffusionModel
 from core.errors import UserError
 from core.run import Run
 from detector.augment import Augmentation
+from detector.learning import OptimizerName
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
 from treat.ledger import Ledger
@@ -114,6 +115,7 @@ class Config(core.config.Config):
     """Learning rate at a refresh's start; it falls to zero."""
     refresh_loss: Literal["mse", "bce"] = "mse"
     """The loss that the detector was trained with."""
+    refresh_optimizer: OptimizerName = "adamw"
     refresh_augmentation: Augmentation = Augmentation()
     """How the labelled images are varied meanwhile: as when the detector was trained."""
     refresh_data: tuple[Path, ...] = ()
@@ -306,6 +308,7 @@ def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> L
                 "steps": config.refresh_steps,
                 "learning_rate": config.refresh_rate,
                 "loss": config.refresh_loss,
+                "optimizer": config.refresh_optimizer,
                 "augmentation": config.refresh_augmentation,
             },
             seed=config.seed,
