@@ -10,7 +10,7 @@ every arm.
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from rich.console import Console
@@ -38,14 +38,16 @@ class Config(core.config.Config):
     quick: bool = False
     """The demo was a `--quick` one."""
     out: Path = Path("runs/healing")
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    """Seeds of the treatments; the first also has the ceiling, which serves all."""
     steps: int = Field(250, ge=1)
     """Updates of every arm; the other settings are the demo's."""
     refresh_every: int = Field(50, ge=0)
     """Updates between two refreshes of the adapters' detector."""
     n: int = Field(1000, ge=2)
     """Images an arm."""
-    arms: tuple[Literal["control", "adapter", "ceiling"], ...] = ARMS
+    arms: tuple[Literal["control", "adapter", "ceiling"], ...] = Field(ARMS, min_length=1)
+    """What to train; control and adapter are needed for a comparison."""
     judge: bool = True
     """False: only train, so that two cores may share the arms and a last command judges them."""
 
@@ -61,12 +63,13 @@ def main(config: Config) -> int | None:
             return code
     if not config.judge:
         return None
-    for seed in config.seeds:
-        code = judge(config, demo, {name: arms[name] for name in arms if name.endswith(f"-{seed}")})
+    judged = [seed for seed in config.seeds if own(arms, seed)]
+    for seed in judged:
+        code = judge(config, demo, own(arms, seed), seed)
         if code:
             return code
-    summaries = {seed: evaluated(config, seed) for seed in config.seeds}
-    rows = [row(summaries, seed) for seed in config.seeds]
+    summaries = {seed: evaluated(config, seed) for seed in judged}
+    rows = [row(summaries, seed) for seed in judged]
     text = json.dumps(plain(rows), indent=2) + "\n"
     write_atomic(config.out / "healing.json", text.encode())
     Console().print(table(rows))
@@ -87,15 +90,21 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
         changes |= CONTROL
     elif arm == "adapter":
         changes |= demo.rewarded() | {"refresh_every": config.refresh_every}
+    else:
+        changes |= {"views": 1}  # the oracle knows images, not perturbed copies of them
     settings = demo.treatment(name, out=out, **changes)
     return treat.train.main(settings, reward_for=Ceiling if arm == "ceiling" else None)
 
 
-def judge(config: Config, demo: Demo, arms: dict[str, Path]) -> int | None:
+def own(arms: dict[str, Path], seed: int) -> dict[str, Path]:
+    """The arms of one seed."""
+    return {name: path for name, path in arms.items() if name.split("-")[1] == str(seed)}
+
+
+def judge(config: Config, demo: Demo, arms: dict[str, Path], seed: int) -> int | None:
     """The arms of one seed against the base; prompts and seeds are the same for every seed."""
     oracle = Bench()
     control = next((name for name in arms if name.startswith("control")), None)
-    seed = next(iter(arms)).split("-")[1]
     settings = treat.evaluate.Config(
         base=demo.newest,
         prompts=demo.out / "prompts/held_out.txt",
@@ -119,9 +128,9 @@ def evaluated(config: Config, seed: int) -> dict[str, Any]:
 def row(summaries: dict[int, dict[str, Any]], seed: int) -> dict[str, Any]:
     """The figures of one seed, and how far the adapter went from the control to the ceiling."""
     every = {name: arm for one in summaries.values() for name, arm in one["arms"].items()}
-    own = {name.split("-")[0]: arm for name, arm in summaries[seed]["arms"].items()}
-    arms = {name: every[name] for name in every if name.startswith("ceiling")}
-    arms = {name.split("-")[0]: arm for name, arm in arms.items()} | own
+    ceilings = [arm for name, arm in every.items() if name.startswith("ceiling")]
+    arms = {"ceiling": ceilings[0]} if ceilings else {}
+    arms |= {n.split("-")[0]: arm for n, arm in summaries[seed]["arms"].items()}
     found: dict[str, Any] = {"seed": seed, **arms}
     if arms.keys() >= set(ARMS):
         reach = {}

@@ -53,7 +53,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str = 
     return peak * (1 - t if decay == "poly" else 0.5 * (1 + math.cos(math.pi * t)))
 
 
-def optimizers(
+def make_optimizers(
     detector: SegformerDetector, kind: OptimizerName, weight_decay: float
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW for every weight; or Muon for what mixes many channels, AdamW for the rest."""
@@ -88,7 +88,7 @@ class Learner:
     average: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizers = optimizers(self.detector, self.optimizer, self.weight_decay)
+        self.optimizers = make_optimizers(self.detector, self.optimizer, self.weight_decay)
         self.average = {name: t.detach().clone() for name, t in self._state().items()}
 
     def update(self, loss: Tensor, rate: float, clip: float, step: int) -> float:
@@ -132,7 +132,13 @@ class Learner:
         return tensors, state
 
     def unpack(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Take up what `pack` gave."""
+        """Take up what `pack` gave; raises `UserError` for a checkpoint of another optimizer."""
+        missing = [name for name in self.optimizers if name not in tensors]
+        if missing:
+            raise UserError(
+                f"the checkpoint holds no state of {missing[0]}: it was written by an earlier "
+                "version; give another --out."
+            )
         self._put(tensors["weights"])
         self.average = {name: t.clone() for name, t in tensors["average"].items()}
         for name, optimizer in self.optimizers.items():

@@ -1,4 +1,4 @@
-"""Sound images in; images with a random patch out of place, and what was changed, out.
+"""Images in; the same with a random patch out of place, and what was changed, out.
 
 Synthetic anomalies, of which there is no end, teach a detector that anything at all may be wrong
 (CutPaste, arXiv 2104.04015; DRAEM, arXiv 2108.07610). Lengths are in sixty-fourths of the image's
@@ -20,6 +20,7 @@ CHANGED = 0.25
 LEAST = 12
 """Changed cells of a 64x64 image that a patch must leave; fewer would be no visible fault."""
 TRIES = 20
+"""Places tried until a patch shows; an image where none does stays as it is."""
 
 
 def uniform(b: int, low: float, high: float, g: Generator) -> Tensor:
@@ -43,7 +44,8 @@ def patch(images: Images, g: Generator) -> Patch:
     v = (torch.cos(turn) * y - torch.sin(turn) * x) / (uniform(b, 3.0, 10.0, g) * size)
     round_ = u**2 + v**2 < 1
     square = torch.maximum(u.abs(), v.abs()) < 1
-    return torch.where(uniform(b, 0.0, 1.0, g) < 0.5, round_, square)[:, None]
+    drawn = torch.where(uniform(b, 0.0, 1.0, g) < 0.5, round_, square)
+    return drawn[:, None].to(images.device)
 
 
 def shifted(images: Images, others: Images, g: Generator) -> Images:
@@ -63,12 +65,13 @@ def mirrored(images: Images, others: Images, g: Generator) -> Images:
 
 def flat(images: Images, others: Images, g: Generator) -> Images:
     """One colour."""
-    return torch.rand(len(images), 3, 1, 1, generator=g).expand_as(images)
+    colour = torch.rand(len(images), 3, 1, 1, generator=g)
+    return colour.to(images.device).expand_as(images)
 
 
 def noisy(images: Images, others: Images, g: Generator) -> Images:
     """Coarse colour noise, as of a sampling that did not end."""
-    coarse = torch.rand(len(images), 3, 16, 16, generator=g)
+    coarse = torch.rand(len(images), 3, 16, 16, generator=g).to(images.device)
     return F.interpolate(coarse, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -92,7 +95,8 @@ CORRUPTIONS: dict[str, Callable[[Images, Images, Generator], Images]] = {
 def corrupt(images: Images, others: Images, g: Generator) -> tuple[Images, Bool[Tensor, "b h w"]]:
     """One random corruption of all the images, elsewhere in each, and the pixels it changed.
 
-    `others` are images to take foreign parts from. Places are drawn anew until something shows.
+    `others` are images to take foreign parts from. Places are drawn anew
+    until something shows, at most `TRIES` times.
     """
     names = list(CORRUPTIONS)
     broken, changed = images.clone(), torch.zeros_like(images[:, 0], dtype=torch.bool)

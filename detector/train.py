@@ -62,14 +62,15 @@ class Config(core.config.Config):
     loss: Literal["mse", "bce"] = "mse"
     """Squared error of the map (the paper's), or soft cross-entropy."""
     optimizer: OptimizerName = "adamw"
-    """`muon` learns several times faster from random weights; `adamw` for pretrained ones."""
+    """`muon` learns faster from random weights, `adamw` is the rule for pretrained mit_b*."""
     learning_rate: float = Field(1e-3, gt=0)
     """From random weights (with muon 4e-3); about 6e-5 for a pretrained mit_b5."""
     warmup: int = Field(100, ge=0)
     decay: Literal["poly", "cosine"] = "poly"
     weight_decay: float = Field(0.01, ge=0)
+    """Of the weights that AdamW moves; Muon's are not decayed."""
     clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; Muon's steps have a size of their own."""
     ema: float = Field(0.995, ge=0, lt=1)
     """Decay of the averaged weights, which are what is measured and kept; 0: none."""
     augmentation: Augmentation = Augmentation()
@@ -227,6 +228,9 @@ def _finish(
             "seed": config.seed,
             "steps": config.steps,
             "loss": config.loss,
+            "optimizer": config.optimizer,
+            "learning_rate": config.learning_rate,
+            "augmentation": config.augmentation.model_dump(),
             "initial": None if config.init is None else config.init.resolve().name,
             "held_out": figures,
         }

@@ -4,6 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+HARDENED: Mapping[str, Any] = {
+    "adversarial": 0.5,
+    "adversarial_step": 0.06,
+    "patches": 0.3,
+    "move": 0,
+    "shrink": 0,
+}
+"""Half of each batch steps against the detector. No shift and no scale: a hand of another size is
+no hand of this world."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -29,15 +39,7 @@ class Settings:
             "optimizer": "muon",
             "learning_rate": 1e-3,
             "loss": "bce",
-            # Hardening: half of each batch steps against the detector. No shift and no scale: a
-            # hand of another size is no hand of this world.
-            "augmentation": {
-                "adversarial": 0.5,
-                "adversarial_step": 0.06,
-                "move": 0,
-                "shrink": 0,
-                "patches": 0.3,
-            },
+            "augmentation": HARDENED,
             "valid_every": 120,
             "ema": 0.9,
         }
@@ -65,7 +67,8 @@ class Settings:
             "refresh_steps": 30,
             "refresh_rate": 2e-4,
             "refresh_loss": "bce",
-            "refresh_augmentation": {"move": 0, "shrink": 0, "flip": False},
+            # As above, without mirrored words: a relabelled image has no category.
+            "refresh_augmentation": {**HARDENED, "flip": False},
         }
     )
     """How the detector is kept from being deceived while it teaches."""

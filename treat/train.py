@@ -80,7 +80,8 @@ class Config(core.config.Config):
     """Decode twice, so that detector and decoder are never in memory together."""
 
     views: int = Field(1, ge=1)
-    """Perturbed copies of each image that the detector looks at; 1: the image itself."""
+    """Perturbed copies of each image that the reward is averaged over, against a detector that is
+    deceived; each costs a pass of the detector and its memory. 1: the image itself."""
     selection: Literal["threshold", "area", "all", "max"] = "threshold"
     threshold: float = Field(0.1, ge=0, lt=1)
     """Probability above which a pixel counts, in the loss and in the lock's mask."""

@@ -2,7 +2,7 @@
 
 What a detector's gradient asks of one image is partly noise that only this detector sees; blurred,
 sharpened, brighter and noisier copies share what a person would see too. Averaging gradient over
-perturbed inputs is SmoothGrad (arXiv 1706.03825); METHODS 4 lists it against reward hacking.
+perturbed inputs is SmoothGrad (arXiv 1706.03825). Always in float32, whatever the autocast.
 """
 
 from dataclasses import dataclass
@@ -40,6 +40,7 @@ class Views:
             return self.detector(images)
         total = torch.zeros_like(images[:, :1], dtype=torch.float32)
         for view in range(self.number):
-            seen = change_appearance(images, STRENGTH, generator(self.seed, view))
+            with torch.autocast(images.device.type, enabled=False):
+                seen = change_appearance(images.float(), STRENGTH, generator(self.seed, view))
             total = total + self.detector(seen).float()
         return total / self.number
