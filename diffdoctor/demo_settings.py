@@ -53,7 +53,7 @@ class Settings:
             "offline_weight": 2.0,
             "lock_weight": 15.0,
             "views": 3,
-            "learning_rate": 1.5e-3,
+            "learning_rate": 1e-3,
             "decay": "linear",
             "watch_every": 20,
             "picture_every": 30,
@@ -65,7 +65,8 @@ class Settings:
             "refresh_every": 20,
             "refresh_images": 60,
             "refresh_steps": 30,
-            "refresh_rate": 2e-4,
+            "refresh_optimizer": "muon",
+            "refresh_rate": 5e-4,
             "refresh_loss": "bce",
             # As above, without mirrored words: a relabelled image has no category.
             "refresh_augmentation": {**HARDENED, "flip": False},
