@@ -1,0 +1,42 @@
+"""The healing benchmark's bookkeeping: which arms, whose ceiling, what share of the way."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from benchmarks.healing import Config, own, planned, row
+
+
+def test_one_ceiling_serves_all_seeds():
+    names = planned(Config(seeds=(3, 13)))
+    assert names == ["control-3", "control-13", "adapter-3", "adapter-13", "ceiling-3"]
+    arms = {name: Path(name) for name in names}
+    assert list(own(arms, 3)) == ["control-3", "adapter-3", "ceiling-3"]
+    assert list(own(arms, 13)) == ["control-13", "adapter-13"]
+
+
+@pytest.mark.parametrize("wrong", [{"seeds": ()}, {"seeds": (-1,)}, {"arms": ()}])
+def test_plans_without_sense_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        Config(**wrong)
+
+
+def summary(**frequencies: float) -> dict:
+    arms = {
+        name: {"artifact_frequency": value, "artifact_area": value / 10}
+        for name, value in frequencies.items()
+    }
+    changes = {"adapter-1 - control-1": {}, "control-1 - base": {}}
+    return {"arms": arms, "differences": changes}
+
+
+def test_the_share_is_counted_from_control_to_ceiling():
+    first = summary(**{"base": 0.6, "control-0": 0.6, "adapter-0": 0.5, "ceiling-0": 0.2})
+    second = summary(**{"base": 0.6, "control-1": 0.6, "adapter-1": 0.3})
+    found = row({0: first, 1: second}, 1)
+    assert found["share_of_ceiling"]["artifact_frequency"] == pytest.approx(0.75)
+    assert found["ceiling"] == first["arms"]["ceiling-0"]
+    assert list(found["differences"]) == ["adapter-1 - control-1"]
+    alone = row({1: second}, 1)
+    assert "share_of_ceiling" not in alone and "ceiling" not in alone
