@@ -1,6 +1,7 @@
 """Train the two detectors that ship with the miniature, from which the demo's own start.
 
-    python -m benchmarks.starters --out runs/starters
+    python -m benchmarks.starters --which first
+    python -m benchmarks.starters --which second --labelled 2500 --older 300 --steps 3000
 
 Each learns from labelled images of all grades, planted faults and sound renders, and shares no
 image with the other: the first may teach a treatment, the second only watches. Both are
@@ -69,14 +70,17 @@ def main(config: Config) -> int | None:
         code = detector.train.main(checked(detector.train.Config, settings))
         if code:
             return code
-        publish(config.out / name, DETECTORS / name)
+        publish(config, name)
     return None
 
 
-def publish(run: Path, folder: Path) -> None:
-    """Write the run's detector where it ships, in fp16: half the bytes in every clone."""
-    card = {"made_by": "python -m benchmarks.starters"} | read_description(run).card
-    save_detector(load_detector(run).half(), folder, card)
+def publish(config: Config, name: str) -> None:
+    """Write a run's detector where it ships, in fp16: half the bytes in every clone."""
+    run = config.out / name
+    how = config.model_dump(mode="json", exclude={"out", "which"})
+    card = {"made_by": f"python -m benchmarks.starters --which {name}", "settings": how}
+    card |= read_description(run).card
+    save_detector(load_detector(run).half(), DETECTORS / name, card)
 
 
 def write_procedural(folder: Path, faults: int, renders: int, seed: int) -> None:
