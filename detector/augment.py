@@ -1,7 +1,7 @@
 """Images and soft labels in, harder images and labels that still fit out.
 
 Appearance (labels unchanged): blur and unsharp, contrast, saturation, brightness, noise, small
-adversarial steps. It is what stops a treatment from hacking the detector (PROTOTYPE.md: the worst
+adversarial steps. It is what stops a treatment from hacking the detector (the worst
 hack was contrast). Geometry (labels move along): mirror, shift and scale, shrink-and-pad. Patches
 out of place are artifacts whose labels are known.
 Every function is pure in its `torch.Generator`, batched, float32, and draws on the CPU.
@@ -53,7 +53,7 @@ class Augmentation(BaseModel):
     shrink: float = Field(default=0.3, ge=0, le=1)
     """Chance that an image without artifact is scaled down and padded back."""
     shrink_below: float = 0.1
-    """Largest label that counts as without artifact (unpublished; METHODS.md 1)."""
+    """Largest label that counts as without artifact (the paper's is unpublished)."""
     shrink_scale: tuple[float, float] = (0.3, 1.0)
 
 

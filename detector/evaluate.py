@@ -2,8 +2,8 @@
 
     diffdoctor detector evaluate --detector runs/detector --data shards/test --json figures.json
 
-Figures are plain, overall and by source, category and generator (METHODS.md 1; the paper prints
-them x100).
+Figures are plain, overall and by source, category and generator (DiffDoctor's paper prints them
+x100).
 """
 
 import json

@@ -33,7 +33,7 @@ OptimizerName = Literal["adamw", "muon"]
 
 
 def squared_error(logits: Tensor, target: ArtifactMap) -> Tensor:
-    """MSE on the sigmoid map, as in DiffDoctor (METHODS.md 1)."""
+    """MSE on the sigmoid map, as in DiffDoctor (arXiv 2501.12382)."""
     return (torch.sigmoid(logits) - target).square().mean()
 
 

@@ -1,7 +1,7 @@
 """Artifact maps in, figures out: pure functions of (prediction, target), both in [0, 1].
 
-Legend: b images, n pixels of all images; C the target, C^ the prediction (METHODS.md 1).
-The two KL halves are the paper's KL(FN) and KL(1-)(FP), read as the halves of the per-pixel binary
+Legend: b images, n pixels of all images; C the target, C^ the prediction.
+The two KL halves are KL(FN) and KL(1-)(FP) of DiffDoctor (arXiv 2501.12382), read as the halves of the per-pixel binary
 divergence; `saliency_kld` is the distribution divergence of the saliency literature. All plain
 (not x100). A figure that the data does not define (no positive pixel, one class only) is NaN.
 """
@@ -145,7 +145,7 @@ def false_positive_images(
 
 
 def artifact_frequency(prediction: ArtifactMap, threshold: float = 0.5) -> float:
-    """Share of images whose maximum reaches the threshold (METHODS.md 1)."""
+    """Share of images whose maximum reaches the threshold (DIAMOND, arXiv 2602.00883)."""
     return (image_scores(prediction) >= threshold).double().mean().item()
 
 

@@ -1,7 +1,7 @@
 """A detector in, one folder out: `detector.safetensors` and `detector.json`; and back, verified.
 
-The tensors carry transformers' names whichever library computed them (FORMATS.md 4 has the same
-rule for adapters: one neutral layout, readers for the others). `detector.json` holds the
+The tensors carry transformers' names whichever library computed them: one neutral
+layout, readers for the others, as for adapters. `detector.json` holds the
 configuration, the digest of the tensors, and the card: licence, data, seed, figures.
 """
 

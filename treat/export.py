@@ -119,7 +119,7 @@ def read_figures(folder: Path | None, arm: str) -> dict[str, float]:
         ) from error
 
 
-# Header (FORMATS.md 4)
+# Header
 
 
 def header(

@@ -1,6 +1,6 @@
 """Artifact maps in, one number to lower out; and the lock that holds the rest of the image still.
 
-Legend: b batch, h w pixels. Source: DiffDoctor (arXiv 2501.12382), METHODS: M * C with M = C > 0.1.
+Legend: b batch, h w pixels. Source: DiffDoctor (arXiv 2501.12382), section 3.3: M * C, M = C > 0.1.
 """
 
 from collections.abc import Callable

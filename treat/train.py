@@ -4,7 +4,7 @@
     accelerate launch --config_file accelerate_configs/many_gpus.yaml -m treat.train --config ...
 
 The run folder holds figures, pictures and checkpoints; the same command resumes it.
-Source: DiffDoctor (arXiv 2501.12382), section 3.3; the choices are METHODS.md's.
+Source: DiffDoctor (arXiv 2501.12382), section 3.3; the choices: docs/decisions.md.
 """
 
 import functools
