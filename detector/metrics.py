@@ -1,9 +1,10 @@
 """Artifact maps in, figures out: pure functions of (prediction, target), both in [0, 1].
 
 Legend: b images, n pixels of all images; C the target, C^ the prediction.
-The two KL halves are KL(FN) and KL(1-)(FP) of DiffDoctor (arXiv 2501.12382), read as the halves of the per-pixel binary
-divergence; `saliency_kld` is the distribution divergence of the saliency literature. All plain
-(not x100). A figure that the data does not define (no positive pixel, one class only) is NaN.
+The two KL halves are KL(FN) and KL(1-)(FP) of DiffDoctor (arXiv 2501.12382), read as the halves
+of the per-pixel binary divergence; `saliency_kld` is the distribution divergence of the saliency
+literature. All plain (not x100). A figure that the data does not define (no positive pixel, one
+class only) is NaN.
 """
 
 import torch
