@@ -95,8 +95,8 @@ CORRUPTIONS: dict[str, Callable[[Images, Images, Generator], Images]] = {
 def corrupt(images: Images, others: Images, g: Generator) -> tuple[Images, Bool[Tensor, "b h w"]]:
     """One random corruption of all the images, elsewhere in each, and the pixels it changed.
 
-    `others` are images to take foreign parts from. Places are drawn anew
-    until something shows, at most `TRIES` times.
+    `others` are images to take foreign parts from. Places are drawn anew until something shows,
+    at most `TRIES` times.
     """
     names = list(CORRUPTIONS)
     broken, changed = images.clone(), torch.zeros_like(images[:, 0], dtype=torch.bool)
