@@ -1,9 +1,9 @@
 """Images and soft labels in, harder images and labels that still fit out.
 
 Appearance (labels unchanged): blur and unsharp, contrast, saturation, brightness, noise, small
-adversarial steps. It is what stops a treatment from hacking the detector (the worst
-hack was contrast). Geometry (labels move along): mirror, shift and scale, shrink-and-pad. Patches
-out of place are artifacts whose labels are known.
+adversarial steps. It is what stops a treatment from hacking the detector (the worst hack was
+contrast). Geometry (labels move along): mirror, shift and scale, shrink-and-pad. Patches out of
+place are artifacts whose labels are known.
 Every function is pure in its `torch.Generator`, batched, float32, and draws on the CPU.
 
 Legend: b images, h w pixels; every image draws its own strengths.

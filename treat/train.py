@@ -117,6 +117,7 @@ class Config(core.config.Config):
     refresh_loss: Literal["mse", "bce"] = "mse"
     """The loss that the detector was trained with."""
     refresh_optimizer: OptimizerName = "adamw"
+    """What moves the detector in a refresh; `muon` for one that was trained with it."""
     refresh_augmentation: Augmentation = Augmentation()
     """How the labelled images are varied meanwhile: as when the detector was trained."""
     refresh_data: tuple[Path, ...] = ()
