@@ -47,12 +47,12 @@ class Config(core.config.Config):
 
 
 def main(config: Config) -> None:
-    newest = str(base_folder("newest"))
-    model, oracle = load_base(newest), Oracle()
     detectors: dict[str, Detector] = {
         str(path): Views(freeze(load_detector(path).float()), config.views, config.seed)
         for path in config.detectors
     }
+    newest = str(base_folder("newest"))
+    model, oracle = load_base(newest), Oracle()
     n = config.images * len(CATEGORIES)
     records = sample_records(newest, split()["search"], n, config.seed)
     found: dict[str, dict[str, list[float]]] = {
