@@ -144,6 +144,10 @@ class Flux:
         v = self._velocity(latents, schedule.timesteps[i].expand(len(latents)), conditioning)
         return latents - schedule.sigmas[i] * v
 
+    def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
+        """(1 - sigma) x0 + sigma eps."""
+        return torch.lerp(clean, noise, schedule.sigmas[i].to(clean))
+
     def _velocity(
         self, latents: Latents, timesteps: Float[Tensor, " b"], conditioning: Conditioning
     ) -> Latents:

@@ -146,6 +146,14 @@ class UNetModel:
         """x0-hat, as the scheduler takes it from epsilon or v."""
         return self._move(latents, i, schedule, conditioning)[1]
 
+    def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
+        """x0 + sigma eps for Euler (over its first deviation at step 0), DDIM's law for DDIM."""
+        sampler, sigma = self._sampler(schedule.steps, at=i), schedule.sigmas[i].to(clean)
+        noisy = clean + sigma * noise
+        if isinstance(sampler, EulerDiscreteScheduler):
+            return noisy / sampler.init_noise_sigma if i == 0 else noisy
+        return noisy / (1 + sigma**2).sqrt()
+
     def _move(
         self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
     ) -> tuple[Latents, Latents]:

@@ -85,6 +85,10 @@ class DiffusionModel(Protocol):
         """x0-hat at step i."""
         ...
 
+    def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
+        """What enters step i, had the sampling come from this noise and led to `clean`."""
+        ...
+
     def decode(self, latents: Latents) -> Images:
         """Unclamped: values may leave [0, 1] a little."""
         ...

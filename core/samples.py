@@ -30,16 +30,22 @@ class Record(BaseModel):
     teacher: str = ""
     licence: str = ""
     caption: str | None = None
+    referenced: bool = False
+    """The sound image that this one was made from lies beside it."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image (h, w, 3) uint8, its mask (any h, w) uint8 0..255 or None, and its record."""
+    """An image (h, w, 3) uint8, its mask (any h, w) uint8 0..255 or None, and its record.
+
+    `reference`, where there is one: the sound image that this one was made from, of its size.
+    """
 
     key: str
     image: np.ndarray
     mask: np.ndarray | None
     record: Record
+    reference: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key) or self.record.key != self.key:
@@ -51,6 +57,14 @@ class Sample:
             raise ValueError(f"image must be uint8 (h, w, 3), not {self.image.dtype}")
         if self.mask is not None and (self.mask.dtype != np.uint8 or self.mask.ndim != 2):
             raise ValueError(f"mask must be uint8 (h, w), not {self.mask.dtype}")
+        if self.record.referenced != (self.reference is not None):
+            raise ValueError(f"the record of {self.key} is wrong about its reference")
+        if self.reference is not None and self.reference.shape != self.image.shape:
+            raise UserError(
+                f"the reference of {self.key} is {self.reference.shape[1]}x"
+                f"{self.reference.shape[0]} pixels, its image {self.image.shape[1]}x"
+                f"{self.image.shape[0]}: bring both to one size."
+            )
 
 
 def safe_key(text: str) -> str:

@@ -1,6 +1,7 @@
 """Samples in, tar shards and their index out, and samples back in any order.
 
-shard-000000.tar          {key}.png, {key}.mask.png, {key}.json, as webdataset readers expect
+shard-000000.tar          {key}.png, {key}.mask.png, {key}.reference.png (the last two where there
+                          are any), {key}.json, as webdataset readers expect
 shard-000000.index.jsonl  key, and offset, size and sha256 of each member
 shard.manifest.jsonl      one line a committed shard, with the digests of both files
 """
@@ -127,6 +128,8 @@ class _OpenShard:
         members = {"png": encode_png(sample.image)}
         if sample.mask is not None:
             members["mask.png"] = encode_png(sample.mask)
+        if sample.reference is not None:
+            members["reference.png"] = encode_png(sample.reference)
         members["json"] = sample.record.model_dump_json().encode()
         places = {kind: self._add(f"{sample.key}.{kind}", body) for kind, body in members.items()}
         self.entries.append({"key": sample.key, "members": places})
@@ -198,13 +201,12 @@ class ShardStore:
     def __getitem__(self, i: int) -> Sample:
         """Sample i; `UserError` naming shard and member if it is damaged."""
         shard, entry = self._entries[i]
-        members = entry["members"]
-        image = decode_image(self._member(shard, entry, "png"), f"{shard}:{entry['key']}.png")
-        mask = None
-        if "mask.png" in members:
-            name = f"{shard}:{entry['key']}.mask.png"
-            mask = np.array(decode_image(self._member(shard, entry, "mask.png"), name))
-        return Sample(entry["key"], np.array(image), mask, self._record(shard, entry))
+        mask, reference = (
+            self._picture(shard, entry, kind) if kind in entry["members"] else None
+            for kind in ("mask.png", "reference.png")
+        )
+        image = self._picture(shard, entry, "png")
+        return Sample(entry["key"], image, mask, self._record(shard, entry), reference)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
@@ -212,6 +214,10 @@ class ShardStore:
     def records(self) -> list[Record]:
         """The records alone, in the order of the positions; no image is decoded."""
         return [self._record(shard, entry) for shard, entry in self._entries]
+
+    def _picture(self, shard: str, entry: dict[str, Any], kind: str) -> np.ndarray:
+        content = self._member(shard, entry, kind)
+        return np.array(decode_image(content, f"{shard}:{entry['key']}.{kind}"))
 
     def _record(self, shard: str, entry: dict[str, Any]) -> Record:
         content = self._member(shard, entry, "json", MAX_RECORD_BYTES)

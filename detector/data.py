@@ -1,13 +1,16 @@
 """Shard stores and plain folders in, labelled samples and training batches out.
 
 A plain folder holds `images/`, `masks/` (same stem, 8-bit gray, 0..255 soft), `real/` (sound
-photographs, their label is zero) and, if known, `prompts.jsonl` or `records.jsonl` with one
-object a line: `file` or `key`, and any field of a record. An image without a mask is unlabelled
-and passed over. Legend: b batch, h w pixels, n samples.
+photographs, their label is zero) and, if known, `references/` (same stem: the sound image that one
+was made from) and `prompts.jsonl` or `records.jsonl` with one object a line: `file` or `key`, and
+any field of a record. An image without a mask is unlabelled and passed over.
+
+Legend: b batch, h w pixels, n samples.
 """
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ from core.shards import ShardStore, batch_indices, epoch_order
 from core.storage import read_lines
 from detector.augment import Augmentation, augment
 
-ORDER, AUGMENT, SPLIT, SPREAD = 101, 102, 103, 104
+ORDER, AUGMENT, SPLIT, SPREAD, REFERENCES = 101, 102, 103, 104, 107
 """What a draw is for: keeps the streams of one seed apart."""
 MEMORY = 2 << 30
 """Bytes of decoded samples that are held; a larger set is read again each time."""
@@ -56,7 +59,9 @@ class FolderSamples(Sequence[Sample]):
         if mask is None:
             return Sample(record.key, image, np.zeros(image.shape[:2], np.uint8), record)
         levels = (read_map(mask)[0] * 255).round().to(torch.uint8).numpy()
-        return Sample(record.key, image, levels, record)
+        reference = beside(self.folder, "references", path) if record.referenced else None
+        sound = None if reference is None else to_uint8(read_image(reference)[None])[0]
+        return Sample(record.key, image, levels, record, sound)
 
     def records(self) -> list[Record]:
         return [self.record(i) for i in range(len(self))]
@@ -65,8 +70,10 @@ class FolderSamples(Sequence[Sample]):
         path, mask = self._files[i]
         key = safe_key(path.stem if mask is not None else f"real-{path.stem}")
         given = self._known.get(path.name) or self._known.get(path.stem) or {}
+        made = mask is not None and beside(self.folder, "references", path) is not None
+        found = {"key": key, "referenced": made}
         try:
-            return Record(**{"source": "human" if mask else "real", **given, "key": key})
+            return Record(**{"source": "human" if mask else "real", **given, **found})
         except ValidationError as error:
             fault = error.errors()[0]
             raise UserError(
@@ -77,7 +84,7 @@ class FolderSamples(Sequence[Sample]):
     def _pairs(self, name: str) -> list[tuple[Path, Path | None]]:
         if not (self.folder / name).is_dir():
             return []
-        pairs = [(path, _mask_of(self.folder, path)) for path in list_images(self.folder / name)]
+        pairs = [(p, beside(self.folder, "masks", p)) for p in list_images(self.folder / name)]
         self.unlabelled += sum(mask is None for _, mask in pairs) if name == "images" else 0
         return pairs
 
@@ -197,6 +204,17 @@ def training_batch(
     return augment(images, masks, augmentation, generator(seed, AUGMENT, step), may_flip)
 
 
+def reference_batch(
+    samples: Sequence[Sample], batch: int, *, seed: int, step: int, size: int | None = None
+) -> tuple[Images, Images, ArtifactMap]:
+    """Batch `step` of samples that all have a reference: broken, sound, label; unaugmented."""
+    places = batch_indices(len(samples), batch, mix(seed, REFERENCES), step)
+    chosen = [samples[i] for i in places]
+    sound = [replace(s, image=s.reference) for s in chosen if s.reference is not None]
+    images, target = to_tensors(chosen, size)
+    return images, to_tensors(sound, size)[0], target
+
+
 def mean_artifact(samples: Sequence[Sample], limit: int = 1000) -> float:
     """Mean label over at most `limit` samples, within [0.001, 0.5]."""
     masks = [labelled(samples[i]).mask for i in spread(len(samples), limit)]
@@ -227,8 +245,9 @@ def _open(path: Path) -> ShardStore | FolderSamples:
     )
 
 
-def _mask_of(folder: Path, image: Path) -> Path | None:
-    found = [folder / "masks" / (image.stem + suffix) for suffix in SUFFIXES]
+def beside(folder: Path, kind: str, image: Path) -> Path | None:
+    """The file of the image's stem in `folder/kind`."""
+    found = [folder / kind / (image.stem + suffix) for suffix in SUFFIXES]
     return next((path for path in found if path.is_file()), None)
 
 

@@ -20,11 +20,12 @@ from core.errors import UserError
 from core.muon import Muon
 from core.samples import Sample
 from core.seeds import generator, mix
+from detector.alignment import JITTER, misalignment
 from detector.augment import Augmentation, adversarial_step
-from detector.data import training_batch
+from detector.data import reference_batch, training_batch
 from detector.segformer import SegformerDetector, upsample
 
-ADVERSARY, DROPOUT = 105, 106
+ADVERSARY, DROPOUT, JITTERED = 105, 106, 108
 MOST_SKIPPED = 5
 """Steps in a row that may give no finite gradient before the training stops."""
 
@@ -219,6 +220,26 @@ def harden(
     return torch.cat([stepped, images[n:]])
 
 
+@dataclass(frozen=True)
+class Alignment:
+    """Samples with a reference, how many of them a step takes, and the weight of their term."""
+
+    samples: Sequence[Sample]
+    weight: float
+    batch: int = 12
+
+    def term(
+        self, detector: SegformerDetector, *, seed: int, step: int, size: int | None = None
+    ) -> Tensor:
+        drawn = reference_batch(self.samples, self.batch, seed=seed, step=step, size=size)
+        g = generator(seed, JITTERED, step)
+        deviation = JITTER * torch.rand(self.batch, 1, 1, 1, generator=g)
+        noise = deviation * torch.randn(drawn[0].shape, generator=g)
+        place = next(detector.parameters()).device
+        broken, sound, target = (x.to(place) for x in ((drawn[0] + noise).clamp(0, 1), *drawn[1:]))
+        return misalignment(detector, broken, sound, target)
+
+
 def learn_step(
     learner: Learner,
     samples: Sequence[Sample],
@@ -232,6 +253,7 @@ def learn_step(
     loss: str = "mse",
     size: int | None = None,
     autocast: bool = False,
+    alignment: Alignment | None = None,
 ) -> dict[str, float]:
     """Batch, augmentation, loss, update: step `step` of the training; returns its figures."""
     detector = learner.detector
@@ -242,5 +264,10 @@ def learn_step(
         torch.manual_seed(mix(seed, DROPOUT, step))  # stochastic depth draws from the global one
         images = harden(detector, images, target, LOSSES[loss], augmentation, seed=seed, step=step)
         value = batch_loss(detector, images, target, LOSSES[loss], autocast)
+        figures = {"loss": value.item()}
+        if alignment is not None:
+            term = alignment.term(detector, seed=seed, step=step, size=size)
+            figures["misalignment"] = term.item()
+            value = value + alignment.weight * term
         norm = learner.update(value, rate, clip, step)
-    return {"loss": value.item(), "gradient_norm": norm, "learning_rate": rate}
+    return {**figures, "gradient_norm": norm, "learning_rate": rate}

@@ -27,7 +27,7 @@ from core.run import PAUSED, Run
 from core.samples import Record, Sample
 from detector.augment import Augmentation
 from detector.data import Chosen, mean_artifact, open_labelled, split_by_prompt, spread, to_tensors
-from detector.learning import Learner, OptimizerName, learn_step, learning_rate
+from detector.learning import Alignment, Learner, OptimizerName, learn_step, learning_rate
 from detector.measure import device, predict_samples
 from detector.metrics import all_metrics
 from detector.segformer import SegformerConfig, SegformerDetector
@@ -73,6 +73,11 @@ class Config(core.config.Config):
     """Largest norm of the gradient; Muon's steps have a size of their own."""
     ema: float = Field(0.995, ge=0, lt=1)
     """Decay of the averaged weights, which are what is measured and kept; 0: none."""
+    alignment: float = Field(0.0, ge=0)
+    """Weight of teaching the gradient the way to mend (`detector.alignment`); 2 is a good one.
+    Needs images whose sound original is known (`references/`); for a detector that treats."""
+    alignment_batch: int = Field(12, ge=1)
+    """Such images in each step, beside the batch."""
     augmentation: Augmentation = Augmentation()
     mixed_precision: Literal["no", "bf16"] = "no"
     device: str = "auto"
@@ -91,6 +96,8 @@ def main(config: Config) -> int | None:
     """Train to the end, or until a signal: then save and return `PAUSED`."""
     samples, records = open_labelled(config.data)
     train, valid = _split(samples, records, config.valid_share, config.valid_limit, config.seed)
+    known = [records[i] for i in train.positions]
+    aligned = alignment(train, known, config.alignment, config.alignment_batch)
     detector = _initial(config, train)
     run = Run.start(config, config.out, "detector train")
     run.event("info", LICENCE_NOTES[detector.config.backend])
@@ -115,6 +122,7 @@ def main(config: Config) -> int | None:
             loss=config.loss,
             size=config.size,
             autocast=config.mixed_precision == "bf16",
+            alignment=aligned,
         )
         done = step + 1
         if valid and (done % config.valid_every == 0 or done == config.steps):
@@ -139,6 +147,7 @@ def fine_tune(
     loss: Literal["mse", "bce"] = "mse",
     optimizer: OptimizerName = "adamw",
     augmentation: Augmentation | None = None,
+    alignment: Alignment | None = None,
 ) -> SegformerDetector:
     """Train the given detector (unfrozen, whole) in place for some steps; returns it in eval mode.
 
@@ -159,14 +168,30 @@ def fine_tune(
             batch=batch,
             rate=learning_rate * (1 - step / steps),
             loss=loss,
+            alignment=alignment,
         )
     detector.zero_grad(set_to_none=True)
     return detector.eval()
 
 
+def alignment(
+    samples: Sequence[Sample], records: Sequence[Record], weight: float, batch: int
+) -> Alignment | None:
+    """The term of a training on these samples; None at weight 0. `UserError` without references."""
+    if not weight:
+        return None
+    positions = [i for i, record in enumerate(records) if record.referenced]
+    if not positions:
+        raise UserError(
+            "--alignment needs images whose sound original is known, and no sample has a "
+            "reference: put the originals into references/ (same names as images/)."
+        )
+    return Alignment(Chosen(samples, positions), weight, batch)
+
+
 def _split(
     samples: Sequence[Sample], records: Sequence[Record], share: float, limit: int, seed: int
-) -> tuple[Sequence[Sample], Sequence[Sample]]:
+) -> tuple[Chosen, Chosen]:
     train, valid = split_by_prompt(records, share, seed)
     if not train:
         raise UserError("all prompts fell to the held-out side; add data or lower --valid-share.")

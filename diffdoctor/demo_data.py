@@ -7,16 +7,23 @@ empty ones and stand for photographs. What is already in a store is not made aga
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from base_models.load import load_base
+from core.images import from_uint8
+from core.samples import Record
+from core.seeds import mix
 from core.shards import ShardWriter
 from core.storage import write_atomic
 from miniature.label import label
 from miniature.prompts import Part, balanced, split
 from miniature.render import open_autoencoder, render_samples, to_sample
 from miniature.sample import draw_records, sample_records
+from treat.redraw import redraw
 
+REDRAWN = 51
+"""What a draw is for; see `core.seeds`."""
 BATCH = 50
 PROMPTS = 1000
 """Lines of a prompt list: its prompts again and again, the categories in turn."""
@@ -48,3 +55,42 @@ def write_renders(folder: Path, base: str, prompts: Sequence[str], n: int, seed:
     with ShardWriter(folder, shard_size=4 * BATCH, name="render") as writer:
         for sample in render_samples(n, seed, open_autoencoder(base), prompts=prompts):
             writer.write(sample)
+
+
+def write_redrawn(
+    folder: Path, base: str, prompts: Sequence[str], n: int, steps: int, seed: int
+) -> None:
+    """n valid images as the base redraws them, labelled by the oracle, beside their originals.
+
+    Batches enter the sampling at its second step, its third and so on to the middle, in turn.
+    """
+    with ShardWriter(folder, shard_size=4 * BATCH, name="redrawn") as writer:
+        if f"redrawn-{seed}-{n - 1:06d}" in writer:
+            return
+        model, autoencoder = load_base(base), open_autoencoder(base)
+        sound = render_samples(n, seed, autoencoder, prompts=prompts)
+        for number, at in enumerate(tqdm(range(0, n, BATCH), "redraw")):
+            originals = sound[at : at + BATCH]
+            records = [redrawn(s.record, seed, at + i, base) for i, s in enumerate(originals)]
+            if records[-1].key in writer:
+                continue
+            said, seeds = [r.prompt for r in records], [r.seed or 0 for r in records]
+            pictures = from_uint8(np.stack([s.image for s in originals]))
+            start = 1 + number % max(1, steps // 2)
+            images = redraw(model, pictures, said, seeds, steps=steps, start=start)
+            rows = zip(images, label(images, said), records, originals, strict=True)
+            for image, mask, record, original in rows:
+                writer.write(to_sample(image, mask[0], record, original.image))
+
+
+def redrawn(original: Record, seed: int, i: int, base: str) -> Record:
+    """Who image i is: what the original shows, as `base` draws it."""
+    return Record(
+        key=f"redrawn-{seed}-{i:06d}",
+        source="human",
+        category=original.category,
+        prompt=original.prompt,
+        generator=Path(base).name,
+        seed=mix(seed, REDRAWN, i) % 2**32,
+        referenced=True,
+    )

@@ -5,6 +5,8 @@ For one row of analyses only. No treatment that is reported as one reads the ora
 
 from collections.abc import Sequence
 
+import torch
+
 from core.contracts import ArtifactMap, Images
 from miniature.oracle import Oracle
 
@@ -23,7 +25,8 @@ class Ceiling:
         That image is held fixed, so the gradient pulls every such pixel straight towards it. The
         oracle's own posterior is no use here: it is flat where a pixel is surely wrong.
         """
-        found = self.oracle.diagnose(images.detach(), self.prompts)
+        with torch.autocast(images.device.type, enabled=False):
+            found = self.oracle.diagnose(images.detach(), self.prompts)
         squared = (images - found.nearest).pow(2).sum(dim=1, keepdim=True)
         wrong = (found.map > 0.1).float()
         return ((squared + 1e-6).sqrt() * wrong).clamp(max=1)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Bool, Float
@@ -139,10 +140,15 @@ def scene_of(prompt: str, g: torch.Generator, off_grid: bool = False) -> Scenes:
     return replace(scene, factors=scene.factors | said)
 
 
-def to_sample(image: Picture, mask: Float[Tensor, "h w"], record: Record) -> Sample:
-    """An image and its soft mask, both rounded to 8 bits."""
+def to_sample(
+    image: Picture,
+    mask: Float[Tensor, "h w"],
+    record: Record,
+    reference: np.ndarray | None = None,
+) -> Sample:
+    """An image and its soft mask, both rounded to 8 bits; perhaps what the image was made from."""
     levels = (mask * 255).round().to(torch.uint8).cpu().numpy()
-    return Sample(record.key, to_uint8(image[None])[0], levels, record)
+    return Sample(record.key, to_uint8(image[None])[0], levels, record, reference)
 
 
 def open_autoencoder(base: str) -> AutoencoderKL:

@@ -90,6 +90,31 @@ def test_clean_estimate_of_the_last_step_is_what_the_step_leaves(case):
         assert not torch.allclose(first, model.step(latents, 0, schedule, text), atol=1e-2)
 
 
+@every
+@pytest.mark.parametrize("i", [0, 2])
+def test_noised_is_where_a_perfect_model_finds_the_image_again(case, i):
+    model = case.model()
+    schedule = model.schedule(4, HEIGHT, WIDTH)
+    clean, noise = (model.noise(seeds, HEIGHT, WIDTH) for seeds in ([1, 2], [3, 4]))
+    latents = model.noised(clean, i, schedule, noise)
+    perfect(model, clean, noise, schedule.sigmas[i])
+    found = model.clean_estimate(latents, i, schedule, {})
+    torch.testing.assert_close(found, clean, atol=1e-4, rtol=1e-4)
+    other = model.clean_estimate(model.noised(clean, i, schedule, clean), i, schedule, {})
+    assert (other - clean).abs().max() > 0.1  # control: that it is this noise counts
+
+
+def perfect(model, clean, noise, sigma):
+    """Let the model predict what it would if it knew image and noise."""
+    if model.family == "flux":
+        model._velocity = lambda *_: noise - clean
+        return
+    abar = 1 / (1 + sigma**2)
+    v = abar.sqrt() * noise - (1 - abar).sqrt() * clean
+    is_v = model.scheduler.config.prediction_type == "v_prediction"
+    model._guided = lambda *_: v if is_v else noise
+
+
 def flux_prediction(pipeline, clean, eps, u, text):
     """(prediction, target) of one image: velocity at a logit-normal, shifted time."""
     slope = (1.15 - 0.5) / (4096 - 256)

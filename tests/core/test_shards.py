@@ -29,8 +29,9 @@ def sample(i, size=(6, 9)):
     draw = np.random.default_rng(i)
     image = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
     mask = draw.integers(0, 256, (3, 4), dtype=np.uint8) if i % 3 else None
-    record = Record(key=f"s-{i}", source="hard", prompt=f"ä hand {i}", seed=i, licence="CC0-1.0")
-    return Sample(f"s-{i}", image, mask, record)
+    reference = draw.integers(0, 256, (*size, 3), dtype=np.uint8) if i % 3 == 1 else None
+    said = {"prompt": f"ä hand {i}", "seed": i, "licence": "CC0-1.0", "referenced": i % 3 == 1}
+    return Sample(f"s-{i}", image, mask, Record(key=f"s-{i}", source="hard", **said), reference)
 
 
 SAMPLES = [sample(i) for i in range(7)]
@@ -246,6 +247,11 @@ def test_a_sample_is_checked():
         Sample("a", pixels.astype(float), None, Record(key="a", source="real"))
     with pytest.raises(ValueError, match="mask"):
         Sample("a", pixels, pixels, Record(key="a", source="real"))
+    with pytest.raises(ValueError, match="reference"):
+        Sample("a", pixels, None, Record(key="a", source="real"), pixels)
+    made = Record(key="a", source="real", referenced=True)
+    with pytest.raises(UserError, match="a is 3x2 pixels, its image 2x2"):
+        Sample("a", pixels, None, made, np.zeros((2, 3, 3), np.uint8))
 
 
 @given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 9))

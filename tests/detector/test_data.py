@@ -1,11 +1,14 @@
 """Labelled samples from shards and folders: nothing lost, nothing leaked, order from numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from core.errors import UserError
-from core.samples import Record, Sample
+from core.images import write_image
+from core.samples import Record
 from detector import data
 from detector.augment import NO_AUGMENTATION, Augmentation
 from tests.detector.toy import toy_folder, toy_samples, toy_shards
@@ -19,6 +22,8 @@ def test_shards_and_folder_hold_the_same(tmp_path):
     for sample in shards:
         assert np.array_equal(sample.image, by_key[sample.key].image)
         assert np.array_equal(sample.mask, by_key[sample.key].mask)
+        assert np.array_equal(sample.reference, by_key[sample.key].reference)
+    assert sum(s.reference is not None for s in folder) == 3
     assert {r.source for r in records} == {"human", "real"}
 
 
@@ -69,7 +74,7 @@ def test_long_prompts_are_hashed():
 
 def test_small_masks_grow_to_their_image():
     sample = toy_samples(2)[1]
-    small = Sample(sample.key, sample.image, np.full((8, 8), 255, np.uint8), sample.record)
+    small = replace(sample, mask=np.full((8, 8), 255, np.uint8))
     images, masks = data.to_tensors([small])
     assert masks.shape == (1, 1, *images.shape[-2:]) and masks.min() == 1
 
@@ -83,7 +88,7 @@ def test_sizes_must_agree_or_be_given():
 
 def test_an_unlabelled_sample_is_named():
     sample = toy_samples(2)[1]
-    bare = Sample(sample.key, sample.image, None, sample.record)
+    bare = replace(sample, mask=None)
     with pytest.raises(UserError, match=r"toy-0001 .*no mask"):
         data.to_tensors([bare])
 
@@ -129,3 +134,10 @@ def test_spread_is_ascending_and_has_no_period():
 def test_what_is_no_data_is_named(tmp_path, make, cure):
     with pytest.raises(UserError, match=cure):
         data.open_labelled([make(tmp_path)])
+
+
+def test_a_reference_of_another_size_is_named(tmp_path):
+    folder = toy_folder(tmp_path / "f", 3)
+    write_image(folder / "references" / "toy-0001.png", torch.zeros(3, 8, 8))
+    with pytest.raises(UserError, match=r"toy-0001 is 8x8 pixels, its image 32x32"):
+        [data.FolderSamples(folder)[i] for i in range(3)]

@@ -14,7 +14,10 @@ CATEGORIES = ("disc", "bar")
 
 
 def toy_samples(n: int, seed: int = 0, size: int = SIZE) -> list[Sample]:
-    """Every third sample is a sound photograph; two samples share each prompt."""
+    """A sound photograph, an image beside its sound original and one without, in turn.
+
+    Four samples share each prompt.
+    """
     return [_sample(np.random.default_rng([seed, i]), i, size) for i in range(n)]
 
 
@@ -38,6 +41,10 @@ def toy_folder(folder: Path, n: int) -> Path:
             (folder / "masks").mkdir(exist_ok=True)
             mask = torch.from_numpy(sample.mask)[None].float() / 255
             write_map(folder / "masks" / f"{sample.key}.png", mask)
+        if sample.reference is not None:
+            (folder / "references").mkdir(exist_ok=True)
+            sound = from_uint8(sample.reference[None])[0]
+            write_image(folder / "references" / f"{sample.key}.png", sound)
     write_image(folder / "images" / "nobody-labelled.png", from_uint8(sample.image[None])[0])
     return folder
 
@@ -53,7 +60,7 @@ def _sample(rng: np.random.Generator, i: int, size: int) -> Sample:
         inside = abs(x - centre[1]) < size / 10
     image[inside] = rng.integers(0, 256, 3)
     mask = np.zeros((size, size), np.uint8)
-    real = i % 3 == 0
+    real, sound = i % 3 == 0, image.copy()
     for _ in range(0 if real else rng.integers(1, 3)):
         top, left = rng.integers(0, size - 5, 2)
         image[top : top + 5, left : left + 5] = (255, 0, 255)
@@ -64,5 +71,7 @@ def _sample(rng: np.random.Generator, i: int, size: int) -> Sample:
         category=category,
         prompt=f"{category} number {i // 4}",
         generator="toy",
+        referenced=i % 3 == 1,
     )
-    return Sample(record.key, image, None if real else mask, record)
+    reference = sound if record.referenced else None
+    return Sample(record.key, image, None if real else mask, record, reference)

@@ -1,0 +1,124 @@
+"""How much of an update is signal? By the number of learning steps and by gamma.
+
+    python -m benchmarks.gradient_noise
+    python -m benchmarks.gradient_noise --detectors miniature/detectors/first --batches 32
+
+Many batches of the newest grade, each with its gradient of the untouched adapters. If batches of b
+images have the mean mu and the variance sigma^2 (summed over the weights), |mu|^2 / sigma^2 says
+what one update knows of where to go; 1 / ratio updates point as far as they scatter (the gradient
+noise scale of McCandlish et al. 2018, arXiv 1812.06162, section 2.2, over b). Both are unbiased
+estimates; a ratio at or below zero is one too small to be seen in so many batches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+import core.config
+from base_models.load import load_base
+from core.seeds import mix
+from detector.segformer import freeze
+from detector.storage import load_detector
+from miniature.bases import base_folder
+from miniature.ceiling import Ceiling
+from miniature.law import SIZE
+from miniature.prompts import balanced, split
+from treat.lora import add_lora, lora_parameters
+from treat.step import Chain, draw, latent_gradient, replay
+from treat.terms import PixelTerm
+from treat.train import DetectorFor, always
+
+
+class Config(core.config.Config):
+    """Which rewards, how many batches; K and gamma are the menu."""
+
+    detectors: tuple[Path, ...] = ()
+    """Detector folders, beside the oracle's own reward (`miniature.ceiling`)."""
+    batches: int = Field(16, ge=2)
+    batch: int = Field(16, ge=1)
+    sampling_steps: int = Field(6, ge=1)
+    last: tuple[int, ...] = (1, 3)
+    """Numbers of steps that carry gradient (`treat --last`)."""
+    gammas: tuple[float, ...] = (0.0, 0.3, 1.0)
+    seed: int = Field(9, ge=0)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Of the gradients of one batch: |mu|^2 and sigma^2."""
+
+    signal: float
+    noise: float
+
+
+def main(config: Config) -> None:
+    found: dict[tuple[str, int, float], list[Tensor]] = {}
+    for name, last, gamma, gradient in tqdm(gradients(config), "gradients"):
+        found.setdefault((name, last, gamma), []).append(gradient)
+    Console().print(table({key: noise_of(torch.stack(rows)) for key, rows in found.items()}))
+
+
+def gradients(config: Config) -> Iterator[tuple[str, int, float, Float[Tensor, " weights"]]]:
+    """Reward, K, gamma and the flat gradient, batch by batch."""
+    base = str(base_folder("newest"))
+    model = load_base(base)
+    add_lora(model.network, 16, model.lora_targets("attention+mlp"), config.seed)
+    weights = lora_parameters(model.network)
+    detectors: dict[str, DetectorFor] = {"ceiling": Ceiling}
+    for path in config.detectors:
+        detectors[str(path)] = always(freeze(load_detector(path).float()))
+    said = balanced(split()["search"], config.batches * config.batch, config.seed)
+    schedule = model.schedule(config.sampling_steps, SIZE, SIZE)
+    for number in range(config.batches):
+        prompts = said[number * config.batch :][: config.batch]
+        seeds = [mix(config.seed, number, i) for i in range(config.batch)]
+        noise, text = model.noise(seeds, SIZE, SIZE), model.encode_prompts(prompts)
+        final, tape = draw(Chain(model, schedule, text), noise, max(config.last))
+        for name, reward in detectors.items():
+            term = PixelTerm(reward(prompts), 1.0, "threshold", 0.1)
+            pull = latent_gradient(Chain(model, schedule, text), final, term)
+            for last in config.last:
+                for gamma in config.gammas if last > 1 else config.gammas[:1]:
+                    replay(Chain(model, schedule, text, gamma), tape[-last:], pull)
+                    # A's gradient is zero while B is.
+                    pieces = [w.grad.flatten() for w in weights[1::2] if w.grad is not None]
+                    yield name, last, gamma, torch.cat(pieces)
+                    for weight in weights:
+                        weight.grad = None
+
+
+def noise_of(rows: Float[Tensor, "batches weights"]) -> Noise:
+    """Unbiased: E|mean of n|^2 = |mu|^2 + sigma^2 / n."""
+    n = len(rows)
+    variance = rows.var(dim=0).sum().item()
+    return Noise(rows.mean(dim=0).square().sum().item() - variance / n, variance)
+
+
+def table(found: dict[tuple[str, int, float], Noise]) -> Table:
+    shown = Table(title="Gradient of the adapters, one batch")
+    shown.add_column("reward", no_wrap=True)
+    for name in ("K", "gamma", "|mu|", "sigma", "|mu|^2 / sigma^2"):
+        shown.add_column(name, justify="right")
+    for (name, last, gamma), one in found.items():
+        size = max(one.signal, 0.0) ** 0.5
+        shown.add_row(
+            "/".join(Path(name).parts[-2:]),
+            str(last),
+            f"{gamma:g}" if last > 1 else "-",
+            f"{size:.4f}",
+            f"{one.noise**0.5:.4f}",
+            f"{one.signal / one.noise:.3f}",
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m benchmarks.gradient_noise")
