@@ -4,12 +4,14 @@
     python -m benchmarks.starters --which second --labelled 2500 --older 300 --steps 3000
 
 Each learns from labelled images of all grades, planted faults and sound renders, and shares no
-image with the other: the first may teach a treatment, the second only watches. Both are
+image with the other: the first may teach a treatment, the second only watches. So the first goes
+on to learn what its gradient should say, from renders that the newest grade has redrawn. Both are
 written to `miniature/detectors/`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,6 +21,7 @@ from core.shards import ShardWriter
 from detector.storage import load_detector, read_description, save_detector
 from diffdoctor import demo_data
 from diffdoctor.demo import checked
+from diffdoctor.demo_settings import HARDENED
 from miniature.bases import DETECTORS, GRADES, base_folder
 from miniature.prompts import split
 from miniature.render import fault_samples, open_autoencoder
@@ -40,9 +43,27 @@ class Config(core.config.Config):
     renders: int = Field(3000, ge=1)
     """Sound renders for each."""
     steps: int = Field(5000, ge=1)
+    redrawn: int = Field(9000, ge=1)
+    """Renders that the newest grade redraws, for the alignment of the first detector."""
+    aligned_steps: int = Field(800, ge=1)
 
 
 SEEDS = {"first": 100, "second": 200}
+# No shift and no scale: a hand of another size is no hand of this world.
+LEARNING: Mapping[str, Any] = {
+    "loss": "bce",
+    "optimizer": "muon",
+    "learning_rate": 4e-3,
+    "augmentation": {"appearance": 0.5, "adversarial": 0, "move": 0, "shrink": 0, "patches": 0.5},
+}
+ALIGNING: Mapping[str, Any] = {
+    **LEARNING,
+    "learning_rate": 2e-3,
+    "warmup": 30,
+    "ema": 0.98,
+    "alignment": 0.7,
+    "augmentation": {"appearance": 0.6, **HARDENED},
+}
 
 
 def main(config: Config) -> int | None:
@@ -53,30 +74,35 @@ def main(config: Config) -> int | None:
             base = str(base_folder(grade))
             demo_data.write_generated(folder, base, "train", n, config.sampling_steps, seed)
         write_procedural(folder, config.faults, config.renders, seed)
-        settings = {
-            "data": (folder,),
-            "out": config.out / name,
-            "steps": config.steps,
-            "loss": "bce",
-            "optimizer": "muon",
-            "learning_rate": 4e-3,
-            # No shift and no scale: a hand of another size is no hand of this world.
-            "augmentation": {
-                "appearance": 0.5, "adversarial": 0, "move": 0, "shrink": 0, "patches": 0.5,
-            },
-            "valid_every": 1000,
-            "seed": seed,
-        }  # fmt: skip
-        code = detector.train.main(checked(detector.train.Config, settings))
+        given = {"data": (folder,), "out": config.out / name, "seed": seed}
+        code = train(LEARNING, given, config.steps)
         if code:
             return code
-        publish(config, name)
+        run = config.out / name
+        if name == "first":
+            newest, n = str(base_folder("newest")), config.redrawn
+            more, said = config.out / "data/redrawn", split()["train"]
+            demo_data.write_redrawn(more, newest, said, n, config.sampling_steps, seed)
+            given |= {
+                "data": (folder, more),
+                "out": config.out / "aligned",
+                "init": run / "detector",
+            }
+            code = train(ALIGNING, given, config.aligned_steps)
+            if code:
+                return code
+            run = config.out / "aligned"
+        publish(config, name, run)
     return None
 
 
-def publish(config: Config, name: str) -> None:
+def train(settings: Mapping[str, Any], given: Mapping[str, Any], steps: int) -> int | None:
+    values = {**settings, **given, "steps": steps, "valid_every": steps}
+    return detector.train.main(checked(detector.train.Config, values))
+
+
+def publish(config: Config, name: str, run: Path) -> None:
     """Write a run's detector where it ships, in fp16: half the bytes in every clone."""
-    run = config.out / name
     how = config.model_dump(mode="json", exclude={"out", "which"})
     card = {"made_by": f"python -m benchmarks.starters --which {name}", "settings": how}
     card |= read_description(run).card

@@ -97,7 +97,7 @@ def main(config: Config) -> int | None:
     samples, records = open_labelled(config.data)
     train, valid = _split(samples, records, config.valid_share, config.valid_limit, config.seed)
     known = [records[i] for i in train.positions]
-    aligned = alignment(train, known, config.alignment, config.alignment_batch)
+    aligned = Alignment.among(train, known, config.alignment, config.alignment_batch)
     detector = _initial(config, train)
     run = Run.start(config, config.out, "detector train")
     run.event("info", LICENCE_NOTES[detector.config.backend])
@@ -147,7 +147,6 @@ def fine_tune(
     loss: Literal["mse", "bce"] = "mse",
     optimizer: OptimizerName = "adamw",
     augmentation: Augmentation | None = None,
-    alignment: Alignment | None = None,
 ) -> SegformerDetector:
     """Train the given detector (unfrozen, whole) in place for some steps; returns it in eval mode.
 
@@ -168,25 +167,9 @@ def fine_tune(
             batch=batch,
             rate=learning_rate * (1 - step / steps),
             loss=loss,
-            alignment=alignment,
         )
     detector.zero_grad(set_to_none=True)
     return detector.eval()
-
-
-def alignment(
-    samples: Sequence[Sample], records: Sequence[Record], weight: float, batch: int
-) -> Alignment | None:
-    """The term of a training on these samples; None at weight 0. `UserError` without references."""
-    if not weight:
-        return None
-    positions = [i for i, record in enumerate(records) if record.referenced]
-    if not positions:
-        raise UserError(
-            "--alignment needs images whose sound original is known, and no sample has a "
-            "reference: put the originals into references/ (same names as images/)."
-        )
-    return Alignment(Chosen(samples, positions), weight, batch)
 
 
 def _split(

@@ -11,7 +11,6 @@ from detector.augment import NO_AUGMENTATION
 from detector.data import reference_batch
 from detector.learning import Alignment, Learner, learn_step
 from detector.segformer import SegformerConfig, SegformerDetector
-from detector.train import alignment, fine_tune
 from tests.detector.toy import toy_samples
 
 PAIRS = [sample for sample in toy_samples(36) if sample.reference is not None]
@@ -97,17 +96,8 @@ def test_batches_hold_the_original_of_each_image():
     )
 
 
-def test_fine_tuning_with_it_is_pure():
-    weights = []
-    for _ in range(2):
-        detector = SegformerDetector(SegformerConfig(), seed=1)
-        fine_tune(detector, PAIRS, 2, batch=2, alignment=Alignment(PAIRS, 1.0, 2))
-        weights.append(torch.cat([p.detach().flatten() for p in detector.parameters()]))
-    assert torch.equal(*weights)
-
-
 def test_without_references_the_cure_is_named():
     real = [sample for sample in toy_samples(6) if sample.reference is None]
     with pytest.raises(UserError, match="references/"):
-        alignment(real, [sample.record for sample in real], 1.0, 4)
-    assert alignment(real, [sample.record for sample in real], 0.0, 4) is None
+        Alignment.among(real, [sample.record for sample in real], 1.0)
+    assert Alignment.among(real, [sample.record for sample in real], 0.0) is None
