@@ -21,7 +21,7 @@ from core.shards import ShardWriter
 from detector.storage import load_detector, read_description, save_detector
 from diffdoctor import demo_data
 from diffdoctor.demo import checked
-from diffdoctor.demo_settings import HARDENED
+from diffdoctor.demo_settings import ALIGNMENT, HARDENED
 from miniature.bases import DETECTORS, GRADES, base_folder
 from miniature.prompts import split
 from miniature.render import fault_samples, open_autoencoder
@@ -61,7 +61,7 @@ ALIGNING: Mapping[str, Any] = {
     "learning_rate": 2e-3,
     "warmup": 30,
     "ema": 0.98,
-    "alignment": 0.7,
+    "alignment": ALIGNMENT,
     "augmentation": {"appearance": 0.6, **HARDENED},
 }
 

@@ -26,7 +26,7 @@ from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
 from diffdoctor import demo_data as data
-from diffdoctor.demo_settings import FULL, QUICK, Settings
+from diffdoctor.demo_settings import ALIGNMENT, FULL, QUICK, Settings
 from miniature.bases import DETECTORS, GRADES, base_folder
 from miniature.law import SIZE
 from miniature.meters import NAME, Bench
@@ -99,16 +99,19 @@ class Demo:
             out / "test", self.newest, "held_out", s.tested, s.sampling_steps, third
         )
         train, held = split()["train"], split()["held_out"]
+        data.write_redrawn(out / "train", self.newest, train, s.redrawn, s.sampling_steps, first)
         data.write_renders(out / "train", self.newest, train, s.renders, first)
         data.write_renders(out / "second", self.newest, train, s.renders, second)
         data.write_renders(out / "test", self.newest, held, s.tested, third)
         data.write_renders(out / "real", self.newest, train, s.renders, fourth)
 
     def train_detector(self) -> int | None:
-        return self.detect("detector", "data/train", "first", self.settings.seed)
+        """The one that teaches: its gradient learns too."""
+        aligned = {"alignment": ALIGNMENT}
+        return self.detect("detector", "data/train", "first", self.settings.seed, aligned)
 
     def train_second_detector(self) -> int | None:
-        return self.detect("second_detector", "data/second", "second", self.settings.seed + 1)
+        return self.detect("second_detector", "data/second", "second", self.settings.seed + 1, {})
 
     def measure_detector(self) -> None:
         given = {
@@ -160,7 +163,9 @@ class Demo:
 
     # What stages share
 
-    def detect(self, name: str, folder: str, start: str, seed: int) -> int | None:
+    def detect(
+        self, name: str, folder: str, start: str, seed: int, more: Mapping[str, Any]
+    ) -> int | None:
         """Train on, from one of the shipped detectors: from nothing it would take an hour."""
         given = {
             "data": (self.out / folder,),
@@ -168,9 +173,8 @@ class Demo:
             "init": DETECTORS / start,
             "seed": seed,
         }
-        return detector.train.main(
-            checked(detector.train.Config, {**self.settings.detector, **given})
-        )
+        settings = {**self.settings.detector, **more, **given}
+        return detector.train.main(checked(detector.train.Config, settings))
 
     def treat(self, name: str, **changes: Any) -> int | None:
         return treat.train.main(self.treatment(name, **changes))

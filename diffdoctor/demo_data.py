@@ -76,7 +76,7 @@ def write_redrawn(
                 continue
             said, seeds = [r.prompt for r in records], [r.seed or 0 for r in records]
             pictures = from_uint8(np.stack([s.image for s in originals]))
-            start = 1 + number % max(1, steps // 2)
+            start = min(1 + number % max(1, steps // 2), steps - 1)
             images = redraw(model, pictures, said, seeds, steps=steps, start=start)
             rows = zip(images, label(images, said), records, originals, strict=True)
             for image, mask, record, original in rows:

@@ -14,6 +14,9 @@ HARDENED: Mapping[str, Any] = {
 """Half of each batch steps against the detector. No shift and no scale: a hand of another size is
 no hand of this world."""
 
+ALIGNMENT = 0.7
+"""Weight of teaching the gradient of the detector that treats."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,6 +28,8 @@ class Settings:
     """Labelled images of each grade for the detector."""
     second_labelled: int = 100
     """The same for the second detector, which shares no image with the first."""
+    redrawn: int = 200
+    """Sound renders that the newest grade redraws: they teach the detector's gradient."""
     renders: int = 400
     """Valid images for each detector, and as the real images of the treatment."""
     tested: int = 200
@@ -33,40 +38,41 @@ class Settings:
     """Images of each arm."""
     detector: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "steps": 120,
+            "steps": 80,
             "batch": 16,
             "warmup": 10,
             "optimizer": "muon",
-            "learning_rate": 1e-3,
+            "learning_rate": 7e-4,
             "loss": "bce",
             "augmentation": HARDENED,
-            "valid_every": 120,
+            "valid_every": 80,
             "ema": 0.9,
         }
     )
     treat: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "steps": 60,
+            "steps": 80,
             "batch": 16,
             "last": 3,
-            "pixel_weight": 0.4,
-            "offline_weight": 2.0,
-            "lock_weight": 15.0,
-            "views": 3,
-            "learning_rate": 1e-3,
+            "gamma": 0.0,  # a tenth of the noise: docs/numbers.md
+            "recompute": False,
+            "pixel_weight": 0.5,
+            "offline_weight": 1.0,
+            "lock_weight": 10.0,
+            "learning_rate": 7e-4,
             "decay": "linear",
             "watch_every": 20,
-            "picture_every": 30,
+            "picture_every": 40,
             "checkpoint_every": 20,
         }
     )
     refresh: Mapping[str, Any] = field(
         default_factory=lambda: {
             "refresh_every": 20,
-            "refresh_images": 60,
-            "refresh_steps": 30,
+            "refresh_images": 100,
+            "refresh_steps": 40,
             "refresh_optimizer": "muon",
-            "refresh_rate": 5e-4,
+            "refresh_rate": 1e-3,
             "refresh_loss": "bce",
             # As above, without mirrored words: a relabelled image has no category.
             "refresh_augmentation": {**HARDENED, "flip": False},
@@ -80,6 +86,7 @@ QUICK = replace(
     FULL,
     labelled=20,
     second_labelled=10,
+    redrawn=20,
     renders=60,
     tested=20,
     evaluated=30,

@@ -19,6 +19,7 @@ MICRO = replace(
     sampling_steps=1,
     labelled=10,
     second_labelled=10,
+    redrawn=10,
     renders=40,
     tested=10,
     evaluated=5,
