@@ -45,7 +45,7 @@ class Config(core.config.Config):
     steps: int = Field(5000, ge=1)
     redrawn: int = Field(9000, ge=1)
     """Renders that the newest grade redraws, for the alignment of the first detector."""
-    aligned_steps: int = Field(800, ge=1)
+    aligned_steps: int = Field(400, ge=1)
 
 
 SEEDS = {"first": 100, "second": 200}
@@ -59,7 +59,7 @@ LEARNING: Mapping[str, Any] = {
 ALIGNING: Mapping[str, Any] = {
     **LEARNING,
     "learning_rate": 2e-3,
-    "warmup": 30,
+    "warmup": 10,
     "ema": 0.98,
     "alignment": ALIGNMENT,
     "augmentation": {"appearance": 0.6, **HARDENED},
@@ -84,7 +84,7 @@ def main(config: Config) -> int | None:
             more, said = config.out / "data/redrawn", split()["train"]
             demo_data.write_redrawn(more, newest, said, n, config.sampling_steps, seed)
             given |= {
-                "data": (folder, more),
+                "alignment_data": (more,),
                 "out": config.out / "aligned",
                 "init": run / "detector",
             }

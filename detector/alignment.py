@@ -9,12 +9,15 @@ Kawar and Elad 2023, arXiv 2207.11378). Legend: b batch, h w pixels.
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.contracts import ArtifactMap, Images
 
 LABELLED = 0.1
 """Label from which the difference to the sound image counts as the mend."""
+GRAIN = 2
+"""Pixels over which both are averaged first: finer than that, the mend is anybody's guess."""
 JITTER = 0.06
 """Largest deviation of the noise on the broken images: the gradient is to hold around them too."""
 
@@ -26,7 +29,7 @@ def misalignment(
     target: ArtifactMap,
     threshold: float = 0.1,
 ) -> Float[Tensor, ""]:
-    """Mean of 1 - cos(-gradient of the pixel loss, sound - broken within the label).
+    """Mean of 1 - cos(-gradient of the pixel loss, sound - broken within the label), both coarse.
 
     The pixel loss is the mean of the map above `threshold`, that of a treatment. In eval mode, in
     float32; carries gradient to the weights (twice through the network: three times the cost of
@@ -46,4 +49,5 @@ def misalignment(
         score = (above * c).sum(1) / above.sum(1).clamp(min=1)
         (gradient,) = torch.autograd.grad(score.sum(), broken, create_graph=True)
     detector.train(training)
-    return 1 - torch.cosine_similarity(-gradient.flatten(1), mend[told].flatten(1)).mean()
+    down, way = (F.avg_pool2d(x, GRAIN).flatten(1) for x in (-gradient, mend[told]))
+    return 1 - torch.cosine_similarity(down, way).mean()

@@ -21,11 +21,11 @@ from core.muon import Muon
 from core.samples import Record, Sample
 from core.seeds import generator, mix
 from detector.alignment import JITTER, misalignment
-from detector.augment import Augmentation, adversarial_step, change_appearance
+from detector.augment import Augmentation, adversarial_step
 from detector.data import Chosen, reference_batch, training_batch
 from detector.segformer import SegformerDetector, upsample
 
-ADVERSARY, DROPOUT, JITTERED, APPEARANCE = 105, 106, 108, 109
+ADVERSARY, DROPOUT, JITTERED = 105, 106, 108
 MOST_SKIPPED = 5
 """Steps in a row that may give no finite gradient before the training stops."""
 
@@ -244,25 +244,15 @@ class Alignment:
         return cls(Chosen(samples, positions), weight, batch)
 
     def term(
-        self,
-        detector: SegformerDetector,
-        augmentation: Augmentation,
-        *,
-        seed: int,
-        step: int,
-        size: int | None = None,
+        self, detector: SegformerDetector, *, seed: int, step: int, size: int | None = None
     ) -> Tensor:
-        """Of the images as the training changes their appearance, their originals alike."""
         drawn = reference_batch(self.samples, self.batch, seed=seed, step=step, size=size)
-        look = augmentation.model_copy(update={"noise": 0.0})
-        broken, sound = (
-            change_appearance(x, look, generator(seed, APPEARANCE, step)) for x in drawn[:2]
-        )
         g = generator(seed, JITTERED, step)
         deviation = JITTER * torch.rand(self.batch, 1, 1, 1, generator=g)
-        broken = (broken + deviation * torch.randn(broken.shape, generator=g)).clamp(0, 1)
+        noise = deviation * torch.randn(drawn[0].shape, generator=g)
         place = next(detector.parameters()).device
-        return misalignment(detector, broken.to(place), sound.to(place), drawn[2].to(place))
+        broken, sound, target = (x.to(place) for x in ((drawn[0] + noise).clamp(0, 1), *drawn[1:]))
+        return misalignment(detector, broken, sound, target)
 
 
 def learn_step(
@@ -291,7 +281,7 @@ def learn_step(
         value = batch_loss(detector, images, target, LOSSES[loss], autocast)
         figures = {"loss": value.item()}
         if alignment is not None:
-            term = alignment.term(detector, augmentation, seed=seed, step=step, size=size)
+            term = alignment.term(detector, seed=seed, step=step, size=size)
             figures["misalignment"] = term.item()
             value = value + alignment.weight * term
         norm = learner.update(value, rate, clip, step)

@@ -74,8 +74,11 @@ class Config(core.config.Config):
     ema: float = Field(0.995, ge=0, lt=1)
     """Decay of the averaged weights, which are what is measured and kept; 0: none."""
     alignment: float = Field(0.0, ge=0)
-    """Weight of teaching the gradient the way to mend (`detector.alignment`); 2 is a good one.
-    Needs images whose sound original is known (`references/`); for a detector that treats."""
+    """Weight of teaching the gradient the way to mend (`detector.alignment`), for a detector that
+    treats; 0.7 is a good one."""
+    alignment_data: tuple[Path, ...] = ()
+    """Labelled images whose sound original is known (`references/`), for the alignment alone:
+    mixed into `data` they cost precision. Default: those in `data`."""
     alignment_batch: int = Field(12, ge=1)
     """Such images in each step, beside the batch."""
     augmentation: Augmentation = Augmentation()
@@ -96,8 +99,7 @@ def main(config: Config) -> int | None:
     """Train to the end, or until a signal: then save and return `PAUSED`."""
     samples, records = open_labelled(config.data)
     train, valid = _split(samples, records, config.valid_share, config.valid_limit, config.seed)
-    known = [records[i] for i in train.positions]
-    aligned = Alignment.among(train, known, config.alignment, config.alignment_batch)
+    aligned = _aligned(config, train, [records[i] for i in train.positions])
     detector = _initial(config, train)
     run = Run.start(config, config.out, "detector train")
     run.event("info", LICENCE_NOTES[detector.config.backend])
@@ -170,6 +172,17 @@ def fine_tune(
         )
     detector.zero_grad(set_to_none=True)
     return detector.eval()
+
+
+def _aligned(
+    config: Config, samples: Sequence[Sample], records: Sequence[Record]
+) -> Alignment | None:
+    """Held-out prompts teach nothing, in whichever folder they stand."""
+    if config.alignment and config.alignment_data:
+        given, said = open_labelled(config.alignment_data)
+        positions = split_by_prompt(said, config.valid_share, config.seed)[0]
+        samples, records = Chosen(given, positions), [said[i] for i in positions]
+    return Alignment.among(samples, records, config.alignment, config.alignment_batch)
 
 
 def _split(

@@ -99,7 +99,7 @@ class Demo:
             out / "test", self.newest, "held_out", s.tested, s.sampling_steps, third
         )
         train, held = split()["train"], split()["held_out"]
-        data.write_redrawn(out / "train", self.newest, train, s.redrawn, s.sampling_steps, first)
+        data.write_redrawn(out / "redrawn", self.newest, train, s.redrawn, s.sampling_steps, first)
         data.write_renders(out / "train", self.newest, train, s.renders, first)
         data.write_renders(out / "second", self.newest, train, s.renders, second)
         data.write_renders(out / "test", self.newest, held, s.tested, third)
@@ -107,7 +107,7 @@ class Demo:
 
     def train_detector(self) -> int | None:
         """The one that teaches: its gradient learns too."""
-        aligned = {"alignment": ALIGNMENT}
+        aligned = {"alignment": ALIGNMENT, "alignment_data": (self.out / "data/redrawn",)}
         return self.detect("detector", "data/train", "first", self.settings.seed, aligned)
 
     def train_second_detector(self) -> int | None:

@@ -13,6 +13,7 @@ from core import checkpoint
 from core.errors import UserError
 from core.run import PAUSED, Run
 from core.seeds import mix
+from core.shards import ShardWriter
 from detector import train
 from detector.augment import NO_AUGMENTATION
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
@@ -160,3 +161,19 @@ def test_fine_tuning_refuses_a_frozen_detector_and_no_data():
         train.fine_tune(SegformerDetector(SegformerConfig()), [], 1)
     with pytest.raises(ValueError, match="frozen"):
         train.fine_tune(freeze(SegformerDetector(SegformerConfig())), toy_samples(2), 1)
+
+
+def test_the_gradient_is_taught_from_data_of_its_own(shards, tmp_path):
+    other = toy_shards(tmp_path / "other", 12, seed=5)
+    taught = {"steps": 2, "alignment": 0.5, "alignment_batch": 2, "alignment_data": (other,)}
+    train.main(settings(shards, tmp_path / "run", **taught))
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert all(0 < json.loads(line)["misalignment"] < 2 for line in lines)
+    with ShardWriter(tmp_path / "bare") as writer:
+        for sample in toy_samples(12):
+            if sample.reference is None:
+                writer.write(sample)
+    taught["alignment_data"] = (tmp_path / "bare",)
+    with pytest.raises(UserError, match="references/"):
+        train.main(settings(shards, tmp_path / "never", **taught))
+    assert not (tmp_path / "never").exists()
