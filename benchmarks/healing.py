@@ -75,6 +75,8 @@ def main(config: Config) -> int | None:
     text = json.dumps(plain(rows), indent=2) + "\n"
     write_atomic(config.out / "healing.json", text.encode())
     Console().print(table(rows))
+    for line in verdicts(rows):
+        Console().print(line)
     return None
 
 
@@ -151,7 +153,8 @@ def row(summaries: dict[int, dict[str, Any]], seed: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> Table:
     shown = Table(title=f"Judged by {NAME}")
-    for name in ("seed", "arm", "frequency", "area", "attributes", "entropy", "sharpness"):
+    figures_of = ("frequency", "area", "attributes", "entropy", "sharpness", "largest shift")
+    for name in ("seed", "arm", *figures_of):
         shown.add_column(name, justify="right")
     for one in rows:
         for arm in ("base", *ARMS):
@@ -165,8 +168,30 @@ def table(rows: list[dict[str, Any]]) -> Table:
                     f"{figures['attribute_match']:.1%}",
                     f"{figures['entropy']:.3f}",
                     f"{figures['sharpness']:.4f}",
+                    shift(figures.get("largest_shift")),
                 )
     return shown
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """The paired differences to the control, in points, and the share of the ceiling's way."""
+    lines = []
+    for one in rows:
+        for pair, change in one["differences"].items():
+            if "control" not in pair:
+                continue
+            for figure in ("artifact_frequency", "artifact_area", "attribute_match"):
+                low, high = (100 * end for end in change[figure]["interval"])
+                moved = 100 * change[figure]["difference"]
+                line = f"{pair}: {figure} {moved:+.2f} points, 95 % {low:+.2f} to {high:+.2f}"
+                share = one.get("share_of_ceiling", {}).get(figure)
+                lines.append(line + (f"; {share:.0%} of the ceiling's" if share else ""))
+    return lines
+
+
+def shift(found: dict[str, Any] | None) -> str:
+    """The value of a factor whose share moved most against the base, in points."""
+    return f"{found['factor']} {100 * found['shift']:+.1f}" if found else ""
 
 
 if __name__ == "__main__":

@@ -41,6 +41,11 @@ COMMANDS = {
         "write an adapter as a LoRA file that plain diffusers and ComfyUI load",
         "diffdoctor export --run runs/treat --out lora --step best",
     ),
+    "redraw": Command(
+        "treat.redraw",
+        "sound images as a base would finish them: broken ones whose mend is known",
+        "diffdoctor redraw --base FOLDER --images photographs --out redrawn",
+    ),
     "detector train": Command(
         "detector.train",
         "learn to see artifacts from images and masks",

@@ -20,10 +20,8 @@ from miniature.label import label
 from miniature.prompts import Part, balanced, split
 from miniature.render import open_autoencoder, render_samples, to_sample
 from miniature.sample import draw_records, sample_records
-from treat.redraw import redraw
+from treat.redraw import REDRAW, redraw
 
-REDRAWN = 51
-"""What a draw is for; see `core.seeds`."""
 BATCH = 50
 PROMPTS = 1000
 """Lines of a prompt list: its prompts again and again, the categories in turn."""
@@ -91,6 +89,6 @@ def redrawn(original: Record, seed: int, i: int, base: str) -> Record:
         category=original.category,
         prompt=original.prompt,
         generator=Path(base).name,
-        seed=mix(seed, REDRAWN, i) % 2**32,
+        seed=mix(seed, REDRAW, i) % 2**32,
         referenced=True,
     )

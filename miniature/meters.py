@@ -7,7 +7,7 @@ the pose is free, each coordinate by the nearest value of the law's grid. Legend
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,6 @@ NAME = "the oracle of the miniature (nearest valid image)"
 LUMA = (0.299, 0.587, 0.114)
 """Rec. 601 weights of red, green and blue."""
 Table = Mapping[str, Any]
-
-
-class Shift(NamedTuple):
-    """The value of a factor whose share moved most."""
-
-    factor: str
-    value: str
-    points: float
-    """Percentage points; negative where it became rarer."""
 
 
 class Bench:
@@ -161,15 +152,3 @@ def coverage(table: Table) -> float:
             expected = cells * (1 - (1 - 1 / cells) ** len(rows))
             shares.append(len(np.unique(rows, axis=0)) / expected)
     return float(np.mean(shares or [np.nan]))
-
-
-def largest_shift(base: Table, treated: Table) -> Shift | None:
-    """The value whose share moved most from `base` to `treated`; None where no factor is read."""
-    before, after = marginals(base), marginals(treated)
-    moved = [
-        Shift(name, values_of(name)[i], float(100 * change))
-        for name in before
-        if name in after
-        for i, change in enumerate(after[name] - before[name])
-    ]
-    return max(moved, key=lambda shift: abs(shift.points), default=None)

@@ -1,17 +1,108 @@
 """Sound images and a base model in; the same images as the model would finish them out.
 
+    diffdoctor redraw --base BASE --images photographs --out redrawn
+
+OUT/images/*.png, OUT/references/*.png (the originals at the same size), OUT/prompts.jsonl and an
+empty OUT/masks/; once that is painted, `detector train --alignment-data OUT` reads the folder.
+
 Noised to the level of a late enough step and drawn to the end (SDEdit, Meng et al. 2022, arXiv
-2108.01073), an image keeps its content and gains the model's own artifacts. Once labelled, it
-stands beside the original it was made from: a broken image whose mend is known, which is what
-`diffdoctor detector train --alignment` learns from.
+2108.01073), an image keeps its content and gains the model's own artifacts. Labelled, it stands
+beside the original it was made from: a broken image whose mend is known.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from pydantic import Field, model_validator
+from tqdm import tqdm
 
+import core.config
+from base_models.load import check_size, load_base
 from core.contracts import DiffusionModel, Images
-from core.images import round_to_8bit
+from core.errors import UserError
+from core.images import round_to_8bit, write_image
+from core.seeds import mix
+from core.storage import write_atomic
+from treat.offline import fit, read_offline
+from treat.update import this_process
+
+REDRAW = 51
+"""What a draw is for; see `core.seeds`."""
+
+
+class Config(core.config.Config):
+    """Which images, redrawn by what, from which step on."""
+
+    base: str
+    """Pipeline folder or Hub id of the base model."""
+    images: Path
+    """Sound images with captions: a folder, or shards."""
+    out: Path
+    """Folder for images/, references/ and prompts.jsonl; the same command goes on in it."""
+    limit: int | None = Field(None, ge=1)
+    """Use at most so many images."""
+    height: int = Field(512, ge=8)
+    width: int = Field(512, ge=8)
+    sampling_steps: int = Field(4, ge=1)
+    start: int = Field(2, ge=0)
+    """The step at which images enter: 0 leaves little of them, the last one changes little."""
+    batch: int = Field(8, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        if self.start >= self.sampling_steps:
+            raise ValueError(f"start is {self.start}, and there are {self.sampling_steps} steps")
+        return self
+
+
+def main(config: Config) -> None:
+    """Redraw what is not there yet."""
+    check_size(config.base, config.height, config.width)
+    real = read_offline(config.images, config.limit)
+    if not len(real):
+        raise UserError(f"{config.images} holds no images: name a folder that does.")
+    names = [f"{i:06d}.png" for i in range(len(real))]
+    claim(config, [{"file": n, "prompt": p} for n, p in zip(names, real.captions, strict=True)])
+    missing = [i for i, name in enumerate(names) if not (config.out / "images" / name).is_file()]
+    if not missing:
+        return
+    model = load_base(config.base, this_process().device or "cpu")
+    for at in tqdm(range(0, len(missing), config.batch), "redraw"):
+        rows = missing[at : at + config.batch]
+        sides = config.height, config.width
+        sound = torch.cat([fit(real.picture(i), *sides) for i in rows])
+        seeds = [mix(config.seed, REDRAW, i) % 2**32 for i in rows]
+        said, steps = [real.captions[i] for i in rows], config.sampling_steps
+        drawn = redraw(model, sound, said, seeds, steps=steps, start=config.start)
+        for i, reference, image in zip(rows, sound, drawn, strict=True):
+            write_image(config.out / "references" / names[i], reference)
+            write_image(config.out / "images" / names[i], image)
+
+
+def claim(config: Config, lines: Sequence[dict[str, str]]) -> None:
+    """Make the folder, or go on in it; `UserError` where it holds anything else."""
+    how = config.model_dump(mode="json", exclude={"out", "batch"})
+    notes = {
+        "redraw.json": json.dumps(how, indent=2) + "\n",
+        "prompts.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
+    }
+    for name, text in notes.items():
+        path = config.out / name
+        if path.is_file() and path.read_text() != text:
+            raise UserError(f"{config.out} holds images of other settings: give another --out.")
+    if (
+        config.out.is_dir()
+        and any(config.out.iterdir())
+        and not (config.out / "redraw.json").is_file()
+    ):
+        raise UserError(f"{config.out} is not empty and was not redrawn: give another --out.")
+    for name in ("images", "references", "masks"):
+        (config.out / name).mkdir(parents=True, exist_ok=True)
+    for name, text in notes.items():
+        write_atomic(config.out / name, text.encode())
 
 
 @torch.no_grad()
@@ -30,9 +121,13 @@ def redraw(
     """
     height, width = images.shape[-2:]
     schedule, text = model.schedule(steps, height, width), model.encode_prompts(prompts)
-    latents = model.encode(images)
     noise = model.noise(seeds, height, width)
+    latents = model.encode(images.to(noise.device))
     latents = model.noised(latents, start, schedule, noise)
     for i in range(start, steps):
         latents = model.step(latents, i, schedule, text)
     return round_to_8bit(model.decode(latents)).cpu()
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="diffdoctor redraw")

@@ -73,7 +73,8 @@ class Config(core.config.Config):
     last: int | None = Field(None, ge=1)
     """K, the last steps that carry gradient; a quarter of T, rounded up, by default."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Share of the gradient that passes back through the network's input."""
+    """Share of the gradient that passes back through the network's input. 1 is back-propagation;
+    at 0 each step learns its own share, with much less noise."""
     recompute: bool = True
     """Compute the last K steps again (little memory), or keep their graphs (faster)."""
     two_pass_decode: bool = False

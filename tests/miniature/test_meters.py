@@ -12,7 +12,6 @@ from miniature.meters import (
     coverage,
     entropy,
     factor_table,
-    largest_shift,
     marginals,
     sharpness,
     values_of,
@@ -108,18 +107,6 @@ def test_entropy_and_coverage_see_a_collapse():
     half = {"free.hand.horizon": np.array([0, 0, 0, 1])}
     assert entropy(half) == pytest.approx(0.8113, abs=1e-4)  # bits of a quarter
     assert np.isnan(entropy({})) and np.isnan(coverage(table(0)))
-
-
-def test_largest_shift_names_the_value_that_moved():
-    base, treated = table(100), table(100)
-    read = treated["free.bicycle.phase"]
-    read[read == 1] = 2  # every half phase becomes diagonal
-    was = float((base["free.bicycle.phase"][base["free.bicycle.phase"] >= 0] == 1).mean())
-    shift = largest_shift(base, treated)
-    assert shift is not None and shift.factor == "free.bicycle.phase"
-    assert shift.value in ("half", "diagonal") and abs(shift.points) == pytest.approx(100 * was)
-    none = largest_shift(base, base)
-    assert none is not None and none.points == 0 and largest_shift({}, {}) is None
 
 
 def test_sharpness_falls_with_blur():

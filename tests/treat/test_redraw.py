@@ -1,11 +1,17 @@
 """Images redrawn by a model: a perfect one changes nothing, each image has its own noise."""
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from core.images import round_to_8bit
+from core.errors import UserError
+from core.heatmap import write_map
+from core.images import read_image, round_to_8bit, write_image
 from core.seeds import generator
-from tests.tiny import SIZE, tiny_flux
+from detector.data import FolderSamples
+from tests.tiny import SIZE, save_tiny, tiny_flux
+from treat import redraw as program
 from treat.redraw import redraw
 
 IMAGES = torch.nn.functional.interpolate(
@@ -33,3 +39,54 @@ def test_an_image_is_a_function_of_its_seed():
     other = redrawn(2, (3, 5))
     torch.testing.assert_close(redrawn(2)[0], other[0], atol=1.1 / 255, rtol=0)
     assert (redrawn(2)[1] - other[1]).abs().max() > 0.01
+
+
+@pytest.fixture
+def setting(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    for i, image in enumerate(IMAGES):
+        write_image(tmp_path / f"photographs/{i}.png", image)
+        (tmp_path / f"photographs/{i}.txt").write_text("a face")
+    return program.Config(
+        base=str(save_tiny(tmp_path / "base")),
+        images=tmp_path / "photographs",
+        out=tmp_path / "redrawn",
+        height=SIZE,
+        width=SIZE,
+        batch=1,
+    )
+
+
+def test_a_folder_is_redrawn_goes_on_and_feeds_a_detector(setting):
+    program.main(setting)
+    out, first = setting.out, setting.out / "images/000000.png"
+    content = first.read_bytes()
+    first.unlink()
+    program.main(setting)  # only what is missing
+    assert first.read_bytes() == content
+    for name in ("000000", "000001"):
+        write_map(out / f"masks/{name}.png", torch.ones(1, SIZE, SIZE))
+    samples = list(FolderSamples(out))
+    assert [one.record.prompt for one in samples] == ["a face", "a face"]
+    for sample, image in zip(samples, IMAGES, strict=True):
+        assert sample.reference is not None and sample.record.referenced
+        assert np.abs(sample.reference / 255 - image.permute(1, 2, 0).numpy()).max() < 1 / 255
+        assert not np.array_equal(sample.image, sample.reference)
+    assert torch.equal(read_image(first), torch.from_numpy(samples[0].image).permute(2, 0, 1) / 255)
+
+
+def test_folders_of_something_else_are_not_touched(setting):
+    program.main(setting)
+    with pytest.raises(UserError, match="--out"):
+        program.main(setting.model_copy(update={"seed": 1}))
+    other = setting.model_copy(update={"out": setting.images})
+    with pytest.raises(UserError, match="was not redrawn"):
+        program.main(other)
+    assert sorted(path.name for path in setting.images.iterdir()) == [
+        "0.png", "0.txt", "1.png", "1.txt",
+    ]  # fmt: skip
+
+
+def test_a_start_beyond_the_last_step_is_refused(setting):
+    with pytest.raises(ValidationError, match="start is 4"):
+        program.Config.model_validate(setting.model_dump() | {"start": 4})
