@@ -13,10 +13,11 @@ estimates; a ratio at or below zero is one too small to be seen in so many batch
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -31,7 +32,7 @@ from miniature.bases import base_folder
 from miniature.ceiling import Ceiling
 from miniature.law import SIZE
 from miniature.prompts import balanced, split
-from treat.lora import add_lora, lora_parameters
+from treat.lora import add_lora
 from treat.step import Chain, draw, latent_gradient, replay
 from treat.terms import PixelTerm
 from treat.train import DetectorFor, always
@@ -45,10 +46,16 @@ class Config(core.config.Config):
     batches: int = Field(16, ge=2)
     batch: int = Field(16, ge=1)
     sampling_steps: int = Field(6, ge=1)
-    last: tuple[int, ...] = (1, 3)
+    last: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 3), min_length=1)
     """Numbers of steps that carry gradient (`treat --last`)."""
-    gammas: tuple[float, ...] = (0.0, 0.3, 1.0)
+    gammas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0.0, 0.3, 1.0), min_length=1)
     seed: int = Field(9, ge=0)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        if max(self.last) > self.sampling_steps:
+            raise ValueError(f"last is {max(self.last)}, more than {self.sampling_steps} steps")
+        return self
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ def gradients(config: Config) -> Iterator[tuple[str, int, float, Float[Tensor, "
     base = str(base_folder("newest"))
     model = load_base(base)
     add_lora(model.network, 16, model.lora_targets("attention+mlp"), config.seed)
-    weights = lora_parameters(model.network)
+    # A's gradient is zero while B is.
+    weights = [w for name, w in model.network.named_parameters() if ".lora_B." in name]
     detectors: dict[str, DetectorFor] = {"ceiling": Ceiling}
     for path in config.detectors:
         detectors[str(path)] = always(freeze(load_detector(path).float()))
@@ -88,11 +96,9 @@ def gradients(config: Config) -> Iterator[tuple[str, int, float, Float[Tensor, "
             for last in config.last:
                 for gamma in config.gammas if last > 1 else config.gammas[:1]:
                     replay(Chain(model, schedule, text, gamma), tape[-last:], pull)
-                    # A's gradient is zero while B is.
-                    pieces = [w.grad.flatten() for w in weights[1::2] if w.grad is not None]
+                    pieces = [w.grad.flatten() for w in weights if w.grad is not None]
                     yield name, last, gamma, torch.cat(pieces)
-                    for weight in weights:
-                        weight.grad = None
+                    model.network.zero_grad(set_to_none=True)
 
 
 def noise_of(rows: Float[Tensor, "batches weights"]) -> Noise:

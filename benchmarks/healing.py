@@ -25,7 +25,7 @@ from core.storage import write_atomic
 from diffdoctor.demo import CONTROL, Demo
 from diffdoctor.demo_settings import FULL, QUICK
 from miniature.ceiling import Ceiling
-from miniature.meters import NAME, Bench
+from miniature.meters import NAME, Bench, values_of
 
 ARMS = ("control", "adapter", "ceiling")
 CEILING = {"pixel_weight": 1.0, "learning_rate": 1e-3}
@@ -43,7 +43,7 @@ class Config(core.config.Config):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """Seeds of the treatments; the first also has the ceiling, which serves all."""
     steps: int = Field(120, ge=1)
-    """Updates of every arm; the other settings are the demo's."""
+    """Updates of every arm; the other settings are the demo's, but for the ceiling's own."""
     refresh_every: int = Field(20, ge=0)
     """Updates between two refreshes of the adapters' detector."""
     n: int = Field(1000, ge=2)
@@ -185,13 +185,18 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
                 moved = 100 * change[figure]["difference"]
                 line = f"{pair}: {figure} {moved:+.2f} points, 95 % {low:+.2f} to {high:+.2f}"
                 share = one.get("share_of_ceiling", {}).get(figure)
-                lines.append(line + (f"; {share:.0%} of the ceiling's" if share else ""))
+                lines.append(
+                    line + (f"; {share:.0%} of the ceiling's" if share is not None else "")
+                )
     return lines
 
 
 def shift(found: dict[str, Any] | None) -> str:
     """The value of a factor whose share moved most against the base, in points."""
-    return f"{found['factor']} {100 * found['shift']:+.1f}" if found else ""
+    if found is None:
+        return ""
+    value = values_of(found["factor"])[found["class"]]
+    return f"{found['factor']} {value} {100 * found['shift']:+.1f}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from core.shards import ShardWriter
 from detector.storage import load_detector, read_description, save_detector
 from diffdoctor import demo_data
 from diffdoctor.demo import checked
-from diffdoctor.demo_settings import ALIGNMENT, HARDENED
+from diffdoctor.demo_settings import HARDENED
 from miniature.bases import DETECTORS, GRADES, base_folder
 from miniature.prompts import split
 from miniature.render import fault_samples, open_autoencoder
@@ -45,7 +45,8 @@ class Config(core.config.Config):
     steps: int = Field(5000, ge=1)
     redrawn: int = Field(9000, ge=1)
     """Renders that the newest grade redraws, for the alignment of the first detector."""
-    aligned_steps: int = Field(400, ge=1)
+    hardened_steps: int = Field(500, ge=1)
+    aligned_steps: int = Field(250, ge=1)
 
 
 SEEDS = {"first": 100, "second": 200}
@@ -56,14 +57,14 @@ LEARNING: Mapping[str, Any] = {
     "learning_rate": 4e-3,
     "augmentation": {"appearance": 0.5, "adversarial": 0, "move": 0, "shrink": 0, "patches": 0.5},
 }
-ALIGNING: Mapping[str, Any] = {
+HARDENING: Mapping[str, Any] = {
     **LEARNING,
     "learning_rate": 2e-3,
-    "warmup": 10,
+    "warmup": 30,
     "ema": 0.98,
-    "alignment": ALIGNMENT,
     "augmentation": {"appearance": 0.6, **HARDENED},
 }
+ALIGNING: Mapping[str, Any] = {**HARDENING, "alignment": 1.0}
 
 
 def main(config: Config) -> int | None:
@@ -74,30 +75,29 @@ def main(config: Config) -> int | None:
             base = str(base_folder(grade))
             demo_data.write_generated(folder, base, "train", n, config.sampling_steps, seed)
         write_procedural(folder, config.faults, config.renders, seed)
-        given = {"data": (folder,), "out": config.out / name, "seed": seed}
-        code = train(LEARNING, given, config.steps)
-        if code:
-            return code
-        run = config.out / name
+        stages = {name: (LEARNING, config.steps)}
+        given = {"data": (folder,), "seed": seed}
         if name == "first":
-            newest, n = str(base_folder("newest")), config.redrawn
-            more, said = config.out / "data/redrawn", split()["train"]
-            demo_data.write_redrawn(more, newest, said, n, config.sampling_steps, seed)
-            given |= {
-                "alignment_data": (more,),
-                "out": config.out / "aligned",
-                "init": run / "detector",
-            }
-            code = train(ALIGNING, given, config.aligned_steps)
+            redrawn, newest, said = config.out / "data/redrawn", "newest", split()["train"]
+            demo_data.write_redrawn(
+                redrawn, str(base_folder(newest)), said, config.redrawn, config.sampling_steps, seed
+            )
+            stages["hardened"] = HARDENING, config.hardened_steps
+            aligning = {**ALIGNING, "alignment_data": (redrawn,)}
+            stages["aligned"] = aligning, config.aligned_steps
+        run = config.out / name
+        for stage, (settings, steps) in stages.items():
+            run = config.out / stage
+            code = train({**settings, **given, "out": run}, steps)
             if code:
                 return code
-            run = config.out / "aligned"
+            given["init"] = run / "detector"
         publish(config, name, run)
     return None
 
 
-def train(settings: Mapping[str, Any], given: Mapping[str, Any], steps: int) -> int | None:
-    values = {**settings, **given, "steps": steps, "valid_every": steps}
+def train(settings: Mapping[str, Any], steps: int) -> int | None:
+    values = {**settings, "steps": steps, "valid_every": steps}
     return detector.train.main(checked(detector.train.Config, values))
 
 

@@ -86,7 +86,7 @@ class DiffusionModel(Protocol):
         ...
 
     def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
-        """What enters step i, had the sampling come from this noise and led to `clean`."""
+        """`clean` under unit `noise` at the level of step i, as `clean_estimate` takes it."""
         ...
 
     def decode(self, latents: Latents) -> Images:

@@ -59,6 +59,10 @@ class Sample:
             raise ValueError(f"mask must be uint8 (h, w), not {self.mask.dtype}")
         if self.record.referenced != (self.reference is not None):
             raise ValueError(f"the record of {self.key} is wrong about its reference")
+        if self.reference is not None and (
+            self.reference.dtype != np.uint8 or self.reference.ndim != 3
+        ):
+            raise ValueError(f"reference must be uint8 (h, w, 3), not {self.reference.dtype}")
         if self.reference is not None and self.reference.shape != self.image.shape:
             raise UserError(
                 f"the reference of {self.key} is {self.reference.shape[1]}x"

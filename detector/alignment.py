@@ -17,7 +17,8 @@ from core.contracts import ArtifactMap, Images
 LABELLED = 0.1
 """Label from which the difference to the sound image counts as the mend."""
 GRAIN = 2
-"""Pixels over which both are averaged first: finer than that, the mend is anybody's guess."""
+"""Pixels over which both are averaged first: finer than that, the mend is anybody's guess. Tried at
+64 pixels a side only."""
 JITTER = 0.06
 """Largest deviation of the noise on the broken images: the gradient is to hold around them too."""
 
@@ -31,9 +32,9 @@ def misalignment(
 ) -> Float[Tensor, ""]:
     """Mean of 1 - cos(-gradient of the pixel loss, sound - broken within the label), both coarse.
 
-    The pixel loss is the mean of the map above `threshold`, that of a treatment. In eval mode, in
-    float32; carries gradient to the weights (twice through the network: three times the cost of
-    the map's own loss). Images without label count nothing.
+    The pixel loss is the mean of the map above `threshold`, a treatment's with `--selection
+    threshold`. In eval mode, in float32; carries gradient to the weights, for about four times the
+    CPU time of the map's own loss. Images without label count nothing.
     """
     mend = (sound - broken) * (target > LABELLED)
     told = mend.flatten(1).abs().amax(dim=1) > 0
@@ -42,12 +43,14 @@ def misalignment(
     broken = broken[told].detach().requires_grad_(True)
     training = detector.training
     detector.eval()
-    # The fused attention kernels have no second derivative.
-    with torch.autocast(broken.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-        c = detector(broken).flatten(1)
-        above = (c > threshold).detach().to(c.dtype)
-        score = (above * c).sum(1) / above.sum(1).clamp(min=1)
-        (gradient,) = torch.autograd.grad(score.sum(), broken, create_graph=True)
-    detector.train(training)
+    try:
+        # The fused attention kernels have no second derivative.
+        with torch.autocast(broken.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+            c = detector(broken).flatten(1)
+            above = (c > threshold).detach().to(c.dtype)
+            score = (above * c).sum(1) / above.sum(1).clamp(min=1)
+            (gradient,) = torch.autograd.grad(score.sum(), broken, create_graph=True)
+    finally:
+        detector.train(training)
     down, way = (F.avg_pool2d(x, GRAIN).flatten(1) for x in (-gradient, mend[told]))
     return 1 - torch.cosine_similarity(down, way).mean()

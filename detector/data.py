@@ -133,7 +133,8 @@ def open_labelled(
     if not len(samples):
         raise UserError(f"{', '.join(map(str, paths))} holds no sample; fill it first.")
     first = samples[0].image
-    if 4 * first.shape[0] * first.shape[1] * len(samples) <= memory:
+    channels = 7 if any(record.referenced for record in records) else 4
+    if channels * first.shape[0] * first.shape[1] * len(samples) <= memory:
         return [labelled(sample) for sample in samples], records
     return samples, records
 
@@ -146,9 +147,7 @@ def labelled(sample: Sample) -> Sample:
         raise UserError(
             f"sample {sample.key} ({sample.record.source}) has no mask; label it, or leave it out."
         )
-    return Sample(
-        sample.key, sample.image, np.zeros(sample.image.shape[:2], np.uint8), sample.record
-    )
+    return replace(sample, mask=np.zeros(sample.image.shape[:2], np.uint8))
 
 
 def split_by_prompt(
@@ -235,7 +234,7 @@ def _pair(sample: Sample, size: int | None) -> tuple[Tensor, Tensor]:
 
 def _open(path: Path) -> ShardStore | FolderSamples:
     if not path.is_dir():
-        raise UserError(f"there is no data folder {path}; check --data.")
+        raise UserError(f"there is no data folder {path}; check --data (or --alignment-data).")
     if any(path.glob("*.manifest.jsonl")):
         return ShardStore(path)
     if (path / "images").is_dir() or (path / "real").is_dir():

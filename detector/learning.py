@@ -238,8 +238,8 @@ class Alignment:
         positions = [i for i, record in enumerate(records) if record.referenced]
         if not positions:
             raise UserError(
-                "aligning the gradient needs images whose sound original is known, and no sample "
-                "has one: put the originals into references/ (same names as images/)."
+                "aligning the gradient needs images whose sound original is known, and none that "
+                "teaches has one: put the originals into references/ (same names as images/)."
             )
         return cls(Chosen(samples, positions), weight, batch)
 

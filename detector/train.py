@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import core.config
 from core import checkpoint
@@ -75,12 +75,12 @@ class Config(core.config.Config):
     """Decay of the averaged weights, which are what is measured and kept; 0: none."""
     alignment: float = Field(0.0, ge=0)
     """Weight of teaching the gradient the way to mend (`detector.alignment`), for a detector that
-    treats; 0.7 is a good one."""
+    is to treat: the last few hundred steps, at about 1, after it finds what it should find."""
     alignment_data: tuple[Path, ...] = ()
     """Labelled images whose sound original is known (`references/`), for the alignment alone:
     mixed into `data` they cost precision. Default: those in `data`."""
     alignment_batch: int = Field(12, ge=1)
-    """Such images in each step, beside the batch."""
+    """Such images in each step, beside the batch; each costs the memory of a second derivative."""
     augmentation: Augmentation = Augmentation()
     mixed_precision: Literal["no", "bf16"] = "no"
     device: str = "auto"
@@ -93,6 +93,12 @@ class Config(core.config.Config):
     """Measure on at most so many samples."""
     valid_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(200, ge=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        if self.alignment_data and not self.alignment:
+            raise ValueError("alignment_data without a weight: give alignment, 1 for instance")
+        return self
 
 
 def main(config: Config) -> int | None:
@@ -177,7 +183,7 @@ def fine_tune(
 def _aligned(
     config: Config, samples: Sequence[Sample], records: Sequence[Record]
 ) -> Alignment | None:
-    """Held-out prompts teach nothing, in whichever folder they stand."""
+    """A prompt that is held out teaches nothing, in whichever folder it stands."""
     if config.alignment and config.alignment_data:
         given, said = open_labelled(config.alignment_data)
         positions = split_by_prompt(said, config.valid_share, config.seed)[0]
@@ -252,6 +258,8 @@ def _finish(
             "optimizer": config.optimizer,
             "learning_rate": config.learning_rate,
             "augmentation": config.augmentation.model_dump(),
+            "alignment": config.alignment,
+            "alignment_data": [path.resolve().name for path in config.alignment_data],
             "initial": None if config.init is None else config.init.resolve().name,
             "held_out": figures,
         }

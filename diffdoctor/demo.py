@@ -26,7 +26,7 @@ from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
 from diffdoctor import demo_data as data
-from diffdoctor.demo_settings import ALIGNMENT, FULL, QUICK, Settings
+from diffdoctor.demo_settings import FULL, QUICK, Settings
 from miniature.bases import DETECTORS, GRADES, base_folder
 from miniature.law import SIZE
 from miniature.meters import NAME, Bench
@@ -107,7 +107,10 @@ class Demo:
 
     def train_detector(self) -> int | None:
         """The one that teaches: its gradient learns too."""
-        aligned = {"alignment": ALIGNMENT, "alignment_data": (self.out / "data/redrawn",)}
+        aligned = {
+            "alignment": self.settings.alignment,
+            "alignment_data": (self.out / "data/redrawn",),
+        }
         return self.detect("detector", "data/train", "first", self.settings.seed, aligned)
 
     def train_second_detector(self) -> int | None:

@@ -1,7 +1,8 @@
 """Labelled images of the miniature for the demo: prompts and grades in, shard stores out.
 
 Images of every grade carry the masks that an annotator would paint (the oracle's); renders carry
-empty ones and stand for photographs. What is already in a store is not made again.
+empty ones and stand for photographs; redrawn ones stand beside the render they were made from.
+What is already in a store is not made again.
 """
 
 from collections.abc import Sequence

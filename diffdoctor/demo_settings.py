@@ -14,9 +14,6 @@ HARDENED: Mapping[str, Any] = {
 """Half of each batch steps against the detector. No shift and no scale: a hand of another size is
 no hand of this world."""
 
-ALIGNMENT = 0.7
-"""Weight of teaching the gradient of the detector that treats."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -49,6 +46,8 @@ class Settings:
             "ema": 0.9,
         }
     )
+    alignment: float = 0.7
+    """Weight of teaching the gradient of the detector that treats."""
     treat: Mapping[str, Any] = field(
         default_factory=lambda: {
             "steps": 80,

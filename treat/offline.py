@@ -46,7 +46,7 @@ def read_offline(path: Path, limit: int | None = None) -> RealImages:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"there is no folder {path} of real images; check --offline.")
+        raise UserError(f"there is no folder {path} of real images: name one that exists.")
     return _shards(path, limit) if any(path.glob("*.manifest.jsonl")) else _folder(path, limit)
 
 

@@ -13,6 +13,7 @@ beside the original it was made from: a broken image whose mend is known.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -25,11 +26,12 @@ from core.errors import UserError
 from core.images import round_to_8bit, write_image
 from core.seeds import mix
 from core.storage import write_atomic
-from treat.offline import fit, read_offline
+from treat.offline import RealImages, fit, read_offline
 from treat.update import this_process
 
-REDRAW = 51
+REDRAW = 61
 """What a draw is for; see `core.seeds`."""
+NOTE = "redraw.json"
 
 
 class Config(core.config.Config):
@@ -49,12 +51,15 @@ class Config(core.config.Config):
     start: int = Field(2, ge=0)
     """The step at which images enter: 0 leaves little of them, the last one changes little."""
     batch: int = Field(8, ge=1)
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":
         if self.start >= self.sampling_steps:
-            raise ValueError(f"start is {self.start}, and there are {self.sampling_steps} steps")
+            raise ValueError(
+                f"start is {self.start} of {self.sampling_steps} sampling_steps: give a smaller one"
+            )
         return self
 
 
@@ -64,12 +69,14 @@ def main(config: Config) -> None:
     real = read_offline(config.images, config.limit)
     if not len(real):
         raise UserError(f"{config.images} holds no images: name a folder that does.")
+    note = check_folder(config, real)
     names = [f"{i:06d}.png" for i in range(len(real))]
-    claim(config, [{"file": n, "prompt": p} for n, p in zip(names, real.captions, strict=True)])
     missing = [i for i, name in enumerate(names) if not (config.out / "images" / name).is_file()]
     if not missing:
         return
-    model = load_base(config.base, this_process().device or "cpu")
+    device, dtype = this_process().device or "cpu", getattr(torch, config.base_dtype)
+    model = load_base(config.base, device, dtype)
+    begin(config.out, note, names, real.captions)
     for at in tqdm(range(0, len(missing), config.batch), "redraw"):
         rows = missing[at : at + config.batch]
         sides = config.height, config.width
@@ -82,27 +89,30 @@ def main(config: Config) -> None:
             write_image(config.out / "images" / names[i], image)
 
 
-def claim(config: Config, lines: Sequence[dict[str, str]]) -> None:
-    """Make the folder, or go on in it; `UserError` where it holds anything else."""
-    how = config.model_dump(mode="json", exclude={"out", "batch"})
-    notes = {
-        "redraw.json": json.dumps(how, indent=2) + "\n",
-        "prompts.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
-    }
-    for name, text in notes.items():
-        path = config.out / name
-        if path.is_file() and path.read_text() != text:
+def check_folder(config: Config, real: RealImages) -> bytes:
+    """What the folder's note says, or will say; `UserError` where it holds anything else."""
+    said = config.model_dump(mode="json", exclude={"out", "batch", "images"})
+    note = (json.dumps({**said, "images": real.name}, indent=2) + "\n").encode()
+    path = config.out / NOTE
+    if path.is_file():
+        if path.read_bytes() != note:
             raise UserError(f"{config.out} holds images of other settings: give another --out.")
-    if (
-        config.out.is_dir()
-        and any(config.out.iterdir())
-        and not (config.out / "redraw.json").is_file()
-    ):
+    elif config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} is not empty and was not redrawn: give another --out.")
-    for name in ("images", "references", "masks"):
-        (config.out / name).mkdir(parents=True, exist_ok=True)
-    for name, text in notes.items():
-        write_atomic(config.out / name, text.encode())
+    return note
+
+
+def begin(out: Path, note: bytes, names: Sequence[str], captions: Sequence[str]) -> None:
+    """The note first: a folder that has it may be gone on in."""
+    lines = [{"file": name, "prompt": said} for name, said in zip(names, captions, strict=True)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / NOTE, note)
+        for name in ("images", "references", "masks"):
+            (out / name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}): give another --out.") from error
+    write_atomic(out / "prompts.jsonl", "".join(json.dumps(one) + "\n" for one in lines).encode())
 
 
 @torch.no_grad()

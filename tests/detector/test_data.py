@@ -86,6 +86,20 @@ def test_sizes_must_agree_or_be_given():
     assert data.to_tensors(mixed, 40)[0].shape == (2, 3, 40, 40)
 
 
+def test_references_are_scaled_with_their_images():
+    pairs = [sample for sample in toy_samples(12) if sample.reference is not None]
+    broken, sound, target = data.reference_batch(pairs, 4, seed=1, step=0, size=20)
+    assert broken.shape == sound.shape == (4, 3, 20, 20) and target.shape == (4, 1, 20, 20)
+    assert ((broken - sound).abs().amax(dim=1, keepdim=True)[target == 0] < 0.2).all()
+
+
+def test_a_photograph_may_have_an_original_too():
+    pair = toy_samples(2)[1]
+    record = pair.record.model_copy(update={"source": "real"})
+    sample = data.labelled(replace(pair, mask=None, record=record))
+    assert sample.mask is not None and sample.mask.max() == 0 and sample.reference is not None
+
+
 def test_an_unlabelled_sample_is_named():
     sample = toy_samples(2)[1]
     bare = replace(sample, mask=None)

@@ -38,6 +38,8 @@ def settings(shards, out, **changes):
         "valid_share": 0.3,
         "valid_every": 3,
         "checkpoint_every": 2,
+        "alignment": 0.5,
+        "alignment_batch": 2,
     }
     return train.Config.model_validate(values | changes)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.healing import Config, own, planned, row
+from benchmarks.healing import Config, own, planned, row, shift, verdicts
 
 
 def test_one_ceiling_serves_all_seeds():
@@ -40,3 +40,19 @@ def test_the_share_is_counted_from_control_to_ceiling():
     assert list(found["differences"]) == ["adapter-1 - control-1"]
     alone = row({1: second}, 1)
     assert "share_of_ceiling" not in alone and "ceiling" not in alone
+
+
+def test_verdicts_are_in_points_and_shifts_name_their_value():
+    figures = ("artifact_frequency", "artifact_area", "attribute_match")
+    change = {name: {"difference": -0.08, "interval": [-0.1, -0.06]} for name in figures}
+    one = {
+        "differences": {"adapter-0 - control-0": change, "adapter-0 - base": change},
+        "share_of_ceiling": {"artifact_frequency": 0.0, "artifact_area": None},
+    }
+    lines = verdicts([one])
+    assert len(lines) == 3
+    assert lines[0].endswith("-8.00 points, 95 % -10.00 to -6.00; 0% of the ceiling's")
+    assert "ceiling" not in lines[1] + lines[2]
+    assert shift(None) == ""
+    found = shift({"factor": "stated.hand.side", "class": 0, "shift": 0.051})
+    assert found.startswith("stated.hand.side ") and found.endswith(" +5.1")
