@@ -53,7 +53,7 @@ class Settings:
             "steps": 80,
             "batch": 16,
             "last": 3,
-            "gamma": 0.0,  # a tenth of the noise: docs/numbers.md
+            "gamma": 0.0,  # an eighth of the variance: docs/numbers.md
             "recompute": False,
             "pixel_weight": 0.5,
             "offline_weight": 1.0,
