@@ -67,7 +67,7 @@ def main(config: Config) -> int | None:
         return None
     judged = [seed for seed in config.seeds if own(arms, seed)]
     for seed in judged:
-        code = None if is_judged(config, seed) else judge(config, demo, own(arms, seed), seed)
+        code = judge(config, demo, own(arms, seed), seed)
         if code:
             return code
     summaries = {seed: evaluated(config, seed) for seed in judged}
@@ -123,15 +123,6 @@ def judge(config: Config, demo: Demo, arms: dict[str, Path], seed: int) -> int |
         batch=50,
     )
     return treat.evaluate.main(settings, oracle.judge, oracle.meters, oracle.flagged, NAME)
-
-
-def is_judged(config: Config, seed: int) -> bool:
-    """Whether an earlier command judged these arms of this seed, on as many images."""
-    if not (config.out / f"evaluation-{seed}/summary.json").is_file():
-        return False
-    arms = evaluated(config, seed)["arms"]
-    asked = [name for name in planned(config) if name.split("-")[1] == str(seed)]
-    return arms.keys() >= set(asked) and arms["base"]["n"] == config.n
 
 
 def evaluated(config: Config, seed: int) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The healing benchmark's bookkeeping: which arms, whose ceiling, what share of the way."""
 
-import json
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.healing import Config, is_judged, own, planned, row, shift, verdicts
+from benchmarks.healing import Config, own, planned, row, shift, verdicts
 
 
 def test_one_ceiling_serves_all_seeds():
@@ -57,16 +56,3 @@ def test_verdicts_are_in_points_and_shifts_name_their_value():
     assert shift(None) == ""
     found = shift({"factor": "stated.hand.side", "class": 0, "shift": 0.051})
     assert found.startswith("stated.hand.side ") and found.endswith(" +5.1")
-
-
-def test_what_is_judged_is_not_judged_again(tmp_path):
-    config = Config(out=tmp_path, seeds=(1,), n=20)
-    assert not is_judged(config, 1)
-    arms = {name: {"n": 20} for name in ("base", "control-1", "adapter-1", "ceiling-1")}
-    (tmp_path / "evaluation-1").mkdir()
-    path = tmp_path / "evaluation-1/summary.json"
-    path.write_text(json.dumps({"arms": arms}))
-    assert is_judged(config, 1)
-    assert not is_judged(config.model_copy(update={"n": 30}), 1)
-    path.write_text(json.dumps({"arms": {"base": {"n": 20}, "control-1": {"n": 20}}}))
-    assert not is_judged(config, 1)
