@@ -4,13 +4,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from core.errors import UserError
+from detector.data import open_labelled
 from diffdoctor import demo, demo_data
 from diffdoctor.demo_settings import QUICK
 from miniature.law import CATEGORIES
-from miniature.prompts import category_of
+from miniature.prompts import category_of, split
 from tests.tiny import save_tiny
 from treat.prompts import read_prompts
 
@@ -38,6 +40,25 @@ def micro(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "base_folder", lambda grade: tmp_path / grade)
     monkeypatch.setattr(demo, "QUICK", MICRO)
     return demo.Config(out=tmp_path / "demo", quick=True)
+
+
+def test_batches_are_redrawn_from_every_step_in_turn_and_once(micro, monkeypatch, tmp_path):
+    starts = []
+
+    def redraw(model, images, prompts, seeds, *, steps, start):
+        starts.append(start)
+        return images
+
+    monkeypatch.setattr(demo_data, "redraw", redraw)
+    monkeypatch.setattr(demo_data, "BATCH", 2)
+    base, said = str(demo.base_folder("newest")), split()["train"]
+    for _ in range(2):
+        demo_data.write_redrawn(tmp_path / "store", base, said, n=9, steps=6, seed=1)
+    assert starts == [1, 2, 3, 1, 2]
+    samples, records = open_labelled((tmp_path / "store",))
+    assert len(samples) == 9 and all(record.referenced for record in records)
+    for sample in samples:
+        assert np.array_equal(sample.image, sample.reference)
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""The estimates of signal and noise are unbiased, even where there is no signal."""
+"""The estimates of signal and noise are unbiased; gamma and K reach the gradients measured."""
 
 import pytest
 import torch
 
+from benchmarks import gradient_noise
 from benchmarks.gradient_noise import noise_of
 from core.seeds import generator
 
@@ -17,3 +18,27 @@ def test_signal_and_noise_are_found_in_the_mean(size):
     assert sum(one.noise for one in found) / len(found) == pytest.approx(weights, rel=0.03)
     naive = sum(one.mean(dim=0).square().sum().item() for one in rows) / len(rows)
     assert naive > size**2 + 10  # control: the mean's own square counts the noise too
+
+
+def test_gamma_multiplies_only_what_passes_from_step_to_step(monkeypatch, capsys):
+    monkeypatch.setattr(gradient_noise, "Ceiling", lambda prompts: Even())
+    config = gradient_noise.Config(batches=2, batch=2, sampling_steps=2, last=(1, 2), gammas=(0, 1))
+    found = {}
+    for name, last, gamma, gradient in gradient_noise.gradients(config):
+        found.setdefault((name, last, gamma), []).append(gradient)
+    assert list(found) == [("ceiling", 1, 0), ("ceiling", 2, 0), ("ceiling", 2, 1)]
+    one, none, whole = (torch.stack(rows) for rows in found.values())
+    assert one.shape[0] == 2 and one.abs().amax() > 0
+    assert (none - one).norm() > 0.01 * one.norm()  # the step before learns too
+    assert (whole - none).norm() > 0.01 * none.norm()
+    gradient_noise.main(config)
+    assert "ceiling" in capsys.readouterr().out
+
+
+class Even:
+    """A detector that likes dark images."""
+
+    differentiable = True
+
+    def __call__(self, images):
+        return images.mean(dim=1, keepdim=True)
