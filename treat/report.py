@@ -6,7 +6,7 @@ script stand in the page, and its own policy forbids everything else.
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ FIGURES = {
     "change_outside": ("Change outside the base's artifacts", 1.0, ""),
 }
 """Figure -> (title, factor for display, unit); others follow under their own names."""
+SEEN = {"score": "mean of its map"}
+"""What a figure is called where a detector other than the judge gives it."""
 
 
 class Pair(NamedTuple):
@@ -61,7 +63,7 @@ def render(
         f"<h1>{escape(title)}</h1><p>{escape(note)}</p>",
         "<h2>Figures</h2>",
         table(summary),
-        f"<p class=small>{escape(str(summary.get('method', '')))}</p>",
+        *differences(summary),
         *group_tables(summary["arms"]),
     ]
     if curves:
@@ -76,14 +78,34 @@ def table(summary: Mapping[str, Any]) -> str:
     """A row for every figure, a column for every arm, intervals beside the values."""
     arms = summary["arms"]
     names = _ordered({name for arm in arms.values() for name in arm.get("interval", {})})
-    head = "".join(f"<th>{escape(name)}</th>" for name in arms)
-    pairs = summary.get("differences", {})
-    head += "".join(f"<th>{escape(name)}</th>" for name in pairs)
-    rows = [_row(name, arms, pairs) for name in names]
+    rows = [_row(name, arms, name) for name in names]
     rows.append(
         _plain_row("Entropy of the unstated, bits", [a.get("entropy") for a in arms.values()])
     )
     rows.append(_plain_row("Images", [arm["n"] for arm in arms.values()]))
+    return _table(arms, rows)
+
+
+def differences(summary: Mapping[str, Any]) -> list[str]:
+    """The paired differences: a row for every figure, a column for every pair of arms.
+
+    Those to the control come first: they are what the treatment is judged by.
+    """
+    pairs = summary.get("differences", {})
+    pairs = {name: pairs[name] for name in sorted(pairs, key=lambda name: name.endswith("- base"))}
+    if not pairs:
+        return []
+    names = _ordered({name for pair in pairs.values() for name in pair})
+    rows = [_row(name, pairs, "difference") for name in names]
+    return [
+        "<h3>Paired differences</h3>",
+        _table(pairs, rows),
+        f"<p class=small>{escape(str(summary.get('method', '')))}; marked: clear of zero.</p>",
+    ]
+
+
+def _table(columns: Iterable[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     return (
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
@@ -98,16 +120,12 @@ def group_tables(arms: Mapping[str, Any]) -> list[str]:
 
 
 def _group_table(name: str, arms: Mapping[str, Mapping[str, Any]]) -> str:
-    head = "".join(f"<th>{escape(arm)}</th>" for arm in arms)
     rows = []
     for label, first in next(iter(arms.values())).items():
         cells = "".join(f"<td>{_group_cell(groups[label])}</td>" for groups in arms.values())
         rows.append(f"<tr><th>{escape(label)} <small>n = {first['n']}</small></th>{cells}</tr>")
-    return (
-        f"<h3>{escape(name.replace('_', ' ').capitalize())}: images with artifacts, and area</h3>"
-        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    title = name.replace("_", " ").capitalize()
+    return f"<h3>{escape(title)}: images with artifacts, and area</h3>{_table(arms, rows)}"
 
 
 def _group_cell(group: Mapping[str, float]) -> str:
@@ -139,7 +157,7 @@ def svg(curve: Curve, width: int = 300, height: int = 160) -> str:
         )
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(curve.title)}">'
-        f'<text x="{left}" y="16" class="name">{escape(curve.title)}</text>'
+        f'<text x="4" y="16" class="name">{escape(curve.title)}</text>'
         f'<text x="{left - 6}" y="{top + 4}" class="axis end">{_short(high)}</text>'
         f'<text x="{left - 6}" y="{height - bottom + 4}" class="axis end">{_short(low)}</text>'
         f'<text x="{left}" y="{height - 6}" class="axis">{_short(min(xs))}</text>'
@@ -190,14 +208,29 @@ def _ordered(names: set[str]) -> list[str]:
     return [name for name in FIGURES if name in names] + sorted(names - set(FIGURES))
 
 
-def _row(name: str, arms: Mapping[str, Any], pairs: Mapping[str, Any]) -> str:
-    title, factor, unit = FIGURES.get(name, (name.replace("_", " "), 1.0, ""))
-    cells = [_cell(a.get(name), a.get("interval", {}).get(name), factor) for a in arms.values()]
-    for pair in pairs.values():
-        one = pair.get(name, {})
-        cells.append(_cell(one.get("difference"), one.get("interval"), factor, sign=True))
+def _row(name: str, columns: Mapping[str, Any], value: str) -> str:
+    """One figure of every arm, or (`value` is `difference`) of every pair of arms."""
+    title, factor, unit = _shown(name)
+    cells = []
+    for one in columns.values():
+        if value == "difference":
+            found = one.get(name, {})
+            cells.append(_cell(found.get(value), found.get("interval"), factor, sign=True))
+        else:
+            cells.append(_cell(one.get(name), one.get("interval", {}).get(name), factor))
     unit = f" <small>{unit}</small>" if unit else ""
     return f"<tr><th>{escape(title)}{unit}</th>{''.join(cells)}</tr>"
+
+
+def _shown(name: str) -> tuple[str, float, str]:
+    """Title, factor and unit; `reward_area` is the area that the detector `reward` sees."""
+    if name in FIGURES:
+        return FIGURES[name]
+    detector, _, kind = name.rpartition("_")
+    if detector and f"artifact_{kind}" in FIGURES:
+        title, factor, unit = FIGURES[f"artifact_{kind}"]
+        return f"{detector}: {SEEN.get(kind, title.lower())}", factor, unit
+    return name.replace("_", " "), 1.0, ""
 
 
 def _cell(
@@ -236,12 +269,12 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 68rem; margin: auto; padding: 1rem; }
+main { max-width: 76rem; margin: auto; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 small, .small { color: var(--dim); font-size: .85em; font-weight: normal; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
 th:first-child { text-align: left; }
 tbody th { font-weight: normal; }

@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import pytest
 import torch
 
 from treat import report
@@ -71,10 +72,23 @@ def test_figures_with_intervals_and_differences():
     assert '<td class="clear">-20 <small>[-30, -10]</small></td>' in text
 
 
-def test_a_difference_that_is_not_clear_of_zero_is_not_marked():
-    pairs = {"d": {"sharpness": {"difference": 0.1, "interval": [-0.1, 0.3]}}}
-    arms = {"base": {"sharpness": 1.0, "interval": {"sharpness": [1, 1]}, "n": 2}}
-    assert "clear" not in report.table({"arms": arms, "differences": pairs})
+@pytest.mark.parametrize("low, marked", [(-0.1, False), (0.05, True)])
+def test_only_a_difference_clear_of_zero_is_marked(low, marked):
+    pairs = {"d": {"sharpness": {"difference": 0.1, "interval": [low, 0.3]}}}
+    text = "".join(report.differences({"differences": pairs}))
+    assert ('class="clear"' in text) == marked and "+0.1" in text
+    assert report.differences({"differences": {}}) == []
+
+
+def test_the_differences_to_the_control_come_first():
+    pairs = dict.fromkeys(("control - base", "a - base", "a - control"), {})
+    text = "".join(report.differences({"differences": pairs}))
+    assert text.index("a - control") < text.index("control - base") < text.index("a - base")
+
+
+def test_what_a_detector_sees_is_named_after_it():
+    arms = {"base": {"reward_area": 0.25, "interval": {"reward_area": [0.2, 0.3]}, "n": 2}}
+    assert "reward: artifact area <small>%</small></th><td>25 " in report.table({"arms": arms})
 
 
 def test_curves():
