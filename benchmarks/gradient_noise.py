@@ -89,7 +89,8 @@ def gradients(config: Config) -> Iterator[tuple[str, int, float, Float[Tensor, "
         prompts = said[number * config.batch :][: config.batch]
         seeds = [mix(config.seed, number, i) for i in range(config.batch)]
         noise, text = model.noise(seeds, SIZE, SIZE), model.encode_prompts(prompts)
-        final, tape = draw(Chain(model, schedule, text), noise, max(config.last))
+        learning = range(config.sampling_steps - max(config.last), config.sampling_steps)
+        final, tape = draw(Chain(model, schedule, text), noise, learning)
         for name, reward in detectors.items():
             term = PixelTerm(reward(prompts), 1.0, "threshold", 0.1)
             pull = latent_gradient(Chain(model, schedule, text), final, term)

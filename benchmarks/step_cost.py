@@ -68,7 +68,8 @@ class Bench:
     def whole(self) -> None:
         noise = self.model.noise(self.seeds, 64, 64)
         chain = Chain(self.model, self.schedule, self.text)
-        latents, tape = draw(chain, noise, self.last)
+        steps = chain.schedule.steps
+        latents, tape = draw(chain, noise, range(steps - self.last, steps))
         term = PixelTerm(self.detector, 1.0, "area", 0.1)
         replay(chain, tape, latent_gradient(chain, latents, term))
         (self.model.offline_loss(self.clean, self.text, self.seeds) * 0.25).backward()

@@ -54,28 +54,34 @@ def gradients(model) -> list[Any]:
     return found
 
 
-def split(model, given, last, gamma, precision, *, recompute=True, two_pass=False):
+def split(model, given, learning, gamma, precision, *, recompute=True, two_pass=False):
     """The three phases of `treat.step`."""
     noise, schedule, text = given
     chain = Chain(model, schedule, text, gamma, precision)
-    latents, tape = draw(chain, noise, last, recompute)
+    latents, tape = draw(chain, noise, learning, recompute)
     replay(chain, tape, latent_gradient(chain, latents, score, two_pass))
     return gradients(model)
 
 
-def plain(model, given, last, gamma, precision):
-    """One graph from the noise to the loss; the discount written as the paper does."""
+def plain(model, given, learning, gamma, precision):
+    """One graph from the noise to the loss; discount and cut steps as the papers write them."""
     latents, schedule, text = given
 
     def discount(_network, arguments):
         x = arguments[0]
         return (x.detach() + gamma * (x - x.detach()), *arguments[1:])
 
+    def cut(_network, _arguments, output):
+        return tuple(part.detach() for part in output)
+
     handle = model.network.register_forward_pre_hook(discount) if gamma != 1 else None
     with precision():  # one region: autocast forgets its cached weights where a region ends
         for i in range(schedule.steps):
-            with torch.set_grad_enabled(i >= schedule.steps - last):
+            passing = None if i in learning else model.network.register_forward_hook(cut)
+            with torch.set_grad_enabled(i >= min(learning)):
                 latents = model.step(latents, i, schedule, text)
+            if passing:
+                passing.remove()
         loss = score(model.decode(latents))
     if handle:
         handle.remove()

@@ -1,17 +1,17 @@
 """One treat step in three phases, so that no autograd graph crosses from one network to the next.
 
-1. `draw`: all T steps without gradient; the latents that enter the last K are kept.
+1. `draw`: all T steps without gradient; the latents that enter the K learning ones are kept.
 2. `latent_gradient`: decode, look, score; the gradient at the final latents.
-3. `replay`: the last K steps in reverse, each recomputed with gradient and pulled back through.
+3. `replay`: these steps in reverse, each recomputed with gradient and pulled back through.
 
 Nothing is drawn at random here, nothing logged and nothing moved. With gamma 1 the gradient of the
 weights equals plain back-propagation to the bit, in fp32 and under bf16 autocast without its weight
 cache (with the cache, weight gradients are summed in bf16).
 
-Legend: b batch, h w pixels, T sampling steps, K steps that carry gradient.
+Legend: b batch, h w pixels, T sampling steps, K of them learn.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -44,6 +44,10 @@ class Chain:
         with scaled_input(self.model.network, self.gamma):
             return self.step(latents, i)
 
+    def passing_step(self, latents: Latents, i: int) -> Latents:
+        with without_gradient(self.model.network):
+            return self.step(latents, i)
+
     def decode(self, latents: Latents) -> Images:
         with self.precision():
             return self.model.decode(latents)
@@ -59,24 +63,27 @@ class Taped:
 
 
 def draw(
-    chain: Chain, noise: Latents, last: int, recompute: bool = True
+    chain: Chain, noise: Latents, learning: Collection[int], recompute: bool = True
 ) -> tuple[Latents, list[Taped]]:
-    """Phase 1: the final latents, and the tape of the last K steps.
+    """Phase 1: the final latents, and the tape from the first of the `learning` steps on.
 
-    Without `recompute` the graphs of these K steps are kept, each for itself: `replay` then costs
-    K forward passes less, and K graphs are held at once.
+    Without `recompute` the graphs of these steps are kept, each for itself: `replay` then costs
+    K forward passes less, and K graphs are held at once. A step between two that learn passes the
+    gradient on along the sampler's own path, which is all that is kept of it (DRTune, Wu et al.
+    2024, arXiv 2405.00760).
     """
     latents, tape = noise, []
-    first = chain.schedule.steps - last
+    first = min(learning, default=chain.schedule.steps)
     for i in range(chain.schedule.steps):
         entering, leaving = latents, None
-        if i >= first and not recompute:
-            entering = _leaf(latents, i > first)  # before the first nothing could learn
-            leaving = chain.learning_step(entering, i)
-            latents = leaving.detach()
-        else:
+        learns = i in learning
+        if i < first or (learns and recompute):
             with torch.no_grad():
                 latents = chain.step(latents, i)
+        else:
+            entering = _leaf(latents, i > first)  # before the first nothing could learn
+            leaving = (chain.learning_step if learns else chain.passing_step)(entering, i)
+            latents = leaving.detach()
         if i >= first:
             tape.append(Taped(i, entering, leaving))
     return latents, tape
@@ -137,6 +144,27 @@ def scaled_input(network: nn.Module, gamma: float) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def without_gradient(network: nn.Module) -> Iterator[None]:
+    """Within, the network leaves no graph; what the sampler does around it does."""
+
+    def closed(*_: object) -> None:
+        torch.set_grad_enabled(False)
+
+    def opened(*_: object) -> None:
+        torch.set_grad_enabled(True)
+
+    handles = [
+        network.register_forward_pre_hook(closed),
+        network.register_forward_hook(opened, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _leaf(values: Tensor, needs_gradient: bool = True) -> Tensor:

@@ -54,7 +54,7 @@ def lock_to_base(
 ) -> Lock:
     """Draw the base at the same noise; what the detector marks there, grown, may change."""
     with adapter_off(chain.model.network):
-        latents, _ = draw(chain, noise, last=0)
+        latents, _ = draw(chain, noise, ())
     base = chain.decode(latents).clamp(0, 1)
     with chain.precision():
         maps = detector(base).float()

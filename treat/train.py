@@ -11,7 +11,7 @@ import functools
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from accelerate import PartialState
@@ -28,6 +28,7 @@ from detector.augment import Augmentation
 from detector.learning import OptimizerName
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
+from treat.choice import Rule, choose, number_of
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, cache_offline, read_offline
@@ -36,9 +37,21 @@ from treat.refresh import Refresher
 from treat.step import Chain, Precision, draw, latent_gradient, replay
 from treat.terms import PixelTerm, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
-from treat.update import LORA, NOISE, OFFLINE, PROMPTS, Places, Update, this_process
+from treat.update import (
+    LORA,
+    NOISE,
+    OFFLINE,
+    PROMPTS,
+    STEPS,
+    VIEWS,
+    Places,
+    Update,
+    this_process,
+)
 from treat.views import Views
 from treat.watch import Best, DetectorFor, Watcher
+
+Listed = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
 class Config(core.config.Config):
@@ -70,8 +83,11 @@ class Config(core.config.Config):
     width: int = Field(512, ge=8)
     sampling_steps: int = Field(4, ge=1)
     """T, the steps of one drawing."""
-    last: int | None = Field(None, ge=1)
-    """K, the last steps that carry gradient; a quarter of T, rounded up, by default."""
+    last: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """K, the steps that carry gradient, or their share of T; a quarter, rounded up, by default."""
+    learning: Rule | Listed = "last"
+    """Which K: `last`; `tail`, the last k for a random k up to K; `uniform`; `random`; or step
+    numbers, counted from 0 at pure noise."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Share of the gradient that passes back through the network's input. 1 is back-propagation;
     at 0 each step learns its own share, with much less noise."""
@@ -139,10 +155,18 @@ class Config(core.config.Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":
-        if (self.last or 1) > self.sampling_steps:
+        if self.gradient_steps > self.sampling_steps:
             raise ValueError(
                 f"last is {self.last}, more than the {self.sampling_steps} sampling_steps"
             )
+        listed = () if isinstance(self.learning, str) else self.learning
+        if listed and (max(listed) >= self.sampling_steps or len(set(listed)) < len(listed)):
+            raise ValueError(
+                f"learning names steps of 0 to {self.sampling_steps - 1}, each once, not "
+                f"{', '.join(map(str, listed))}"
+            )
+        if listed and self.last is not None:
+            raise ValueError("learning lists the steps: leave last out")
         if not self.pixel_weight and not self.offline_weight:
             raise ValueError("pixel_weight and offline_weight are both 0: nothing would be learnt")
         if self.offline_weight and self.offline is None:
@@ -155,7 +179,7 @@ class Config(core.config.Config):
 
     @property
     def gradient_steps(self) -> int:
-        return self.last or -(-self.sampling_steps // 4)
+        return number_of(self.last, self.sampling_steps)
 
 
 def main(
@@ -195,11 +219,12 @@ def main(
                     noise = model.noise(places.seeds(NOISE, step, micro), *sides)
                     text, detector = texts.conditioning(rows), detectors["reward"](texts.said(rows))
                     chain = Chain(model, schedule, text, config.gamma, precision)
-                    views = Views(detector, config.views, places.view_seed(step, micro))
+                    views = Views(detector, config.views, places.seed_of(VIEWS, step, micro))
                     term = PixelTerm(views, *pixel_numbers(config))
                     if config.lock_weight:
                         term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
-                    latents, tape = draw(chain, noise, config.gradient_steps, config.recompute)
+                    learning = learning_steps(config, places.seed_of(STEPS, step, micro))
+                    latents, tape = draw(chain, noise, learning, config.recompute)
                     gradient = latent_gradient(chain, latents, term, config.two_pass_decode)
                     replay(chain, tape, gradient * share)
                     figures |= term.figures
@@ -215,6 +240,10 @@ def main(
             if update.stopping or ledger.exhausted:
                 break
         return ledger.close(config.steps)
+
+
+def learning_steps(config: Config, seed: int) -> list[int]:
+    return choose(config.learning, config.gradient_steps, config.sampling_steps, seed)
 
 
 def pixel_numbers(config: Config) -> tuple[float, str, float]:

@@ -22,7 +22,7 @@ FIGURES = ("pixel", "lock", "offline")
 """What a step may report besides its gradient; zero where a term is off."""
 MAX_SKIPPED = 3
 """Updates in a row that may come out not finite before the run stops."""
-LORA, NOISE, OFFLINE, PROMPTS, WATCH, REFRESH, VIEWS = range(1, 8)
+LORA, NOISE, OFFLINE, PROMPTS, WATCH, REFRESH, VIEWS, STEPS = range(1, 9)
 """What a draw is for; see `core.seeds`."""
 
 
@@ -130,6 +130,6 @@ class Places:
     def seeds(self, purpose: int, step: int, micro: int) -> list[int]:
         return [seeding.mix(self.seed, purpose, step, place) for place in self.here(micro)]
 
-    def view_seed(self, step: int, micro: int) -> int:
-        """One for a micro-batch, not for a sample: other layouts see other views."""
-        return seeding.mix(self.seed, VIEWS, step, self.here(micro).start)
+    def seed_of(self, purpose: int, step: int, micro: int) -> int:
+        """One for a micro-batch, not for a sample: other layouts draw others."""
+        return seeding.mix(self.seed, purpose, step, self.here(micro).start)

@@ -10,7 +10,7 @@ from tests import chain
 from tests.chain import equal, score, with_adapters
 from tests.tiny import SIZE, tiny_flux
 from treat.lora import lora_parameters
-from treat.step import Chain, draw, latent_gradient, replay, scaled_input
+from treat.step import Chain, draw, latent_gradient, replay, scaled_input, without_gradient
 
 STEPS = 4
 bf16 = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
@@ -28,11 +28,16 @@ def inputs(model):
 
 
 def split(model, last, gamma=1.0, precision=fp32, **options):
-    return chain.split(model, inputs(model), last, gamma, precision, **options)
+    """`last` a number of steps, or their numbers."""
+    return chain.split(model, inputs(model), numbers(last), gamma, precision, **options)
 
 
 def plain(model, last, gamma=1.0, precision=fp32):
-    return chain.plain(model, inputs(model), last, gamma, precision)
+    return chain.plain(model, inputs(model), numbers(last), gamma, precision)
+
+
+def numbers(last):
+    return range(STEPS - last, STEPS) if isinstance(last, int) else last
 
 
 @pytest.mark.parametrize("options", [{}, {"recompute": False}, {"two_pass": True}], ids=str)
@@ -46,6 +51,26 @@ def test_equal_to_plain_back_propagation_to_the_bit(last, precision, options):
     assert sum(gradient.abs().sum() for gradient in reference) > 0
     other = plain(model, last % STEPS + 1, precision=PRECISIONS[precision])
     assert not equal(ours, other)  # control: another K gives another gradient
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("learning", [(0,), (1, 3), (0, 1, 3)], ids=str)
+def test_steps_between_those_that_learn_pass_the_gradient_on(learning, recompute):
+    model = model_with_adapters()
+    ours = split(model, learning, recompute=recompute)
+    assert equal(ours, plain(model, learning))
+    assert not equal(ours, plain(model, range(min(learning), STEPS)))  # control: all of them learn
+    calls = STEPS + (len(learning) if recompute else 0)
+    assert count(model, lambda: split(model, learning, recompute=recompute))[0] == calls
+
+
+def test_a_network_without_gradient_gives_it_back_even_where_it_fails():
+    network = torch.nn.Linear(2, 2)
+    with without_gradient(network):
+        assert not network(torch.ones(1, 2)).requires_grad
+        with pytest.raises(RuntimeError):
+            network(torch.ones(1, 3))
+    assert torch.is_grad_enabled() and network(torch.ones(1, 2)).requires_grad
 
 
 def test_the_weight_cache_of_autocast_breaks_equality():
@@ -99,7 +124,7 @@ def test_gradient_reaches_the_adapters_and_nothing_else():
     model = model_with_adapters()
     noise, schedule, text = inputs(model)
     whole = Chain(model, schedule, text)
-    latents, tape = draw(whole, noise, last=2)
+    latents, tape = draw(whole, noise, (2, 3))
     replay(whole, tape, latent_gradient(whole, latents, score))
     adapters = {id(weights) for weights in lora_parameters(model.network)}
     for module in (model.network, model.vae, *model._text_encoders()):
