@@ -9,6 +9,7 @@ Legend: b batch, h w pixels, n samples.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from core.samples import Record, Sample, safe_key
 from core.seeds import generator, mix
 from core.shards import ShardStore, batch_indices, epoch_order
 from core.storage import read_lines
+from detector.alignment import LABELLED
 from detector.augment import Augmentation, augment
 
 ORDER, AUGMENT, SPLIT, SPREAD, REFERENCES = 101, 102, 103, 104, 107
@@ -212,6 +214,26 @@ def reference_batch(
     sound = [replace(s, image=s.reference) for s in chosen if s.reference is not None]
     images, target = to_tensors(chosen, size)
     return images, to_tensors(sound, size)[0], target
+
+
+def nearest(samples: Sequence[Sample], records: Sequence[Record], share: float) -> list[int]:
+    """Positions of the marked samples that are nearest to their reference, in each category.
+
+    Measured as the squared difference summed over the label: where the reference shows another
+    gesture than the broken image, the way to it is no mend.
+    """
+    found: dict[str, list[tuple[float, int]]] = {}
+    for i in (i for i, record in enumerate(records) if record.referenced):
+        sample = samples[i]
+        if sample.reference is None or sample.mask is None:
+            continue
+        marked = sample.mask > LABELLED * 255
+        if marked.any():
+            change = (sample.image.astype(np.float32) - sample.reference)[marked]
+            distance = float(np.square(change).sum())
+            found.setdefault(records[i].category or "", []).append((distance, i))
+    ranked = (sorted(rows)[: math.ceil(share * len(rows))] for rows in found.values())
+    return sorted(i for rows in ranked for _, i in rows)
 
 
 def mean_artifact(samples: Sequence[Sample], limit: int = 1000) -> float:

@@ -22,7 +22,7 @@ from core.samples import Record, Sample
 from core.seeds import generator, mix
 from detector.alignment import JITTER, misalignment
 from detector.augment import Augmentation, adversarial_step
-from detector.data import Chosen, reference_batch, training_batch
+from detector.data import Chosen, nearest, reference_batch, training_batch
 from detector.segformer import SegformerDetector, upsample
 
 ADVERSARY, DROPOUT, JITTERED = 105, 106, 108
@@ -227,32 +227,45 @@ class Alignment:
     samples: Sequence[Sample]
     weight: float
     batch: int = 12
+    sound: int = 0
+    """Originals a step that join its batch as what they are, images without artifact: the term
+    alone costs precision there."""
 
     @classmethod
     def among(
-        cls, samples: Sequence[Sample], records: Sequence[Record], weight: float, batch: int = 12
+        cls,
+        samples: Sequence[Sample],
+        records: Sequence[Record],
+        weight: float,
+        batch: int = 12,
+        share: float = 1.0,
+        sound: int = 0,
     ) -> "Alignment | None":
-        """Those of the samples that have a reference; None at weight 0, `UserError` for none."""
+        """Of the marked samples that have a reference the nearest `share`.
+
+        None at weight 0; raises `UserError` where there is none.
+        """
         if not weight:
             return None
-        positions = [i for i, record in enumerate(records) if record.referenced]
+        positions = nearest(samples, records, share)
         if not positions:
             raise UserError(
-                "aligning the gradient needs images whose sound original is known, and none that "
-                "teaches has one: put the originals into references/ (same names as images/)."
+                "aligning the gradient needs marked images whose sound original is known, and none "
+                "that teaches is: put the originals into references/ (same names as images/)."
             )
-        return cls(Chosen(samples, positions), weight, batch)
+        return cls(Chosen(samples, positions), weight, batch, sound)
 
-    def term(
-        self, detector: SegformerDetector, *, seed: int, step: int, size: int | None = None
-    ) -> Tensor:
-        drawn = reference_batch(self.samples, self.batch, seed=seed, step=step, size=size)
+    def draw(
+        self, seed: int, step: int, size: int | None, device: torch.device
+    ) -> tuple[Images, Images, ArtifactMap]:
+        """Broken with a little noise, sound, label."""
+        broken, sound, target = reference_batch(
+            self.samples, self.batch, seed=seed, step=step, size=size
+        )
         g = generator(seed, JITTERED, step)
         deviation = JITTER * torch.rand(self.batch, 1, 1, 1, generator=g)
-        noise = deviation * torch.randn(drawn[0].shape, generator=g)
-        place = next(detector.parameters()).device
-        broken, sound, target = (x.to(place) for x in ((drawn[0] + noise).clamp(0, 1), *drawn[1:]))
-        return misalignment(detector, broken, sound, target)
+        noisy = (broken + deviation * torch.randn(broken.shape, generator=g)).clamp(0, 1)
+        return noisy.to(device), sound.to(device), target.to(device)
 
 
 def learn_step(
@@ -275,13 +288,17 @@ def learn_step(
     device = next(detector.parameters()).device
     drawn = training_batch(samples, batch, augmentation, seed=seed, step=step, size=size)
     images, target = (x.to(device) for x in drawn)
+    pairs = alignment.draw(seed, step, size, device) if alignment else None
+    if alignment and pairs:
+        shown = pairs[1][: alignment.sound]
+        images, target = torch.cat([images, shown]), torch.cat([target, 0 * shown[:, :1]])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(mix(seed, DROPOUT, step))  # stochastic depth draws from the global one
         images = harden(detector, images, target, LOSSES[loss], augmentation, seed=seed, step=step)
         value = batch_loss(detector, images, target, LOSSES[loss], autocast)
         figures = {"loss": value.item()}
-        if alignment is not None:
-            term = alignment.term(detector, seed=seed, step=step, size=size)
+        if alignment and pairs:
+            term = misalignment(detector, *pairs)
             figures["misalignment"] = term.item()
             value = value + alignment.weight * term
         norm = learner.update(value, rate, clip, step)

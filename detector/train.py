@@ -81,6 +81,11 @@ class Config(core.config.Config):
     mixed into `data` they cost precision. Default: those in `data`."""
     alignment_batch: int = Field(12, ge=1)
     """Such images in each step, beside the batch; each costs the memory of a second derivative."""
+    alignment_share: float = Field(0.5, gt=0, le=1)
+    """Share of these images, in each category the nearest to their originals, that are used: where
+    an original shows another gesture than the broken image, it is no mend."""
+    alignment_sound: int = Field(6, ge=0)
+    """Of the originals of a step so many join its batch as images without artifact."""
     augmentation: Augmentation = Augmentation()
     mixed_precision: Literal["no", "bf16"] = "no"
     device: str = "auto"
@@ -188,7 +193,14 @@ def _aligned(
         given, said = open_labelled(config.alignment_data)
         positions = split_by_prompt(said, config.valid_share, config.seed)[0]
         samples, records = Chosen(given, positions), [said[i] for i in positions]
-    return Alignment.among(samples, records, config.alignment, config.alignment_batch)
+    return Alignment.among(
+        samples,
+        records,
+        config.alignment,
+        config.alignment_batch,
+        config.alignment_share,
+        config.alignment_sound,
+    )
 
 
 def _split(
@@ -259,6 +271,7 @@ def _finish(
             "learning_rate": config.learning_rate,
             "augmentation": config.augmentation.model_dump(),
             "alignment": config.alignment,
+            "alignment_share": config.alignment_share,
             "alignment_data": [path.resolve().name for path in config.alignment_data],
             "initial": None if config.init is None else config.init.resolve().name,
             "held_out": figures,

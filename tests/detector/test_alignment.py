@@ -1,14 +1,18 @@
 """The gradient is taught the way to mend: what is measured, that it falls, and what it leaves."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from core.errors import UserError
 from core.seeds import generator
+from detector import learning
 from detector.alignment import misalignment
 from detector.augment import NO_AUGMENTATION
-from detector.data import reference_batch
+from detector.data import nearest, reference_batch
 from detector.learning import Alignment, Learner, learn_step
 from detector.segformer import SegformerConfig, SegformerDetector
 from tests.detector.toy import toy_samples
@@ -94,6 +98,40 @@ def test_batches_hold_the_original_of_each_image():
     assert torch.equal(again[0], broken) and not torch.equal(
         reference_batch(PAIRS, 6, seed=3, step=3)[0], broken
     )
+
+
+def test_of_each_category_the_nearest_pairs_teach():
+    records = [sample.record for sample in PAIRS]
+    chosen = nearest(PAIRS, records, 0.5)
+
+    def distance(i):
+        change = PAIRS[i].image.astype(float) - PAIRS[i].reference
+        return (change[PAIRS[i].mask > 25] ** 2).sum()
+
+    for category in ("disc", "bar"):
+        every = [i for i, record in enumerate(records) if record.category == category]
+        near = [distance(i) for i in every if i in chosen]
+        far = [distance(i) for i in every if i not in chosen]
+        assert len(near) == (len(every) + 1) // 2 and max(near) <= min(far)
+    assert nearest(PAIRS, records, 1.0) == list(range(len(PAIRS)))
+    unmarked = [replace(sample, mask=np.zeros_like(sample.mask)) for sample in PAIRS]
+    assert nearest(unmarked, records, 1.0) == []
+
+
+def test_originals_join_the_batch_as_sound(monkeypatch):
+    seen = []
+    whole = learning.batch_loss
+
+    def watched(detector, images, target, *rest):
+        seen.append((images, target))
+        return whole(detector, images, target, *rest)
+
+    monkeypatch.setattr(learning, "batch_loss", watched)
+    trained(1, Alignment(PAIRS, 1.0, batch=4, sound=3))
+    images, target = seen[-1]
+    originals = reference_batch(PAIRS, 4, seed=0, step=0)[1]
+    assert len(images) == 4 + 3 and torch.equal(images[4:], originals[:3])
+    assert target[4:].abs().max() == 0 < target[:4].max()
 
 
 def test_without_references_the_cure_is_named():
