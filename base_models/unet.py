@@ -148,7 +148,7 @@ class UNetModel:
 
     def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
         """x0 + sigma eps for Euler (over its first deviation at step 0), DDIM's law for DDIM."""
-        sampler, sigma = self._sampler(schedule.steps, at=i), schedule.sigmas[i].to(clean)
+        sampler, sigma = self._sampler(schedule.steps), schedule.sigmas[i].to(clean)
         noisy = clean + sigma * noise
         if isinstance(sampler, EulerDiscreteScheduler):
             return noisy / sampler.init_noise_sigma if i == 0 else noisy

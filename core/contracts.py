@@ -86,7 +86,10 @@ class DiffusionModel(Protocol):
         ...
 
     def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
-        """`clean` under unit `noise` at the level of step i, as `clean_estimate` takes it."""
+        """`clean` under unit `noise` at the level of step i, as `clean_estimate` takes it.
+
+        Linear in both; i = T is what the sampler's last step leaves.
+        """
         ...
 
     def decode(self, latents: Latents) -> Images:

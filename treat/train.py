@@ -10,13 +10,10 @@ Source: DiffDoctor (arXiv 2501.12382), section 3.3; the choices: docs/decisions.
 import functools
 import time
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from pydantic import Field, model_validator
 
 import core.config
 from base_models.load import check_size, load_base
@@ -24,17 +21,17 @@ from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel
 from core.errors import UserError
 from core.run import Run
-from detector.augment import Augmentation
-from detector.learning import OptimizerName
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
-from treat.choice import Rule, choose, number_of
+from treat.choice import choose
+from treat.direct import drawings
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, cache_offline, read_offline
 from treat.prompts import read_prompts
 from treat.refresh import Refresher
-from treat.step import Chain, Precision, draw, latent_gradient, replay
+from treat.settings import Config
+from treat.step import Chain, Precision, latent_gradient, replay
 from treat.terms import PixelTerm, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
 from treat.update import (
@@ -42,6 +39,7 @@ from treat.update import (
     NOISE,
     OFFLINE,
     PROMPTS,
+    REDRAWS,
     STEPS,
     VIEWS,
     Places,
@@ -50,136 +48,6 @@ from treat.update import (
 )
 from treat.views import Views
 from treat.watch import Best, DetectorFor, Watcher
-
-Listed = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-
-
-class Config(core.config.Config):
-    """Settings of one treatment."""
-
-    base: str
-    """Pipeline folder or Hub id of the base model."""
-    prompts: Path
-    """What to draw while learning: .txt (one a line), or .jsonl or .csv with `prompt`."""
-    out: Path
-    """Run folder; the same command resumes it."""
-    detector: Path | None = None
-    """Folder of the detector whose map is lowered."""
-    second_detector: Path | None = None
-    """Folder of a detector that is never learnt from: it chooses the best step."""
-    offline: Path | None = None
-    """Real images with captions: a folder, or shards."""
-    offline_limit: int | None = Field(None, ge=1)
-    """Use at most so many of them."""
-    seed: int = Field(0, ge=0)
-    steps: int = Field(400, ge=1)
-    """Updates of the adapters."""
-    batch: int = Field(4, ge=1)
-    """Images of a micro-batch on one process."""
-    accumulation: int = Field(1, ge=1)
-    """Micro-batches of an update."""
-
-    height: int = Field(512, ge=8)
-    width: int = Field(512, ge=8)
-    sampling_steps: int = Field(4, ge=1)
-    """T, the steps of one drawing."""
-    last: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """K, the steps that carry gradient, or their share of T; a quarter, rounded up, by default."""
-    learning: Rule | Listed = "last"
-    """Which K: `last`; `tail`, the last k for a random k up to K; `uniform`; `random`; or step
-    numbers, counted from 0 at pure noise."""
-    gamma: float = Field(1.0, ge=0, le=1)
-    """Share of the gradient that passes back through the network's input. 1 is back-propagation;
-    at 0 each step learns its own share, with much less noise."""
-    recompute: bool = True
-    """Compute the last K steps again (little memory), or keep their graphs (faster)."""
-    two_pass_decode: bool = False
-    """Decode twice, so that detector and decoder are never in memory together."""
-
-    views: int = Field(1, ge=1)
-    """Perturbed copies of each image that the reward is averaged over, against a detector that is
-    deceived; each costs a pass of the detector and its memory. 1: the image itself."""
-    selection: Literal["threshold", "area", "all", "max"] = "threshold"
-    threshold: float = Field(0.1, ge=0, lt=1)
-    """Probability above which a pixel counts, in the loss and in the lock's mask."""
-    pixel_weight: float = Field(1.0, ge=0)
-    """0: nothing is drawn; with the offline term alone this is the control."""
-    offline_weight: float = Field(0.25, ge=0)
-    lock_weight: float = Field(0.0, ge=0)
-    """Weight of the change outside what the detector marks on the base's image."""
-    lock_dilation: int = Field(3, ge=0)
-    """Pixels that the lock's mask is grown by."""
-
-    rank: int = Field(16, ge=1)
-    targets: str = "attention+mlp"
-    """What carries adapters: `attention` or `attention+mlp`."""
-    learning_rate: float = Field(1e-4, gt=0)
-    decay: Literal["constant", "linear"] = "constant"
-    """The learning rate over the steps; linear ends at zero."""
-    weight_decay: float = Field(0.1, ge=0)
-    clip: float = Field(5.0, gt=0)
-    """Largest norm of an update's gradient."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    base_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    annotator: tuple[str, ...] = ()
-    """Command that labels a folder (see treat/annotate.py), for the refreshes."""
-    refresh_every: int = Field(0, ge=0)
-    """Updates between two refreshes of the detector; 0: none."""
-    refresh_images: int = Field(64, ge=1)
-    refresh_steps: int = Field(100, ge=1)
-    """Steps of the detector in one refresh, 16 images each."""
-    refresh_rate: float = Field(2e-4, gt=0)
-    """Learning rate at a refresh's start; it falls to zero."""
-    refresh_loss: Literal["mse", "bce"] = "mse"
-    """The loss that the detector was trained with."""
-    refresh_optimizer: OptimizerName = "adamw"
-    """What moves the detector in a refresh; `muon` for one that was trained with it."""
-    refresh_augmentation: Augmentation = Augmentation()
-    """How the labelled images are varied meanwhile: as when the detector was trained."""
-    refresh_data: tuple[Path, ...] = ()
-    """Shards the detector came from, mixed half and half with the new labels."""
-
-    checkpoint_every: int = Field(50, ge=1)
-    picture_every: int = Field(50, ge=0)
-    picture_prompts: Path | None = None
-    """Prompts of the pictures; the first eight that are watched by default."""
-    watch_every: int = Field(25, ge=0)
-    """Updates between two looks at held-out prompts; 0: none."""
-    watch_images: int = Field(32, ge=1)
-    """The last lines of the prompts, held out for looking; at most a fifth of them."""
-    patience: int = Field(0, ge=0)
-    """Looks without a better second score after which to stop; 0: never."""
-    offline_rise: float = Field(0.2, ge=0)
-    """How much the loss on held-out real images may rise before a step cannot be the best."""
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Config":
-        if self.gradient_steps > self.sampling_steps:
-            raise ValueError(
-                f"last is {self.last}, more than the {self.sampling_steps} sampling_steps"
-            )
-        listed = () if isinstance(self.learning, str) else self.learning
-        if listed and (max(listed) >= self.sampling_steps or len(set(listed)) < len(listed)):
-            raise ValueError(
-                f"learning names steps of 0 to {self.sampling_steps - 1}, each once, not "
-                f"{', '.join(map(str, listed))}"
-            )
-        if listed and self.last is not None:
-            raise ValueError("learning lists the steps: leave last out")
-        if not self.pixel_weight and not self.offline_weight:
-            raise ValueError("pixel_weight and offline_weight are both 0: nothing would be learnt")
-        if self.offline_weight and self.offline is None:
-            raise ValueError("give real images as offline, or set offline_weight to 0")
-        if self.refresh_every and not (self.annotator and self.detector):
-            raise ValueError("refresh_every needs an annotator and a detector")
-        if self.patience and not (self.second_detector and self.watch_every):
-            raise ValueError("patience needs a second_detector and watch_every")
-        return self
-
-    @property
-    def gradient_steps(self) -> int:
-        return number_of(self.last, self.sampling_steps)
 
 
 def main(
@@ -224,9 +92,10 @@ def main(
                     if config.lock_weight:
                         term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
                     learning = learning_steps(config, places.seed_of(STEPS, step, micro))
-                    latents, tape = draw(chain, noise, learning, config.recompute)
-                    gradient = latent_gradient(chain, latents, term, config.two_pass_decode)
-                    replay(chain, tape, gradient * share)
+                    again = config.redraws, places.seeds(REDRAWS, step, micro)
+                    for drawing in drawings(chain, noise, learning, *again, config.recompute):
+                        pull = latent_gradient(chain, drawing.latents, term, config.two_pass_decode)
+                        replay(chain, drawing.tape, pull * (share * drawing.share))
                     figures |= term.figures
                 if real is not None and config.offline_weight:
                     rows = real.rows(places.rows(OFFLINE, len(real.train), step, micro))

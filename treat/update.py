@@ -22,7 +22,7 @@ FIGURES = ("pixel", "lock", "offline")
 """What a step may report besides its gradient; zero where a term is off."""
 MAX_SKIPPED = 3
 """Updates in a row that may come out not finite before the run stops."""
-LORA, NOISE, OFFLINE, PROMPTS, WATCH, REFRESH, VIEWS, STEPS = range(1, 9)
+LORA, NOISE, OFFLINE, PROMPTS, WATCH, REFRESH, VIEWS, STEPS, REDRAWS = range(1, 10)
 """What a draw is for; see `core.seeds`."""
 
 

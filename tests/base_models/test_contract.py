@@ -12,9 +12,10 @@ from tests import chain
 from tests.base_models.families import CASES, HEIGHT, PROMPTS, WIDTH, draw, pipeline_images
 from tests.chain import equal, gradients, inputs, plain, split, with_adapters
 from tests.tiny import SIZE, T5_TOKENS
+from treat.direct import redraw_step
 from treat.lora import lora_parameters
 from treat.offline import cache_prompts
-from treat.step import scaled_input
+from treat.step import Chain, scaled_input
 
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 PLAIN = ("flux", "sdxl", "sd", "kolors")
@@ -102,6 +103,20 @@ def test_noised_is_where_a_perfect_model_finds_the_image_again(case, i):
     torch.testing.assert_close(found, clean, atol=1e-4, rtol=1e-4)
     other = model.clean_estimate(model.noised(clean, i, schedule, clean), i, schedule, {})
     assert (other - clean).abs().max() > 0.1  # control: that it is this noise counts
+
+
+@every
+@pytest.mark.parametrize("i", [0, 2, 3])
+def test_a_step_redrawn_by_a_perfect_model_is_the_image_again(case, i):
+    model = case.model()
+    schedule = model.schedule(4, HEIGHT, WIDTH)
+    clean, noise = (model.noise(seeds, HEIGHT, WIDTH) for seeds in ([1, 2], [3, 4]))
+    perfect(model, clean, noise, schedule.sigmas[i])
+    found = redraw_step(Chain(model, schedule, {}), clean, i, noise)[0]
+    torch.testing.assert_close(found, clean, atol=1e-3, rtol=1e-3)
+    perfect(model, clean, clean, schedule.sigmas[i])
+    other = redraw_step(Chain(model, schedule, {}), clean, i, noise)[0]
+    assert (other - clean).abs().max() > 0.1  # control: one that knows another noise
 
 
 def perfect(model, clean, noise, sigma):

@@ -52,9 +52,19 @@ def test_the_same_settings_give_the_same_bits(world, tmp_path):
     assert one != other
 
 
-def test_pixels_alone_lower_the_score(world, tmp_path):
+def test_the_menu_of_steps_is_followed_and_repeats(world, tmp_path):
+    menu = [{}, {"last": 2}, {"learning": [0]}, {"redraws": 2}, {"redraws": 3}]
+    runs = [config(world, tmp_path / str(i), steps=2, **menu[i % 5]) for i in range(10)]
+    for one in runs:
+        train.main(one)
+    found = [digest(one.out, 2, ("adapter",)) for one in runs]
+    assert found[:5] == found[5:] and len(set(found)) == 5
+
+
+@pytest.mark.parametrize("menu", [{}, {"redraws": 1}], ids=str)
+def test_pixels_alone_lower_the_score(world, tmp_path, menu):
     out = tmp_path / "run"
-    quiet = {"offline": None, "offline_weight": 0.0, "lock_weight": 0.0}
+    quiet = {"offline": None, "offline_weight": 0.0, "lock_weight": 0.0, **menu}
     train.main(config(world, out, steps=16, watch_every=16, selection="all", **quiet))
     figures = losses(out)
     assert figures[16]["reward_mean"] < figures[0]["reward_mean"]
@@ -65,7 +75,7 @@ def test_the_control_draws_nothing(world, tmp_path, monkeypatch):
     def refuse(*_args):
         raise AssertionError("the control must not draw")
 
-    monkeypatch.setattr(train, "draw", refuse)
+    monkeypatch.setattr(train, "drawings", refuse)
     train.main(config(world, tmp_path / "run", pixel_weight=0.0, steps=2))
     assert losses(tmp_path / "run")[1]["offline"] > 0
     with pytest.raises(AssertionError):  # control of the control
