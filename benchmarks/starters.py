@@ -33,6 +33,8 @@ class Config(core.config.Config):
     out: Path = Path("runs/starters")
     which: tuple[Literal["first", "second"], ...] = ("first", "second")
     """Two machines, or two cores, may train one each."""
+    start: Path | None = None
+    """Folder with a `first` and a `second` to go on from: earlier ones, for another law or base."""
     labelled: int = Field(5000, ge=1)
     """Images of the newest grade that the oracle labels."""
     older: int = Field(500, ge=0)
@@ -76,7 +78,9 @@ def main(config: Config) -> int | None:
             demo_data.write_generated(folder, base, "train", n, config.sampling_steps, seed)
         write_procedural(folder, config.faults, config.renders, seed)
         stages = {name: (LEARNING, config.steps)}
-        given = {"data": (folder,), "seed": seed}
+        given: dict[str, Any] = {"data": (folder,), "seed": seed}
+        if config.start:
+            given["init"] = config.start / name
         if name == "first":
             redrawn, newest, said = config.out / "data/redrawn", "newest", split()["train"]
             demo_data.write_redrawn(
@@ -103,8 +107,9 @@ def train(settings: Mapping[str, Any], steps: int) -> int | None:
 
 def publish(config: Config, name: str, run: Path) -> None:
     """Write a run's detector where it ships, in fp16: half the bytes in every clone."""
-    how = config.model_dump(mode="json", exclude={"out", "which"})
-    card = {"made_by": f"python -m benchmarks.starters --which {name}", "settings": how}
+    how = config.model_dump(mode="json", exclude={"out", "which", "start"})
+    card: dict[str, Any] = {"made_by": f"python -m benchmarks.starters --which {name}"}
+    card["settings"] = how
     card |= read_description(run).card
     save_detector(load_detector(run).half(), DETECTORS / name, card)
 

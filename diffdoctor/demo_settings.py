@@ -25,7 +25,7 @@ class Settings:
     """Labelled images of each grade for the detector."""
     second_labelled: int = 100
     """The same for the second detector, which shares no image with the first."""
-    redrawn: int = 200
+    redrawn: int = 400
     """Sound renders that the newest grade redraws: they teach the detector's gradient."""
     renders: int = 400
     """Valid images for each detector, and as the real images of the treatment."""
@@ -85,7 +85,7 @@ QUICK = replace(
     FULL,
     labelled=20,
     second_labelled=10,
-    redrawn=20,
+    redrawn=40,
     renders=60,
     tested=20,
     evaluated=30,

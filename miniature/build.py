@@ -29,7 +29,7 @@ from miniature.bases import base_folder, save_newest, save_older
 from miniature.law import CATEGORIES, all_prompts, draw, prompts
 from miniature.paint import render
 
-SHARES = {"hand": 0.22, "face": 0.22, "bicycle": 0.22, "sign": 0.22, "scenery": 0.12}
+SHARES = {"hand": 0.24, "face": 0.23, "bicycle": 0.26, "sign": 0.17, "scenery": 0.10}
 """Images of each category: the hard ones need more."""
 STAMPED = {"oldest": 0.10, "middle": 0.05, "newest": 0.02}
 """Share of training images under an opaque stamp while each grade is being reached."""

@@ -89,7 +89,7 @@ CATEGORIES: dict[str, Category] = {
         stated=("skin", "hair", "iris", "ground"),
     ),
     "bicycle": Category(
-        kinds={"facing": ("left", "right"), "phase": ("upright", "half", "diagonal")} | HORIZON,
+        kinds={"facing": ("left", "right"), "phase": ("upright", "diagonal")} | HORIZON,
         layers=BACK | {"tyre": TYRE, "frame": FRAME},
         grid=((-4.0, 0.0, 4.0), (-10.0, -4.0, 2.0), STILL, STILL),
         stated=("facing", "frame", "ground"),

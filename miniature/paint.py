@@ -69,9 +69,9 @@ def hand(x: Plane, y: Plane, scene: Scenes) -> list[Plane]:
     x = torch.where(f["side"][:, None, None] == 0, x, SIZE - x)
     missing = f.get("missing", torch.full((b,), -1))
     extra = f.get("extra", torch.full((b,), -1))
-    spread = choose(f["spread"], (5.0, 9.5)) * math.pi / 180
+    spread = choose(f["spread"], (3.0, 9.5)) * math.pi / 180
     shapes = [
-        rectangle(x, y, 32.0, 42.0, 12.5, 8.5, 5.0),
+        rectangle(x, y, 32.0, 42.0, 13.5, 8.5, 5.0),
         rectangle(x, y, 32.0, 58.0, 6.5, 14.0),
         capsule(x, y, 39.0, 45.0, 51.0, 36.0, 3.0),
     ]
@@ -86,9 +86,9 @@ def hand(x: Plane, y: Plane, scene: Scenes) -> list[Plane]:
 def finger(x: Plane, y: Plane, slot: float, length: float, spread: Tensor) -> Plane:
     """The finger `slot` pitches right of the palm's middle, fanned by `spread` radians a slot."""
     angle = slot * spread
-    ax, ay = 32.0 + slot * 6.7, 38.0 + abs(slot) * 0.8
+    ax, ay = 32.0 + slot * 7.4, 38.0 + abs(slot) * 0.8
     bx, by = ax + torch.sin(angle) * length, ay - torch.cos(angle) * length
-    return capsule(x, y, ax, ay, bx, by, 2.3)
+    return capsule(x, y, ax, ay, bx, by, 2.5)
 
 
 def gone(which: Tensor) -> Float[Tensor, "b 1 1"]:
@@ -119,12 +119,12 @@ def face(x: Plane, y: Plane, scene: Scenes) -> list[Plane]:
 def mouth(x: Plane, y: Plane, kind: Tensor) -> Plane:
     """Smile, flat or open, by index."""
     smile = union(
-        capsule(x, y, 26.5, 42.0, 29.5, 44.6, 1.3),
-        capsule(x, y, 29.5, 44.6, 34.5, 44.6, 1.3),
-        capsule(x, y, 34.5, 44.6, 37.5, 42.0, 1.3),
+        capsule(x, y, 25.5, 40.5, 28.5, 45.5, 1.6),
+        capsule(x, y, 28.5, 45.5, 35.5, 45.5, 1.6),
+        capsule(x, y, 35.5, 45.5, 38.5, 40.5, 1.6),
     )
-    flat = capsule(x, y, 27.0, 43.5, 37.0, 43.5, 1.4)
-    wide = ellipse(x, y, 32.0, 43.8, 4.0, 3.2)
+    flat = capsule(x, y, 26.5, 42.5, 37.5, 42.5, 1.6)
+    wide = ellipse(x, y, 32.0, 43.8, 5.0, 4.4)
     shapes = torch.stack((smile, flat, wide))
     return shapes.gather(0, kind[None, :, None, None].expand(1, *x.shape))[0]
 
@@ -133,7 +133,7 @@ def bicycle(x: Plane, y: Plane, scene: Scenes) -> list[Plane]:
     """Two equal closed rings with a cross of spokes of one phase, and a closed frame."""
     f = scene.factors
     x = torch.where(f["facing"][:, None, None] == 1, x, SIZE - x)
-    phase = choose(f["phase"], (0.0, 22.5, 45.0)) * math.pi / 180
+    phase = choose(f["phase"], (0.0, 45.0)) * math.pi / 180
     gap = choose(f["gap"], (0.0, 1.0)) if "gap" in f else 0.0
     rear = wheel(x, y, 17.0, phase)
     front = wheel(x, y, 47.0, phase) + torch.relu(12.0 - (x - 40.0) - (54.0 - y)) * gap * 1e3
@@ -142,17 +142,17 @@ def bicycle(x: Plane, y: Plane, scene: Scenes) -> list[Plane]:
         (30.0, 44.0, 25.0, 27.0), (17.0, 44.0, 25.5, 30.0), (47.0, 44.0, 40.5, 26.5),
         (22.0, 26.0, 28.5, 26.0), (40.5, 26.0, 44.5, 25.0),
     )  # fmt: skip
-    frame = union(*(capsule(x, y, *tube, 1.35) for tube in tubes))
+    frame = union(*(capsule(x, y, *tube, 1.6) for tube in tubes))
     return [cover(union(rear, front)), cover(frame)]
 
 
 def wheel(x: Plane, y: Plane, cx: float, phase: Tensor) -> Plane:
-    """A ring of radius 9.5 and stroke 3 with two spokes through its hub at y 44."""
-    ring = (torch.sqrt((x - cx) ** 2 + (y - 44.0) ** 2 + 1e-6) - 9.5).abs() - 1.5
+    """A ring of radius 9.5 and stroke 3.6 with two spokes through its hub at y 44."""
+    ring = (torch.sqrt((x - cx) ** 2 + (y - 44.0) ** 2 + 1e-6) - 9.5).abs() - 1.8
     spokes = []
     for turn in (0.0, math.pi / 2):
         c, s = torch.cos(phase + turn) * 9.0, torch.sin(phase + turn) * 9.0
-        spokes.append(capsule(x, y, cx - c, 44.0 - s, cx + c, 44.0 + s, 1.0))
+        spokes.append(capsule(x, y, cx - c, 44.0 - s, cx + c, 44.0 + s, 1.3))
     return union(ring, *spokes)
 
 
