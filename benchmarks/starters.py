@@ -108,6 +108,7 @@ def train(settings: Mapping[str, Any], steps: int) -> int | None:
 def publish(config: Config, name: str, run: Path) -> None:
     """Write a run's detector where it ships, in fp16: half the bytes in every clone."""
     how = config.model_dump(mode="json", exclude={"out", "which", "start"})
+    how["start"] = "earlier weights" if config.start else "random weights"
     card: dict[str, Any] = {"made_by": f"python -m benchmarks.starters --which {name}"}
     card["settings"] = how
     card |= read_description(run).card
