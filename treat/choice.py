@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from core.seeds import generator
+from core.seeds import generator, mix
 
 Rule = Literal["last", "tail", "uniform", "random"]
 
@@ -28,6 +28,11 @@ def choose(rule: Rule | tuple[int, ...], k: int, total: int, seed: int) -> list[
     if not isinstance(rule, str):
         return sorted(rule)
     return RULES[rule](k, total, seed)
+
+
+def drawn_among(steps: list[int], number: int, seed: int) -> list[int]:
+    """So many of the steps, at random, some perhaps twice."""
+    return [steps[mix(seed, n) % len(steps)] for n in range(number)]
 
 
 def _last(k: int, total: int, _seed: int) -> list[int]:

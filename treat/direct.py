@@ -29,25 +29,22 @@ def drawings(
     chain: Chain,
     noise: Latents,
     learning: Sequence[int],
-    redraws: int,
-    seeds: Sequence[int],
+    redraw_seeds: Sequence[int] | None,
     recompute: bool = True,
 ) -> Iterator[Drawing]:
-    """The chain with its `learning` steps; or, of one drawing, that many redraws of one of them.
+    """The chain with its `learning` steps; or, with seeds, one drawing and a redraw by each step.
 
-    `seeds`, one an image, decide the noise of the redraws.
+    The seeds, one an image, decide the noise of the redraws.
     """
-    if not redraws:
+    if redraw_seeds is None:
         yield Drawing(*draw(chain, noise, learning, recompute), 1.0)
         return
     finished, _ = draw(chain, noise, ())
-    schedule = chain.schedule
-    for number in range(redraws):
-        i = learning[mix(seeds[0], number) % len(learning)]
-        fresh = [mix(seed, number) for seed in seeds]
-        over = chain.model.noise(fresh, schedule.height, schedule.width)
+    size = chain.schedule.height, chain.schedule.width
+    for number, i in enumerate(learning):
+        over = chain.model.noise([mix(seed, number) for seed in redraw_seeds], *size)
         latents, taped, share = redraw_step(chain, finished, i, over, recompute)
-        yield Drawing(latents, [taped], share / redraws)
+        yield Drawing(latents, [taped], share / len(learning))
 
 
 def redraw_step(

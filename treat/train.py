@@ -23,7 +23,7 @@ from core.errors import UserError
 from core.run import Run
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
-from treat.choice import choose
+from treat.choice import choose, drawn_among
 from treat.direct import drawings
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
@@ -41,7 +41,6 @@ from treat.update import (
     PROMPTS,
     REDRAWS,
     STEPS,
-    VIEWS,
     Places,
     Update,
     this_process,
@@ -87,13 +86,13 @@ def main(
                     noise = model.noise(places.seeds(NOISE, step, micro), *sides)
                     text, detector = texts.conditioning(rows), detectors["reward"](texts.said(rows))
                     chain = Chain(model, schedule, text, config.gamma, precision)
-                    views = Views(detector, config.views, places.seed_of(VIEWS, step, micro))
+                    views = Views(detector, config.views, places.view_seed(step, micro))
                     term = PixelTerm(views, *pixel_numbers(config))
                     if config.lock_weight:
                         term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
-                    learning = learning_steps(config, places.seed_of(STEPS, step, micro))
-                    again = config.redraws, places.seeds(REDRAWS, step, micro)
-                    for drawing in drawings(chain, noise, learning, *again, config.recompute):
+                    learning = learning_steps(config, step)
+                    again = places.seeds(REDRAWS, step, micro) if config.redraws else None
+                    for drawing in drawings(chain, noise, learning, again, config.recompute):
                         pull = latent_gradient(chain, drawing.latents, term, config.two_pass_decode)
                         replay(chain, drawing.tape, pull * (share * drawing.share))
                     figures |= term.figures
@@ -111,8 +110,11 @@ def main(
         return ledger.close(config.steps)
 
 
-def learning_steps(config: Config, seed: int) -> list[int]:
-    return choose(config.learning, config.gradient_steps, config.sampling_steps, seed)
+def learning_steps(config: Config, step: int) -> list[int]:
+    """Of one update; the same in every micro-batch and process."""
+    seed = seeding.mix(config.seed, STEPS, step)
+    found = choose(config.learning, config.gradient_steps, config.sampling_steps, seed)
+    return drawn_among(found, config.redraws, seed) if config.redraws else found
 
 
 def pixel_numbers(config: Config) -> tuple[float, str, float]:

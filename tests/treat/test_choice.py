@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from treat.choice import RULES, choose, number_of
+from treat.choice import RULES, choose, drawn_among, number_of
 
 
 def test_a_share_is_rounded_up_and_a_number_stays():
@@ -33,3 +33,9 @@ def test_what_each_rule_means():
     assert all(choose("tail", 3, 6, seed)[-1] == 5 for seed in range(20))
     met = Counter(i for seed in range(600) for i in choose("random", 3, 6, seed))
     assert set(met) == set(range(6)) and min(met.values()) > 240
+
+
+def test_redraws_fall_on_all_of_the_steps():
+    met = Counter(i for seed in range(300) for i in drawn_among([2, 3, 5], 2, seed))
+    assert set(met) == {2, 3, 5} and min(met.values()) > 150
+    assert drawn_among([2, 3, 5], 2, 7) == drawn_among([2, 3, 5], 2, 7)
