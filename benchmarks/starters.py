@@ -6,7 +6,8 @@
 Each learns from labelled images of all grades, planted faults and sound renders, and shares no
 image with the other: the first may teach a treatment, the second only watches. So the first goes
 on to learn what its gradient should say, from renders that the newest grade has redrawn. Both are
-written to `miniature/detectors/`.
+written to `miniature/detectors/`. What ships went on from earlier weights (`--start`), with the
+settings that its card names.
 """
 
 from collections.abc import Mapping
@@ -70,6 +71,8 @@ ALIGNING: Mapping[str, Any] = {**HARDENING, "alignment": 1.0}
 
 
 def main(config: Config) -> int | None:
+    for name in config.which if config.start else ():
+        read_description(config.start / name)  # refuses what is no detector, before the drawing
     for name in config.which:
         folder, seed = config.out / "data" / name, SEEDS[name]
         for grade in GRADES:

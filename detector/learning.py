@@ -228,8 +228,8 @@ class Alignment:
     weight: float
     batch: int = 12
     sound: int = 0
-    """Originals a step that join its batch as what they are, images without artifact: the term
-    alone costs precision there."""
+    """Originals a step that join the end of its batch as what they are, images without artifact:
+    the term alone costs precision there. Hardening takes its share of all from the others."""
 
     @classmethod
     def among(
@@ -291,7 +291,8 @@ def learn_step(
     pairs = alignment.draw(seed, step, size, device) if alignment else None
     if alignment and pairs:
         shown = pairs[1][: alignment.sound]
-        images, target = torch.cat([images, shown]), torch.cat([target, 0 * shown[:, :1]])
+        images = torch.cat([images, shown])
+        target = torch.cat([target, torch.zeros_like(shown[:, :1])])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(mix(seed, DROPOUT, step))  # stochastic depth draws from the global one
         images = harden(detector, images, target, LOSSES[loss], augmentation, seed=seed, step=step)

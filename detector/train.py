@@ -101,6 +101,8 @@ class Config(core.config.Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":
+        if self.alignment and self.alignment_sound > self.alignment_batch:
+            raise ValueError("alignment_sound is more than alignment_batch: lower it")
         if self.alignment_data and not self.alignment:
             raise ValueError("alignment_data without a weight: give alignment, 1 for instance")
         return self
@@ -189,12 +191,16 @@ def _aligned(
     config: Config, samples: Sequence[Sample], records: Sequence[Record]
 ) -> Alignment | None:
     """A prompt that is held out teaches nothing, in whichever folder it stands."""
+    taught = samples
     if config.alignment and config.alignment_data:
         given, said = open_labelled(config.alignment_data)
         positions = split_by_prompt(said, config.valid_share, config.seed)[0]
-        samples, records = Chosen(given, positions), [said[i] for i in positions]
+        taught, records = Chosen(given, positions), [said[i] for i in positions]
+        sizes = {samples[0].image.shape, given[0].image.shape}
+        if config.alignment_sound and config.size is None and len(sizes) > 1:
+            raise UserError("--alignment-data has images of another size: give one with --size.")
     return Alignment.among(
-        samples,
+        taught,
         records,
         config.alignment,
         config.alignment_batch,
@@ -272,6 +278,8 @@ def _finish(
             "augmentation": config.augmentation.model_dump(),
             "alignment": config.alignment,
             "alignment_share": config.alignment_share,
+            "alignment_batch": config.alignment_batch,
+            "alignment_sound": config.alignment_sound,
             "alignment_data": [path.resolve().name for path in config.alignment_data],
             "initial": None if config.init is None else config.init.resolve().name,
             "held_out": figures,

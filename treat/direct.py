@@ -7,22 +7,27 @@ several redraws; of the last step, they are DRaFT-LV's (Clark et al. 2023, arXiv
 Legend: b batch, c y x latent channels and cells, T sampling steps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from core.contracts import Latents
 from core.seeds import mix
-from treat.step import Chain, Taped, draw
+from treat.step import Chain, Taped, draw, latent_gradient, replay
+from treat.terms import PixelTerm
 
 
 class Drawing(NamedTuple):
-    """Clean latents, the steps that learn from their gradient, and the share of it they get."""
+    """Clean latents, and the steps that learn from their gradient."""
 
     latents: Latents
     tape: list[Taped]
-    share: float
+    factor: float = 1.0
+    """The gradient at what left the last taped step, over that at the latents."""
+    part: float = 1.0
+    """Weight among the drawings of the same image."""
 
 
 def drawings(
@@ -37,24 +42,33 @@ def drawings(
     The seeds, one an image, decide the noise of the redraws.
     """
     if redraw_seeds is None:
-        yield Drawing(*draw(chain, noise, learning, recompute), 1.0)
+        yield Drawing(*draw(chain, noise, learning, recompute))
         return
     finished, _ = draw(chain, noise, ())
     size = chain.schedule.height, chain.schedule.width
     for number, i in enumerate(learning):
         over = chain.model.noise([mix(seed, number) for seed in redraw_seeds], *size)
-        latents, taped, share = redraw_step(chain, finished, i, over, recompute)
-        yield Drawing(latents, [taped], share / len(learning))
+        again = redraw_step(chain, finished, i, over, recompute)
+        yield again._replace(part=1 / len(learning))
+
+
+def follow(
+    chain: Chain, drawn: Iterable[Drawing], term: PixelTerm, share: float, two_pass: bool = False
+) -> dict[str, Tensor]:
+    """Add `share` of the term's gradient to the adapters' `.grad`; its figures, averaged."""
+    figures: dict[str, Tensor] = {}
+    for latents, tape, factor, part in drawn:
+        pull = latent_gradient(chain, latents, term, two_pass)
+        replay(chain, tape, pull * (share * factor * part))
+        for name, value in term.figures.items():
+            figures[name] = figures.get(name, 0.0) + part * value
+    return figures
 
 
 def redraw_step(
     chain: Chain, clean: Latents, i: int, noise: Latents, recompute: bool = True
-) -> tuple[Latents, Taped, float]:
-    """Step i of T on `clean` under unit `noise`: clean latents again, the tape, the share.
-
-    The gradient at the latents times the share is the gradient at what left the step
-    (`treat.step.replay` takes it from there).
-    """
+) -> Drawing:
+    """Step i of T on `clean` under unit `noise`."""
     entering = chain.model.noised(clean, i, chain.schedule, noise)
     with torch.set_grad_enabled(not recompute):
         leaving = chain.learning_step(entering, i)
@@ -64,4 +78,4 @@ def redraw_step(
     nothing = torch.zeros_like(clean)
     over = chain.model.noised(nothing, i + 1, chain.schedule, noise)
     signal = chain.model.noised(nothing + 1, i + 1, chain.schedule, nothing).flatten()[0].item()
-    return (after - over) / signal, tape, 1 / signal
+    return Drawing((after - over) / signal, [tape], 1 / signal)

@@ -63,6 +63,7 @@ def render(
         f"<h1>{escape(title)}</h1><p>{escape(note)}</p>",
         "<h2>Figures</h2>",
         table(summary),
+        f"<p class=small>{escape(str(summary.get('method', '')))}</p>",
         *differences(summary),
         *group_tables(summary["arms"]),
     ]
@@ -100,7 +101,7 @@ def differences(summary: Mapping[str, Any]) -> list[str]:
     return [
         "<h3>Paired differences</h3>",
         _table(pairs, rows),
-        f"<p class=small>{escape(str(summary.get('method', '')))}; marked: clear of zero.</p>",
+        "<p class=small>Coloured: the interval is clear of zero.</p>",
     ]
 
 

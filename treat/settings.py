@@ -1,4 +1,7 @@
-"""Every setting of a treatment, with what cannot go together; `treat.train` reads them."""
+"""Every setting of a treatment, with what cannot go together.
+
+Apart from `treat.train`, so that the method there fits one screen.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,19 +45,23 @@ class Config(core.config.Config):
     width: int = Field(512, ge=8)
     sampling_steps: int = Field(4, ge=1)
     """T, the steps of one drawing."""
-    last: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """K, the steps that carry gradient, or their share of T; a quarter, rounded up, by default."""
+    last: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)] | None = (
+        None
+    )
+    """K, the steps that carry gradient: a number (3), or their share of T (0.25, the default),
+    rounded up."""
     learning: Rule | Listed = "last"
     """Which K: `last`; `tail`, the last k for a random k up to K; `uniform`; `random`; or step
     numbers, counted from 0 at pure noise."""
     redraws: int = Field(0, ge=0)
     """0: the steps of the drawing itself learn. Else Direct-Align: that many times one of them
-    learns, taken anew from the finished image under fresh noise, at one network call each."""
+    learns, taken anew from the finished image under fresh noise; gamma then plays no part. Of
+    step 0 nothing but noise enters, so leave it out: `--learning random` may choose it."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Share of the gradient that passes back through the network's input. 1 is back-propagation;
     at 0 each step learns its own share, with much less noise."""
     recompute: bool = True
-    """Compute the last K steps again (little memory), or keep their graphs (faster)."""
+    """Compute the steps that learn again (little memory), or keep their graphs (faster)."""
     two_pass_decode: bool = False
     """Decode twice, so that detector and decoder are never in memory together."""
 
@@ -127,6 +134,11 @@ class Config(core.config.Config):
                 f"learning names steps of 0 to {self.sampling_steps - 1}, each once, not "
                 f"{', '.join(map(str, listed))}"
             )
+        if self.redraws and self.lock_weight:
+            raise ValueError(
+                "the lock holds an image to the base's own drawing, which a redraw is not: "
+                "set redraws or lock_weight to 0"
+            )
         if listed and self.last is not None:
             raise ValueError("learning lists the steps: leave last out")
         if not self.pixel_weight and not self.offline_weight:
@@ -141,4 +153,7 @@ class Config(core.config.Config):
 
     @property
     def gradient_steps(self) -> int:
+        """K; where the steps are listed, their number."""
+        if not isinstance(self.learning, str):
+            return len(self.learning)
         return number_of(self.last, self.sampling_steps)

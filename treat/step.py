@@ -1,6 +1,6 @@
 """One treat step in three phases, so that no autograd graph crosses from one network to the next.
 
-1. `draw`: all T steps without gradient; the latents that enter the K learning ones are kept.
+1. `draw`: all T steps, none with a graph of the network; what enters the K that learn is kept.
 2. `latent_gradient`: decode, look, score; the gradient at the final latents.
 3. `replay`: these steps in reverse, each recomputed with gradient and pulled back through.
 
@@ -150,11 +150,14 @@ def scaled_input(network: nn.Module, gamma: float) -> Iterator[None]:
 def without_gradient(network: nn.Module) -> Iterator[None]:
     """Within, the network leaves no graph; what the sampler does around it does."""
 
+    before = []
+
     def closed(*_: object) -> None:
+        before.append(torch.is_grad_enabled())
         torch.set_grad_enabled(False)
 
     def opened(*_: object) -> None:
-        torch.set_grad_enabled(True)
+        torch.set_grad_enabled(before.pop())
 
     handles = [
         network.register_forward_pre_hook(closed),

@@ -24,14 +24,14 @@ from core.run import Run
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
 from treat.choice import choose, drawn_among
-from treat.direct import drawings
+from treat.direct import drawings, follow
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, cache_offline, read_offline
 from treat.prompts import read_prompts
 from treat.refresh import Refresher
 from treat.settings import Config
-from treat.step import Chain, Precision, latent_gradient, replay
+from treat.step import Chain, Precision
 from treat.terms import PixelTerm, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
 from treat.update import (
@@ -92,10 +92,8 @@ def main(
                         term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
                     learning = learning_steps(config, step)
                     again = places.seeds(REDRAWS, step, micro) if config.redraws else None
-                    for drawing in drawings(chain, noise, learning, again, config.recompute):
-                        pull = latent_gradient(chain, drawing.latents, term, config.two_pass_decode)
-                        replay(chain, drawing.tape, pull * (share * drawing.share))
-                    figures |= term.figures
+                    drawn = drawings(chain, noise, learning, again, config.recompute)
+                    figures |= follow(chain, drawn, term, share, config.two_pass_decode)
                 if real is not None and config.offline_weight:
                     rows = real.rows(places.rows(OFFLINE, len(real.train), step, micro))
                     seeds = places.seeds(OFFLINE, step, micro)

@@ -112,10 +112,10 @@ def test_a_step_redrawn_by_a_perfect_model_is_the_image_again(case, i):
     schedule = model.schedule(4, HEIGHT, WIDTH)
     clean, noise = (model.noise(seeds, HEIGHT, WIDTH) for seeds in ([1, 2], [3, 4]))
     perfect(model, clean, noise, schedule.sigmas[i])
-    found = redraw_step(Chain(model, schedule, {}), clean, i, noise)[0]
+    found = redraw_step(Chain(model, schedule, {}), clean, i, noise).latents
     torch.testing.assert_close(found, clean, atol=1e-3, rtol=1e-3)
     perfect(model, clean, clean, schedule.sigmas[i])
-    other = redraw_step(Chain(model, schedule, {}), clean, i, noise)[0]
+    other = redraw_step(Chain(model, schedule, {}), clean, i, noise).latents
     assert (other - clean).abs().max() > 0.1  # control: one that knows another noise
 
 

@@ -115,7 +115,10 @@ def test_of_each_category_the_nearest_pairs_teach():
         assert len(near) == (len(every) + 1) // 2 and max(near) <= min(far)
     assert nearest(PAIRS, records, 1.0) == list(range(len(PAIRS)))
     unmarked = [replace(sample, mask=np.zeros_like(sample.mask)) for sample in PAIRS]
-    assert nearest(unmarked, records, 1.0) == []
+    unchanged = [replace(sample, reference=sample.image) for sample in PAIRS]
+    assert nearest(unmarked, records, 1.0) == nearest(unchanged, records, 1.0) == []
+    coarse = [replace(sample, mask=sample.mask[::2, ::2]) for sample in PAIRS]
+    assert len(nearest(coarse, records, 1.0)) > len(PAIRS) / 2  # a mask may have a size of its own
 
 
 def test_originals_join_the_batch_as_sound(monkeypatch):

@@ -40,6 +40,7 @@ def settings(shards, out, **changes):
         "checkpoint_every": 2,
         "alignment": 0.5,
         "alignment_batch": 2,
+        "alignment_sound": 1,
     }
     return train.Config.model_validate(values | changes)
 
@@ -175,6 +176,12 @@ def test_the_gradient_is_taught_from_data_of_its_own(shards, tmp_path):
         for sample in toy_samples(12):
             if sample.reference is None:
                 writer.write(sample)
+    large = toy_shards(tmp_path / "large", 12, size=40)
+    taught["alignment_data"] = (large,)
+    with pytest.raises(UserError, match="give one with --size"):
+        train.main(settings(shards, tmp_path / "never", **taught))
+    with pytest.raises(ValueError, match="alignment_sound"):
+        settings(shards, tmp_path / "never", alignment_sound=3)
     taught["alignment_data"] = (tmp_path / "bare",)
     with pytest.raises(UserError, match="references/"):
         train.main(settings(shards, tmp_path / "never", **taught))

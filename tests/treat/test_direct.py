@@ -3,13 +3,20 @@
 import pytest
 import torch
 
+from core.seeds import mix
 from tests.base_models.families import CASES
-from tests.chain import equal, gradients, inputs, score, with_adapters
+from tests.chain import Spots, equal, gradients, inputs, score, with_adapters
 from tests.tiny import SIZE
-from treat.direct import redraw_step
-from treat.step import Chain, latent_gradient, replay
+from treat.direct import drawings, follow, redraw_step
+from treat.pixel_loss import straight_through_clamp
+from treat.step import Chain, draw
+from treat.terms import PixelTerm
 
 T = 4
+
+
+def learn(chain, *drawn):
+    follow(chain, drawn, PixelTerm(Spots(), 1.0, "threshold", 0.4), 1.0)
 
 
 @pytest.mark.parametrize("recompute", [True, False])
@@ -19,15 +26,14 @@ def test_the_gradient_equals_that_of_one_graph(name, i, recompute):
     model = with_adapters(CASES[name].model())
     noise, schedule, text = inputs(model, T, SIZE)
     clean, chain = model.noise([8, 9], SIZE, SIZE), Chain(model, schedule, text)
-    latents, tape, share = redraw_step(chain, clean, i, noise, recompute)
-    replay(chain, [tape], share * latent_gradient(chain, latents, score))
+    learn(chain, redraw_step(chain, clean, i, noise, recompute))
     ours = gradients(model)
 
     leaving = model.step(model.noised(clean, i, schedule, noise), i, schedule, text)
     zero, one = torch.zeros_like(clean), torch.ones_like(clean)
     over = model.noised(zero, i + 1, schedule, noise)
     again = (leaving - over) / model.noised(one, i + 1, schedule, zero)
-    score(model.decode(again)).backward()
+    score(straight_through_clamp(model.decode(again))).backward()
     for mine, theirs in zip(ours, gradients(model), strict=True):
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
     assert any(gradient.abs().max() > 0 for gradient in ours)
@@ -38,7 +44,29 @@ def test_another_step_gives_another_gradient():
     noise, schedule, text = inputs(model, T, SIZE)
     clean, chain, found = model.noise([8, 9], SIZE, SIZE), Chain(model, schedule, text), []
     for i in (1, 3):
-        latents, tape, share = redraw_step(chain, clean, i, noise)
-        replay(chain, [tape], share * latent_gradient(chain, latents, score))
+        learn(chain, redraw_step(chain, clean, i, noise))
         found.append(gradients(model))
     assert not equal(*found)
+
+
+def test_redraws_of_one_drawing_are_averaged_each_under_noise_of_its_own():
+    model = with_adapters(CASES["flux"].model())
+    noise, schedule, text = inputs(model, T, SIZE)
+    chain = Chain(model, schedule, text)
+    term = PixelTerm(Spots(), 1.0, "threshold", 0.4)
+    shown = follow(chain, drawings(chain, noise, [1, 3], [5, 6]), term, share=0.5)
+    ours = gradients(model)
+
+    finished, _ = draw(chain, noise, ())
+    found, pixel = [], []
+    for number, i in enumerate((1, 3)):
+        fresh = model.noise([mix(5, number), mix(6, number)], SIZE, SIZE)
+        learn(chain, redraw_step(chain, finished, i, fresh))
+        term(model.decode(redraw_step(chain, finished, i, fresh).latents))
+        found.append(gradients(model))
+        pixel.append(term.figures["pixel"])
+    for mine, first, second in zip(ours, *found, strict=True):
+        torch.testing.assert_close(mine, 0.25 * (first + second))
+    torch.testing.assert_close(shown["pixel"], sum(pixel) / 2)
+    follow(chain, drawings(chain, noise, [1, 3], [5, 7]), term, share=0.5)
+    assert not equal(ours, gradients(model))  # control: the seeds matter

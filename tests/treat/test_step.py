@@ -71,6 +71,9 @@ def test_a_network_without_gradient_gives_it_back_even_where_it_fails():
         with pytest.raises(RuntimeError):
             network(torch.ones(1, 3))
     assert torch.is_grad_enabled() and network(torch.ones(1, 2)).requires_grad
+    with torch.no_grad(), without_gradient(network):
+        network(torch.ones(1, 2))
+        assert not torch.is_grad_enabled()
 
 
 def test_the_weight_cache_of_autocast_breaks_equality():

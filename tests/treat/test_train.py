@@ -54,7 +54,8 @@ def test_the_same_settings_give_the_same_bits(world, tmp_path):
 
 def test_the_menu_of_steps_is_followed_and_repeats(world, tmp_path):
     menu = [{}, {"last": 2}, {"learning": [0]}, {"redraws": 2}, {"redraws": 3}]
-    runs = [config(world, tmp_path / str(i), steps=2, **menu[i % 5]) for i in range(10)]
+    quiet = {"steps": 2, "lock_weight": 0}
+    runs = [config(world, tmp_path / str(i), **quiet, **menu[i % 5]) for i in range(10)]
     for one in runs:
         train.main(one)
     found = [digest(one.out, 2, ("adapter",)) for one in runs]
@@ -177,6 +178,13 @@ def test_refused_before_anything_is_written(name, world, tmp_path):
     ("changes", "message"),
     [
         ({"last": 3}, "sampling_steps"),
+        ({"last": 1.5}, "last"),
+        ({"last": True}, "last"),
+        ({"learning": [2]}, "0 to 1"),
+        ({"learning": [1, 1]}, "each once"),
+        ({"learning": []}, "learning"),
+        ({"learning": [1], "last": 1}, "leave last out"),
+        ({"redraws": 1}, "lock_weight"),
         ({"pixel_weight": 0, "offline_weight": 0}, "nothing would be learnt"),
         ({"offline": None}, "offline_weight"),
         ({"refresh_every": 2}, "annotator"),
@@ -186,6 +194,12 @@ def test_refused_before_anything_is_written(name, world, tmp_path):
 def test_settings_that_do_not_agree(world, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         config(world, tmp_path, **changes)
+
+
+def test_last_may_be_a_share_and_learning_a_list(world, tmp_path):
+    cases = [({"last": 1.0}, 8), ({"last": 0.5}, 4), ({"last": 3}, 3), ({"learning": [0, 6]}, 2)]
+    for changes, expected in cases:
+        assert config(world, tmp_path, sampling_steps=8, **changes).gradient_steps == expected
 
 
 def test_last_is_a_quarter_of_the_steps_by_default(world, tmp_path):

@@ -26,7 +26,8 @@ def main(world: str, out: str) -> None:
 
     train.add_lora = add_own_lora
     accumulation = 2 // place.num_processes
-    train.main(config(Path(world), Path(out), steps=2, accumulation=accumulation))
+    menu = {"sampling_steps": 4, "last": 3, "learning": "random", "redraws": 2, "lock_weight": 0}
+    train.main(config(Path(world), Path(out), steps=2, accumulation=accumulation, **menu))
     file = f"{out}-rank{place.process_index}.safetensors"
     safetensors.torch.save_file(lora_state(networks[0]), file)
 
