@@ -71,8 +71,9 @@ ALIGNING: Mapping[str, Any] = {**HARDENING, "alignment": 1.0}
 
 
 def main(config: Config) -> int | None:
-    for name in config.which if config.start else ():
-        read_description(config.start / name)  # refuses what is no detector, before the drawing
+    if config.start:
+        for name in config.which:
+            read_description(config.start / name)  # refuses what is no detector, before the drawing
     for name in config.which:
         folder, seed = config.out / "data" / name, SEEDS[name]
         for grade in GRADES:
