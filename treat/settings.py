@@ -13,6 +13,8 @@ from detector.augment import Augmentation
 from detector.learning import OptimizerName
 from treat.choice import Rule, number_of
 
+Number = Annotated[int, Field(ge=1, strict=True)]
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 Listed = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
@@ -45,9 +47,7 @@ class Config(core.config.Config):
     width: int = Field(512, ge=8)
     sampling_steps: int = Field(4, ge=1)
     """T, the steps of one drawing."""
-    last: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)] | None = (
-        None
-    )
+    last: Number | Share | None = None
     """K, the steps that carry gradient: a number (3), or their share of T (0.25, the default),
     rounded up."""
     learning: Rule | Listed = "last"

@@ -116,7 +116,8 @@ def test_a_step_redrawn_by_a_perfect_model_is_the_image_again(case, i):
     torch.testing.assert_close(found, clean, atol=1e-3, rtol=1e-3)
     perfect(model, clean, clean, schedule.sigmas[i])
     other = redraw_step(Chain(model, schedule, {}), clean, i, noise).latents
-    assert (other - clean).abs().max() > 0.1  # control: one that knows another noise
+    # Control: one that knows another noise. What DDIM's last step leaves is little.
+    assert (other - clean).abs().max() > 0.05
 
 
 def perfect(model, clean, noise, sigma):

@@ -80,6 +80,8 @@ def test_commands_name_programs_that_exist():
         assert path.is_file(), f"{name}: {path} is missing"
         tree = ast.parse(path.read_text())
         made = {n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+        taken = [n.names for n in tree.body if isinstance(n, ast.ImportFrom)]
+        made |= {name.asname or name.name for names in taken for name in names}
         assert {"Config", "main"} <= made, f"{name}: {path} lacks Config or main"
 
 
