@@ -28,8 +28,6 @@ from miniature.ceiling import Ceiling
 from miniature.meters import NAME, Bench, values_of
 
 ARMS = ("control", "adapter", "ceiling")
-CEILING = {"pixel_weight": 1.0, "learning_rate": 1e-3}
-"""The best settings known for it: a reward that cannot be deceived may be followed faster."""
 
 
 class Config(core.config.Config):
@@ -46,6 +44,10 @@ class Config(core.config.Config):
     """Updates of every arm; the other settings are the demo's, but for the ceiling's own."""
     refresh_every: int = Field(20, ge=0)
     """Updates between two refreshes of the adapters' detector."""
+    ceiling_weight: float = Field(1.0, gt=0)
+    """Weight of the ceiling's reward: what cannot be deceived may be followed further."""
+    ceiling_rate: float = Field(1e-3, gt=0)
+    """Learning rate of the ceiling."""
     n: int = Field(1000, ge=2)
     """Images an arm."""
     arms: tuple[Literal["control", "adapter", "ceiling"], ...] = Field(ARMS, min_length=1)
@@ -95,7 +97,7 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
     elif arm == "adapter":
         changes |= demo.rewarded() | {"refresh_every": config.refresh_every}
     else:
-        changes |= CEILING
+        changes |= {"pixel_weight": config.ceiling_weight, "learning_rate": config.ceiling_rate}
     settings = demo.treatment(name, out=out, **changes)
     return treat.train.main(settings, reward_for=Ceiling if arm == "ceiling" else None)
 

@@ -24,7 +24,7 @@ from diffdoctor import demo_data
 from diffdoctor.demo import checked
 from diffdoctor.demo_settings import HARDENED
 from miniature.bases import DETECTORS, GRADES, base_folder
-from miniature.prompts import split
+from miniature.prompts import category_of, split
 from miniature.render import fault_samples, open_autoencoder
 
 
@@ -40,6 +40,8 @@ class Config(core.config.Config):
     """Images of the newest grade that the oracle labels."""
     older: int = Field(500, ge=0)
     """Images of each older grade."""
+    rarer: int = Field(0, ge=0)
+    """Further images of the newest grade, from the categories with the smallest flaws."""
     sampling_steps: int = Field(6, ge=1)
     faults: int = Field(800, ge=1)
     """Planted faults for each."""
@@ -53,6 +55,8 @@ class Config(core.config.Config):
 
 
 SEEDS = {"first": 100, "second": 200}
+SMALL_FLAWS = ("sign", "scenery", "face", "hand")
+"""The smaller its flaws, the more images a category needs for as many labelled pixels."""
 # No shift and no scale: a hand of another size is no hand of this world.
 LEARNING: Mapping[str, Any] = {
     "loss": "bce",
@@ -74,21 +78,26 @@ def main(config: Config) -> int | None:
     if config.start:
         for name in config.which:
             read_description(config.start / name)  # refuses what is no detector, before the drawing
+    newest, said = str(base_folder("newest")), split()["train"]
+    rarer = [prompt for prompt in said if category_of(prompt) in SMALL_FLAWS]
     for name in config.which:
         folder, seed = config.out / "data" / name, SEEDS[name]
         for grade in GRADES:
             n = config.labelled if grade == "newest" else config.older
             base = str(base_folder(grade))
-            demo_data.write_generated(folder, base, "train", n, config.sampling_steps, seed)
-        write_procedural(folder, config.faults, config.renders, seed)
+            demo_data.write_generated(folder, base, said, n, config.sampling_steps, seed)
+        demo_data.write_generated(
+            folder, newest, rarer, config.rarer, config.sampling_steps, seed + 1
+        )
+        write_procedural(folder, newest, config.faults, config.renders, seed)
         stages = {name: (LEARNING, config.steps)}
         given: dict[str, Any] = {"data": (folder,), "seed": seed}
         if config.start:
             given["init"] = config.start / name
         if name == "first":
-            redrawn, newest, said = config.out / "data/redrawn", "newest", split()["train"]
+            redrawn = config.out / "data/redrawn"
             demo_data.write_redrawn(
-                redrawn, str(base_folder(newest)), said, config.redrawn, config.sampling_steps, seed
+                redrawn, newest, said, config.redrawn, config.sampling_steps, seed
             )
             stages["hardened"] = HARDENING, config.hardened_steps
             aligning = {**ALIGNING, "alignment_data": (redrawn,)}
@@ -119,9 +128,8 @@ def publish(config: Config, name: str, run: Path) -> None:
     save_detector(load_detector(run).half(), DETECTORS / name, card)
 
 
-def write_procedural(folder: Path, faults: int, renders: int, seed: int) -> None:
+def write_procedural(folder: Path, newest: str, faults: int, renders: int, seed: int) -> None:
     """Planted faults and sound renders, both as the base's autoencoder shows them."""
-    newest = str(base_folder("newest"))
     with ShardWriter(folder, shard_size=200, name="fault") as writer:
         for sample in fault_samples(faults, seed, open_autoencoder(newest)):
             writer.write(sample)

@@ -90,15 +90,13 @@ class Demo:
         """Three stores that share no image; the prompts of the last are met nowhere else."""
         s, out = self.settings, self.out / "data"
         first, second, third, fourth = (4 * s.seed + i for i in range(4))
+        train, held = split()["train"], split()["held_out"]
         for grade in GRADES:
             base, n = str(base_folder(grade)), s.labelled
-            data.write_generated(out / "train", base, "train", n, s.sampling_steps, first)
+            data.write_generated(out / "train", base, train, n, s.sampling_steps, first)
             n = s.second_labelled
-            data.write_generated(out / "second", base, "train", n, s.sampling_steps, second)
-        data.write_generated(
-            out / "test", self.newest, "held_out", s.tested, s.sampling_steps, third
-        )
-        train, held = split()["train"], split()["held_out"]
+            data.write_generated(out / "second", base, train, n, s.sampling_steps, second)
+        data.write_generated(out / "test", self.newest, held, s.tested, s.sampling_steps, third)
         data.write_redrawn(out / "redrawn", self.newest, train, s.redrawn, s.sampling_steps, first)
         data.write_renders(out / "train", self.newest, train, s.renders, first)
         data.write_renders(out / "second", self.newest, train, s.renders, second)

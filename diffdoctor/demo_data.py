@@ -35,10 +35,12 @@ def write_prompts(path: Path, part: Part, seed: int) -> None:
     write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def write_generated(folder: Path, base: str, part: Part, n: int, steps: int, seed: int) -> None:
-    """n images of a base model for the prompts of one part, labelled by the oracle."""
+def write_generated(
+    folder: Path, base: str, prompts: Sequence[str], n: int, steps: int, seed: int
+) -> None:
+    """n images of a base model, the categories of the prompts in turn, labelled by the oracle."""
     with ShardWriter(folder, shard_size=4 * BATCH, name=Path(base).name) as writer:
-        records = sample_records(base, split()[part], n, seed)
+        records = sample_records(base, prompts, n, seed)
         missing = [record for record in records if record.key not in writer]
         if not missing:
             return

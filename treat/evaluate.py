@@ -197,17 +197,19 @@ def measure(
 def summarise(
     tables: Mapping[str, figures.Table], control: str | None, seed: int
 ) -> dict[str, Any]:
-    """Every arm's figures, and the paired differences to the base and to the control."""
-    base = tables[BASE]
+    """Every arm's figures, and the paired differences to the control, then to the base.
+
+    To the control first: it is what a treatment is judged by.
+    """
     arms = {name: figures.summarise(table, seed) for name, table in tables.items()}
+    treated = {name: table for name, table in tables.items() if name != BASE}
     differences = {}
-    for name, table in tables.items():
-        if name == BASE:
-            continue
-        arms[name]["largest_shift"] = figures.largest_shift(table, base)
-        differences[f"{name} - {BASE}"] = figures.compare(table, base, seed)
-        if control not in (None, name):
-            differences[f"{name} - {control}"] = figures.compare(table, tables[control], seed)
+    for other in filter(None, (control, BASE)):
+        for name, table in treated.items():
+            if name != other:
+                differences[f"{name} - {other}"] = figures.compare(table, tables[other], seed)
+    for name, table in treated.items():
+        arms[name]["largest_shift"] = figures.largest_shift(table, tables[BASE])
     return {"arms": arms, "differences": differences, "method": figures.METHOD}
 
 

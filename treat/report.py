@@ -32,6 +32,10 @@ SEEN = {"score": "mean of its map"}
 """What a figure is called where a detector other than the judge gives it."""
 
 
+Measured = tuple[float | None, Sequence[float] | None]
+"""A figure and its interval."""
+
+
 class Pair(NamedTuple):
     """One prompt and seed: the arms' images (3, h, w) and the judge's maps (1, h, w)."""
 
@@ -79,7 +83,10 @@ def table(summary: Mapping[str, Any]) -> str:
     """A row for every figure, a column for every arm, intervals beside the values."""
     arms = summary["arms"]
     names = _ordered({name for arm in arms.values() for name in arm.get("interval", {})})
-    rows = [_row(name, arms, name) for name in names]
+    rows = []
+    for name in names:
+        found = [(arm.get(name), arm.get("interval", {}).get(name)) for arm in arms.values()]
+        rows.append(_row(name, found))
     rows.append(
         _plain_row("Entropy of the unstated, bits", [a.get("entropy") for a in arms.values()])
     )
@@ -88,16 +95,16 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def differences(summary: Mapping[str, Any]) -> list[str]:
-    """The paired differences: a row for every figure, a column for every pair of arms.
-
-    Those to the control come first: they are what the treatment is judged by.
-    """
+    """The paired differences: a row for every figure, a column for every pair of arms."""
     pairs = summary.get("differences", {})
-    pairs = {name: pairs[name] for name in sorted(pairs, key=lambda name: name.endswith("- base"))}
     if not pairs:
         return []
     names = _ordered({name for pair in pairs.values() for name in pair})
-    rows = [_row(name, pairs, "difference") for name in names]
+    rows = []
+    for name in names:
+        changes = [pair.get(name, {}) for pair in pairs.values()]
+        found = [(change.get("difference"), change.get("interval")) for change in changes]
+        rows.append(_row(name, found, sign=True))
     return [
         "<h3>Paired differences</h3>",
         _table(pairs, rows),
@@ -209,18 +216,12 @@ def _ordered(names: set[str]) -> list[str]:
     return [name for name in FIGURES if name in names] + sorted(names - set(FIGURES))
 
 
-def _row(name: str, columns: Mapping[str, Any], value: str) -> str:
-    """One figure of every arm, or (`value` is `difference`) of every pair of arms."""
+def _row(name: str, found: Iterable[Measured], sign: bool = False) -> str:
+    """One figure in every column; `sign` for differences, coloured where clear of zero."""
     title, factor, unit = _shown(name)
-    cells = []
-    for one in columns.values():
-        if value == "difference":
-            found = one.get(name, {})
-            cells.append(_cell(found.get(value), found.get("interval"), factor, sign=True))
-        else:
-            cells.append(_cell(one.get(name), one.get("interval", {}).get(name), factor))
+    cells = "".join(_cell(value, interval, factor, sign) for value, interval in found)
     unit = f" <small>{unit}</small>" if unit else ""
-    return f"<tr><th>{escape(title)}{unit}</th>{''.join(cells)}</tr>"
+    return f"<tr><th>{escape(title)}{unit}</th>{cells}</tr>"
 
 
 def _shown(name: str) -> tuple[str, float, str]:

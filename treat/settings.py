@@ -55,8 +55,8 @@ class Config(core.config.Config):
     numbers, counted from 0 at pure noise."""
     redraws: int = Field(0, ge=0)
     """0: the steps of the drawing itself learn. Else Direct-Align: that many times one of them
-    learns, taken anew from the finished image under fresh noise; gamma then plays no part. Of
-    step 0 nothing but noise enters, so leave it out: `--learning random` may choose it."""
+    learns, taken anew from the finished image under fresh noise; gamma then plays no part. Into
+    step 0 goes noise alone, which says nothing of the image: list the others in `learning`."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Share of the gradient that passes back through the network's input. 1 is back-propagation;
     at 0 each step learns its own share, with much less noise."""

@@ -24,7 +24,7 @@ from core.run import Run
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
 from treat.choice import choose, drawn_among
-from treat.direct import drawings, follow
+from treat.drawings import accumulate_gradient, drawings
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, cache_offline, read_offline
@@ -91,9 +91,10 @@ def main(
                     if config.lock_weight:
                         term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
                     learning = learning_steps(config, step)
-                    again = places.seeds(REDRAWS, step, micro) if config.redraws else None
-                    drawn = drawings(chain, noise, learning, again, config.recompute)
-                    figures |= follow(chain, drawn, term, share, config.two_pass_decode)
+                    redraws = places.seeds(REDRAWS, step, micro) if config.redraws else None
+                    drawn = drawings(chain, noise, learning, redraws, config.recompute)
+                    two_pass = config.two_pass_decode
+                    figures |= accumulate_gradient(chain, drawn, term, share, two_pass)
                 if real is not None and config.offline_weight:
                     rows = real.rows(places.rows(OFFLINE, len(real.train), step, micro))
                     seeds = places.seeds(OFFLINE, step, micro)

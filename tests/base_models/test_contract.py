@@ -12,7 +12,7 @@ from tests import chain
 from tests.base_models.families import CASES, HEIGHT, PROMPTS, WIDTH, draw, pipeline_images
 from tests.chain import equal, gradients, inputs, plain, split, with_adapters
 from tests.tiny import SIZE, T5_TOKENS
-from treat.direct import redraw_step
+from treat.drawings import redraw_step
 from treat.lora import lora_parameters
 from treat.offline import cache_prompts
 from treat.step import Chain, scaled_input

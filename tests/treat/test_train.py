@@ -8,7 +8,7 @@ import torch
 from core import checkpoint
 from core.errors import UserError
 from tests.treat.setting import build, config, digest, losses
-from treat import direct, train
+from treat import drawings, train
 from treat import step as treat_step
 
 
@@ -148,7 +148,7 @@ def test_one_bad_update_is_passed_over(world, tmp_path, monkeypatch):
         calls.append(1)
         return real(*args) * (float("inf") if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(direct, "latent_gradient", sometimes)
+    monkeypatch.setattr(drawings, "latent_gradient", sometimes)
     out = tmp_path / "run"
     assert train.main(config(world, out, steps=3, checkpoint_every=1, watch_every=0)) == 0
     figures = losses(out)

@@ -80,12 +80,6 @@ def test_only_a_difference_clear_of_zero_is_marked(low, marked):
     assert report.differences({"differences": {}}) == []
 
 
-def test_the_differences_to_the_control_come_first():
-    pairs = dict.fromkeys(("control - base", "a - base", "a - control"), {})
-    text = "".join(report.differences({"differences": pairs}))
-    assert text.index("a - control") < text.index("control - base") < text.index("a - base")
-
-
 def test_what_a_detector_sees_is_named_after_it():
     arms = {"base": {"reward_area": 0.25, "interval": {"reward_area": [0.2, 0.3]}, "n": 2}}
     assert "reward: artifact area <small>%</small></th><td>25 " in report.table({"arms": arms})

@@ -52,7 +52,7 @@ def drawings(
         yield again._replace(part=1 / len(learning))
 
 
-def follow(
+def accumulate_gradient(
     chain: Chain, drawn: Iterable[Drawing], term: PixelTerm, share: float, two_pass: bool = False
 ) -> dict[str, Tensor]:
     """Add `share` of the term's gradient to the adapters' `.grad`; its figures, averaged."""

@@ -7,7 +7,7 @@ from core.seeds import mix
 from tests.base_models.families import CASES
 from tests.chain import Spots, equal, gradients, inputs, score, with_adapters
 from tests.tiny import SIZE
-from treat.direct import drawings, follow, redraw_step
+from treat.drawings import accumulate_gradient, drawings, redraw_step
 from treat.pixel_loss import straight_through_clamp
 from treat.step import Chain, draw
 from treat.terms import PixelTerm
@@ -16,7 +16,7 @@ T = 4
 
 
 def learn(chain, *drawn):
-    follow(chain, drawn, PixelTerm(Spots(), 1.0, "threshold", 0.4), 1.0)
+    accumulate_gradient(chain, drawn, PixelTerm(Spots(), 1.0, "threshold", 0.4), 1.0)
 
 
 @pytest.mark.parametrize("recompute", [True, False])
@@ -54,7 +54,7 @@ def test_redraws_of_one_drawing_are_averaged_each_under_noise_of_its_own():
     noise, schedule, text = inputs(model, T, SIZE)
     chain = Chain(model, schedule, text)
     term = PixelTerm(Spots(), 1.0, "threshold", 0.4)
-    shown = follow(chain, drawings(chain, noise, [1, 3], [5, 6]), term, share=0.5)
+    shown = accumulate_gradient(chain, drawings(chain, noise, [1, 3], [5, 6]), term, share=0.5)
     ours = gradients(model)
 
     finished, _ = draw(chain, noise, ())
@@ -68,5 +68,5 @@ def test_redraws_of_one_drawing_are_averaged_each_under_noise_of_its_own():
     for mine, first, second in zip(ours, *found, strict=True):
         torch.testing.assert_close(mine, 0.25 * (first + second))
     torch.testing.assert_close(shown["pixel"], sum(pixel) / 2)
-    follow(chain, drawings(chain, noise, [1, 3], [5, 7]), term, share=0.5)
+    accumulate_gradient(chain, drawings(chain, noise, [1, 3], [5, 7]), term, share=0.5)
     assert not equal(ours, gradients(model))  # control: the seeds matter
