@@ -65,11 +65,22 @@ def load_base(
     configs and tokenizers of its family. `options` go to the family's wrapper (FLUX: `guidance`,
     `text_tokens`; the others: `guidance`, `learn_empty`).
     """
-    path = Path(base).expanduser()
-    if not path.exists():
-        path = _download(base, revision)
+    path = locate(base, revision)
     name = check_base(path)
     return FAMILIES[name].wrap(_open(name, path, dtype), **options).to(device)
+
+
+def locate(base: str, revision: str | None = None, weights: bool = True) -> Path:
+    """Where the base is; fetched from the Hub if need be, perhaps without its weights."""
+    path = Path(base).expanduser()
+    return path if path.exists() else _download(base, revision, weights)
+
+
+def read_parts(path: Path) -> tuple[str, Path, dict[str, tuple[str, str]]]:
+    """The family, the folder of the configs, and library and class of every part that is there."""
+    family, folder = check_base(path, weights=False), _folder(path)
+    index = {name: entry for name, entry in _read_index(folder).items() if isinstance(entry, list)}
+    return family, folder, {name: (e[0], e[1]) for name, e in index.items() if e[0] is not None}
 
 
 def _open(name: str, path: Path, dtype: torch.dtype) -> Any:
@@ -98,8 +109,11 @@ def _folder(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def check_base(path: Path) -> str:
-    """The family of a complete pipeline; every safetensors header agrees with its file's size."""
+def check_base(path: Path, weights: bool = True) -> str:
+    """The family of a complete pipeline; every safetensors header agrees with its file's size.
+
+    Without `weights` the configs are enough.
+    """
     folder = _folder(path)
     index = _read_index(folder)
     family = index.get("_class_name")
@@ -107,12 +121,12 @@ def check_base(path: Path) -> str:
         known = ", ".join(FAMILIES)
         raise UserError(f"{folder} holds a {family}, and only these can be treated: {known}.")
     single = folder != path
-    if single:
+    if single and weights:
         _check_single_file(path, family)
     for name, entry in index.items():
         given = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
         if given and name not in UNUSED:
-            _check_component(folder / name, library=entry[0], weights=not single)
+            _check_component(folder / name, library=entry[0], weights=weights and not single)
     return family
 
 
@@ -212,13 +226,14 @@ def check_safetensors(path: Path) -> None:
         )
 
 
-def _download(base: str, revision: str | None) -> Path:
+def _download(base: str, revision: str | None, weights: bool = True) -> Path:
     """A snapshot of a Hub repository; one sentence for whatever keeps it away."""
     if not _names_repository(base):
         raise UserError(f"There is no base model {base}: check the path.")
+    unwanted = VARIANTS if weights else [*VARIANTS, "*.safetensors"]
     try:
         folder = huggingface_hub.snapshot_download(
-            base, revision=revision, allow_patterns=PATTERNS, ignore_patterns=VARIANTS
+            base, revision=revision, allow_patterns=PATTERNS, ignore_patterns=unwanted
         )
     except GatedRepoError as error:
         raise UserError(

@@ -84,6 +84,11 @@ class UNetModel:
             module.to(device)
         return self
 
+    def encoders_to(self, device: torch.device | str) -> None:
+        """Text encoders and autoencoder: what is needed before the network is."""
+        for module in (self.vae, *self._text_encoders()):
+            module.to(device)
+
     def drop_text_encoders(self) -> None:
         """Free them once every prompt is encoded; `encode_prompts` fails afterwards."""
         self.text = None

@@ -58,6 +58,14 @@ class DiffusionModel(Protocol):
     family: str
     network: torch.nn.Module
     """The denoiser that adapters are put on (transformer or UNet)."""
+    vae: torch.nn.Module
+    """The autoencoder."""
+
+    def to(self, device: torch.device | str) -> "DiffusionModel": ...
+
+    def encoders_to(self, device: torch.device | str) -> None:
+        """Move all but the network, which may be the largest part: it is not needed to encode."""
+        ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
 

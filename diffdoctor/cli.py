@@ -31,6 +31,11 @@ COMMANDS = {
         "train a LoRA adapter of a base model from a frozen detector's artifact map",
         "diffdoctor treat --config treat.yaml --steps 200 --out runs/treat",
     ),
+    "estimate": Command(
+        "treat.estimate",
+        "memory and arithmetic that a treatment will need, phase by phase, before it starts",
+        "diffdoctor estimate --config treat.yaml --out runs/treat",
+    ),
     "evaluate": Command(
         "diffdoctor.evaluation",
         "same prompts, same seeds: base against adapters, with intervals and a report",

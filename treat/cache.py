@@ -18,6 +18,8 @@ from torch import Tensor
 from core.storage import write_atomic
 
 Rows = dict[str, Tensor]
+CHUNK = 32
+"""Rows computed and written together."""
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
@@ -32,7 +34,7 @@ def digest(parts: Iterable[str | bytes]) -> str:
 class RowCache:
     """`n` rows, row-first in every tensor; chunks that are there already are not computed."""
 
-    def __init__(self, folder: Path, n: int, chunk: int = 32):
+    def __init__(self, folder: Path, n: int, chunk: int = CHUNK):
         self.folder, self.n, self.chunk = Path(folder), n, chunk
         self._open: dict[int, Any] = {}
 

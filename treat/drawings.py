@@ -24,7 +24,7 @@ class Drawing(NamedTuple):
 
     latents: Latents
     tape: list[Taped]
-    factor: float = 1.0
+    factor: float | Tensor = 1.0
     """The gradient at what left the last taped step, over that at the latents."""
     part: float = 1.0
     """Weight among the drawings of the same image."""
@@ -77,5 +77,5 @@ def redraw_step(
     # `noised` is linear in both: what is left of the image, and the noise that lies over it.
     nothing = torch.zeros_like(clean)
     over = chain.model.noised(nothing, i + 1, chain.schedule, noise)
-    signal = chain.model.noised(nothing + 1, i + 1, chain.schedule, nothing).flatten()[0].item()
+    signal = chain.model.noised(nothing + 1, i + 1, chain.schedule, nothing).flatten()[0]
     return Drawing((after - over) / signal, [tape], 1 / signal)

@@ -23,6 +23,8 @@ from core.shards import ShardStore
 from treat.cache import RowCache, Rows, digest
 
 LATENTS = "latents"
+ENCODED = 2**20
+"""Pixels that the autoencoder is given at once; a single larger image goes alone."""
 HELD = 32
 CAPTION_FIELDS = ("text", "caption", "prompt")
 
@@ -95,15 +97,22 @@ def cache_offline(
     folder: Path, model: DiffusionModel, base: str, images: RealImages, height: int, width: int
 ) -> RowCache:
     """`latents` and the conditioning of every image, computed once."""
+    at_once = images_at_once(height, width)
 
     def compute(start: int, stop: int) -> dict[str, Tensor]:
         pictures = torch.cat([fit(images.picture(i), height, width) for i in range(start, stop)])
         text = dict(model.encode_prompts(images.captions[start:stop]))
         device = next(iter(text.values())).device
-        return {LATENTS: model.encode(pictures.to(device)), **text}
+        latents = [model.encode(part.to(device)) for part in pictures.split(at_once)]
+        return {LATENTS: torch.cat(latents), **text}
 
     name = digest([base, model.family, images.name, str(height), str(width)])
     return RowCache(folder / name, len(images)).fill(compute)
+
+
+def images_at_once(height: int, width: int) -> int:
+    """How many the autoencoder is given."""
+    return max(1, ENCODED // (height * width))
 
 
 def cache_prompts(folder: Path, model: DiffusionModel, base: str, prompts: list[str]) -> RowCache:

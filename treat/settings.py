@@ -64,6 +64,10 @@ class Config(core.config.Config):
     """Compute the steps that learn again (little memory), or keep their graphs (faster)."""
     two_pass_decode: bool = False
     """Decode twice, so that detector and decoder are never in memory together."""
+    checkpoint_blocks: bool = False
+    """Keep only what enters each block of the network: much less memory, a third more time."""
+    checkpoint_decoder: bool = False
+    """The same for the autoencoder's decoder."""
 
     views: int = Field(1, ge=1)
     """Perturbed copies of each image that the reward is averaged over, against a detector that is

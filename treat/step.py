@@ -11,6 +11,7 @@ cache (with the cache, weight gradients are summed in bf16).
 Legend: b batch, h w pixels, T sampling steps, K of them learn.
 """
 
+import functools
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ from core.contracts import Conditioning, DiffusionModel, Images, Latents, Schedu
 Precision = Callable[[], AbstractContextManager]
 """Opens the autocast region that the networks' forward passes run in."""
 Loss = Callable[[Images], Float[Tensor, ""]]
+
+
+def autocast(device: str, mixed_precision: str) -> Precision:
+    """Without the weight cache, whose weight gradients would be summed in bf16."""
+    if mixed_precision == "no":
+        return nullcontext
+    return functools.partial(torch.autocast, device, torch.bfloat16, cache_enabled=False)
 
 
 @dataclass(frozen=True)

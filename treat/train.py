@@ -7,15 +7,14 @@ The run folder holds figures, pictures and checkpoints; the same command resumes
 Source: DiffDoctor (arXiv 2501.12382), section 3.3; the choices: docs/decisions.md.
 """
 
-import functools
 import time
-from contextlib import nullcontext
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
 import core.config
+from base_models.checkpointing import recompute_blocks
 from base_models.load import check_size, load_base
 from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel
@@ -25,13 +24,14 @@ from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
+from treat.estimate import check_fits
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, cache_offline, read_offline
 from treat.prompts import read_prompts
 from treat.refresh import Refresher
 from treat.settings import Config
-from treat.step import Chain, Precision
+from treat.step import Chain, autocast
 from treat.terms import PixelTerm, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
 from treat.update import (
@@ -60,6 +60,8 @@ def main(
     place = this_process()
     given = reward_for or (always(reward) if reward else None)
     check(config, given)
+    if place.device and place.device.type == "cuda" and not given:
+        check_fits(config, torch.cuda.get_device_properties(place.device).total_memory)
     with Run.start(config, config.out, "treat", place.is_main_process, {"steps"}) as run:
         device = place.device or torch.device("cpu")
         model, texts, real = open_model(config, place, device)
@@ -134,13 +136,6 @@ def always(detector: Detector) -> DetectorFor:
     return lambda prompts: detector
 
 
-def autocast(device: str, mixed_precision: str) -> Precision:
-    """Without the weight cache, whose weight gradients would be summed in bf16 (see treat.step)."""
-    if mixed_precision == "no":
-        return nullcontext
-    return functools.partial(torch.autocast, device, torch.bfloat16, cache_enabled=False)
-
-
 def check(config: Config, given: DetectorFor | None) -> None:
     """Everything that can be wrong, before anything heavy; raises `UserError`."""
     prompts = read_prompts(config.prompts)
@@ -168,7 +163,9 @@ def open_model(
     config: Config, place: PartialState, device: torch.device
 ) -> tuple[DiffusionModel, Texts, RealRows | None]:
     """The base with its adapters; prompts and real images encoded once, into the run folder."""
-    model = load_base(config.base, device, getattr(torch, config.base_dtype))
+    model = load_base(config.base, dtype=getattr(torch, config.base_dtype))
+    model.encoders_to(device)
+    recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
     split = split_prompts(config.prompts, config.watch_images, config.picture_prompts)
     cache, real = config.out / "cache", None
     with place.main_process_first():
@@ -178,6 +175,7 @@ def open_model(
             sides = config.height, config.width
             real = RealRows(cache_offline(cache, model, config.base, images, *sides), device)
     model.drop_text_encoders()
+    model.to(device)
     targets = model.lora_targets(config.targets)
     add_lora(model.network, config.rank, targets, seeding.mix(config.seed, LORA))
     return model, texts, real

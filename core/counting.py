@@ -1,0 +1,96 @@
+"""Code in, run on tensors without contents; out, the bytes and the arithmetic that it would need.
+
+What is counted is the program itself, so a count cannot fall behind it.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+
+class Cost(NamedTuple):
+    """Of one piece of work: the most bytes that lived at once, and floating-point operations."""
+
+    peak: int
+    flops: int
+
+
+class Tally(TorchDispatchMode):
+    """Within, new tensors are counted in bytes until they are freed, and operations for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = self.flops = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                self.add(value)
+        return out
+
+    @contextlib.contextmanager
+    def work(self, costs: dict[str, Cost], name: str) -> Iterator[None]:
+        """Within, one piece of work, of which `costs` may hold others under the same name."""
+        self.peak, before = self.live, self.flops
+        yield
+        known = costs.get(name, Cost(0, 0))
+        flops = known.flops + self.flops - before
+        costs[name] = Cost(max(known.peak, self.peak), flops)
+
+    def add(self, tensor: Tensor) -> None:
+        """Count one that was there before, or is counted already."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.live -= self._sizes.pop(key, 0)
+
+
+class Counter:
+    """Within `counting`, tensors have no contents and cost nothing; a tally is kept of them."""
+
+    def __init__(self) -> None:
+        self.tally, self._empty = Tally(), FakeTensorMode(allow_non_fake_inputs=True)
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """May be left, for work on real tensors, and entered again."""
+        with self._empty, self.tally:
+            yield
+
+    def imagine(self, module: nn.Module) -> int:
+        """Within `counting`, weights for a module from the meta device; how many bytes."""
+        before = self.tally.live
+        for part in module.modules():
+            stores: list[dict[str, Any]] = [part._parameters, part._buffers]
+            for store in stores:
+                for name, tensor in store.items():
+                    if tensor is not None:
+                        store[name] = _empty_like(tensor)
+        return self.tally.live - before
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, tensor.requires_grad)
+    return empty

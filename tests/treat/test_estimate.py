@@ -1,0 +1,154 @@
+"""The estimate against the same work on real tensors, and against itself extended."""
+
+import functools
+import shutil
+
+import pytest
+import torch
+
+from base_models.flux import Flux
+from base_models.load import load_base
+from core.counting import Tally
+from core.errors import UserError
+from detector.segformer import freeze
+from detector.storage import load_detector
+from tests.tiny import SIZE
+from tests.treat.setting import build, config
+from treat import estimate
+from treat.lora import add_lora
+from treat.step import Chain
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("world"))
+
+
+def settings(world, **changes):
+    given = {"batch": 2, "sampling_steps": 4, "last": 1, "lock_weight": 0.0, "rank": 4}
+    return config(world, world / "run", **(given | changes))
+
+
+def counted(world, **changes):
+    return estimate.estimate(settings(world, **changes)).phases
+
+
+KINDS = [
+    {"last": 2},
+    {"last": 2, "recompute": False},
+    {"last": 1, "two_pass_decode": True, "lock_weight": 1.0},
+    {"redraws": 2},
+]
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_as_with_real_tensors(world, changes):
+    """Operations are equal; so is memory above what stays, but for small tensors."""
+    given = settings(world, **changes)
+    number = given.redraws or given.gradient_steps
+    model = load_base(given.base)
+    add_lora(model.network, given.rank, model.lora_targets(given.targets), 0)
+    steps = 1 if given.redraws else number
+    text = model.encode_prompts(["a prompt"] * given.batch)
+    chain = Chain(model, model.schedule(steps, SIZE, SIZE), text, given.gamma)
+    noise = model.noise([0, 1], SIZE, SIZE)
+    detector, costs = freeze(load_detector(world / "detector")), {}
+    tally = Tally()
+    for module in (model.network, model.vae, detector):
+        for weights in module.state_dict().values():
+            tally.add(weights)
+    own = tally.live
+    with tally:
+        work = functools.partial(tally.work, costs)
+        estimate.count_pixel_term(given, chain, noise, detector, number, work)
+    found = estimate.count(given, number)
+    stays = sum(size for name, size in found.resident.items() if "text_encoder" not in name)
+    for name, cost in costs.items():
+        assert found.phases[name].flops == cost.flops, name
+        assert found.phases[name].peak - stays == pytest.approx(cost.peak - own, rel=0.02), name
+
+
+@pytest.mark.parametrize("changes", [{"recompute": False}, {"redraws": 3}], ids=str)
+def test_linear_in_the_steps_that_learn(world, changes):
+    given = settings(world, last=3, **changes)
+    extended, whole = estimate.estimate(given), estimate.count(given, 3)
+    for name in (estimate.REWARD, estimate.LEARNING):
+        assert extended.phases[name].peak == pytest.approx(whole.phases[name].peak, rel=0.005)
+        assert extended.phases[name].flops == pytest.approx(whole.phases[name].flops, rel=0.005)
+
+
+def test_every_step_of_the_drawing_is_paid(world):
+    one, six = (counted(world, sampling_steps=steps)[estimate.DRAWING] for steps in (1, 6))
+    assert six.flops == 6 * one.flops and six.peak == one.peak
+    redrawn = counted(world, sampling_steps=6, redraws=2)[estimate.DRAWING]
+    assert redrawn.flops == 8 * one.flops
+
+
+def test_what_saves_memory_saves_it_in_its_phase(world):
+    plain = estimate.count(settings(world), 1).phases
+    for change, phase in (
+        ({"checkpoint_blocks": True}, estimate.LEARNING),
+        ({"checkpoint_decoder": True}, estimate.REWARD),
+        ({"batch": 1}, estimate.OFFLINE),
+    ):
+        saved = estimate.count(settings(world, **change), 1).phases
+        assert saved[phase].peak < plain[phase].peak, change
+    kept = estimate.count(settings(world, recompute=False), 1).phases
+    assert kept[estimate.REWARD].peak > plain[estimate.REWARD].peak
+    assert kept[estimate.LEARNING].flops < plain[estimate.LEARNING].flops
+
+
+def test_weights_are_not_needed(world, tmp_path):
+    bare = tmp_path / "base"
+    shutil.copytree(world / "base", bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    found = estimate.estimate(settings(world, base=str(bare)))
+    assert found == estimate.estimate(settings(world))
+    model = load_base(str(world / "base"))
+    held = list(model.network.parameters()) + list(model.network.buffers())
+    own = sum(tensor.nbytes for tensor in held)
+    add_lora(model.network, 4, model.lora_targets("attention+mlp"), 0)
+    adapters = sum(w.nbytes for w in model.network.parameters() if w.requires_grad)
+    assert found.resident["network"] == own + adapters
+    assert found.resident["optimizer"] == pytest.approx(3 * adapters, abs=64)
+
+
+def test_text_encoders_are_gone_when_the_updates_start(world, monkeypatch):
+    alone = {"pixel_weight": 0.0, "detector": None}
+    freed = counted(world, **alone)[estimate.OPTIMIZER].peak
+    monkeypatch.setattr(Flux, "drop_text_encoders", lambda self: None)
+    found = estimate.estimate(settings(world, **alone))
+    encoders = sum(size for name, size in found.resident.items() if "text_encoder" in name)
+    assert found.phases[estimate.OPTIMIZER].peak - freed == encoders > 0
+
+
+def test_the_control_needs_no_detector(world):
+    phases = counted(world, pixel_weight=0.0, detector=None)
+    assert set(phases) == {
+        estimate.PROMPTS, estimate.REAL, estimate.OFFLINE, estimate.OPTIMIZER,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="give --detector"):
+        counted(world, detector=None)
+
+
+def test_what_does_not_fit_is_refused_with_the_next_thing_to_try(world):
+    peak = estimate.estimate(settings(world)).peak
+    estimate.check_fits(settings(world), peak)
+    with pytest.raises(UserError, match="try --base-dtype bfloat16"):
+        estimate.check_fits(settings(world), peak - 1)
+    with pytest.raises(UserError, match="try --checkpoint-decoder"):
+        estimate.check_fits(settings(world, mixed_precision="bf16", checkpoint_blocks=True), 1000)
+
+
+def test_the_table_says_where_the_peak_is(world, capsys):
+    estimate.main(settings(world))
+    shown = capsys.readouterr().out
+    assert "peak" in shown and estimate.LEARNING in shown and "hours" in shown
+
+
+def test_bf16_weights_are_half(world):
+    full, half = (
+        estimate.count(settings(world, base_dtype=kind), 1).resident["vae"]
+        for kind in ("float32", "bfloat16")
+    )
+    assert half == pytest.approx(full / 2, rel=0.01)
+    assert torch.get_default_dtype() == torch.float32

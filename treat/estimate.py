@@ -1,0 +1,218 @@
+"""What a treatment will need: its settings in; memory and arithmetic out, before any heavy byte.
+
+    diffdoctor estimate --config treat.yaml --out runs/treat
+
+The update's own code runs on tensors without contents, with one step that learns and with two; the
+rest is linear in the steps. Weights are not needed, only the configs of the base. Not counted: what
+a GPU adds (its context, gaps between what was freed), and the looks and pictures between updates.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import core.config
+from base_models.checkpointing import recompute_blocks
+from base_models.outline import open_outline
+from core.contracts import Detector, Latents
+from core.counting import Cost, Counter
+from core.errors import UserError
+from detector.segformer import SegformerDetector, freeze
+from detector.storage import read_description
+from treat.cache import CHUNK
+from treat.drawings import drawings
+from treat.lora import add_lora, lora_parameters
+from treat.offline import LATENTS, images_at_once
+from treat.settings import Config
+from treat.step import Chain, autocast, latent_gradient, replay
+from treat.terms import PixelTerm, lock_to_base, offline_term
+from treat.update import Update
+from treat.views import Views
+
+PROMPTS, REAL, DRAWING, LOCK = "prompts encoded", "real images encoded", "drawing", "base drawn"
+REWARD, LEARNING, OFFLINE, OPTIMIZER = "reward", "learning", "offline term", "optimizer"
+"""The phases, in their order."""
+ONCE = (PROMPTS, REAL)
+GIB = 2**30
+SUSTAINED = 1e14
+"""Operations a second for which the hours are told."""
+Costs = dict[str, Cost]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that stay, by what holds them; and the cost of each phase of one micro-batch."""
+
+    resident: dict[str, int]
+    phases: Costs
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return max(cost.peak for cost in self.phases.values())
+
+
+def main(config: Config) -> None:
+    found = estimate(config)
+    console = Console()
+    console.print(table(found))
+    flops = sum(cost.flops for name, cost in found.phases.items() if name not in ONCE)
+    flops *= config.accumulation
+    hours = flops * config.steps / SUSTAINED / 3600
+    console.print(
+        f"peak {found.peak / GIB:.3g} GiB; {flops / 1e12:.4g} TFLOP an update of "
+        f"{config.batch * config.accumulation} images; {config.steps} updates take {hours:.3g} "
+        f"hours on a device that sustains {SUSTAINED / 1e12:.0f} TFLOP/s."
+    )
+
+
+def estimate(config: Config) -> Estimate:
+    """Count one micro-batch of `config` on one device; raises `UserError` as the treatment would.
+
+    Needs the configs of base and detector, and no image, prompt or weight.
+    """
+    if config.pixel_weight and config.detector is None:
+        raise UserError("pixel_weight needs a detector: give --detector, or --pixel-weight 0.")
+    number = config.redraws or config.gradient_steps
+    one = count(config, 1)
+    two = count(config, 2) if config.pixel_weight and number > 1 else one
+    phases = {name: extended(cost, two.phases[name], number) for name, cost in one.phases.items()}
+    if DRAWING in phases:  # counted with fewer steps
+        forward = one.phases[DRAWING].flops // (2 if config.redraws else 1)
+        passes = config.sampling_steps + config.redraws
+        phases[DRAWING] = Cost(phases[DRAWING].peak, passes * forward)
+        if LOCK in phases:
+            more = (config.sampling_steps - 1) * forward
+            phases[LOCK] = Cost(one.phases[LOCK].peak, one.phases[LOCK].flops + more)
+    return Estimate(one.resident, phases)
+
+
+def check_fits(config: Config, memory: int) -> None:
+    """Raise `UserError` where a device of so many bytes is too small, with what would help."""
+    need = estimate(config).peak
+    if need <= memory:
+        return
+    unused = [option for option, used in (
+        ("--base-dtype bfloat16 --mixed-precision bf16", config.mixed_precision == "bf16"),
+        ("--checkpoint-blocks", config.checkpoint_blocks),
+        ("--checkpoint-decoder", config.checkpoint_decoder),
+        ("--two-pass-decode", config.two_pass_decode),
+        ("--recompute", config.recompute),
+        ("--batch 1 with more --accumulation", config.batch == 1),
+    ) if not used]  # fmt: skip
+    cure = f"try {unused[0]}" if unused else "choose a smaller image or a larger device"
+    raise UserError(
+        f"this treatment needs {need / GIB:.3g} GiB and the device has {memory / GIB:.3g}: {cure} "
+        "(`diffdoctor estimate` with the same options shows where it goes)."
+    )
+
+
+def extended(one: Cost, two: Cost, number: int) -> Cost:
+    """The cost with `number` learning steps, from those with one and with two."""
+    more = number - 1
+    peak = one.peak + more * (two.peak - one.peak)
+    return Cost(peak, one.flops + more * (two.flops - one.flops))
+
+
+def count(config: Config, number: int) -> Estimate:
+    """One micro-batch that is drawn in `number` steps, all learning, or redrawn so many times."""
+    counter, phases, resident = Counter(), {}, {}
+    tally = counter.tally
+    model, networks = open_outline(config.base, getattr(torch, config.base_dtype))
+    recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
+    add_lora(model.network, config.rank, model.lora_targets(config.targets), config.seed)
+    sides = config.height, config.width
+    with counter.counting():
+        for name in [name for name in networks if networks[name] is not model.network]:
+            resident[name] = counter.imagine(networks.pop(name))
+        with tally.work(phases, PROMPTS):
+            model.encode_prompts(["a prompt"] * CHUNK)
+        texts = model.encode_prompts(["a prompt"] * config.batch)
+        if config.offline:
+            with tally.work(phases, REAL):
+                model.encode(torch.empty(images_at_once(*sides), 3, *sides))
+        model.drop_text_encoders()
+        resident["network"] = counter.imagine(model.network)
+    detector = outline_of(config.detector) if config.pixel_weight and config.detector else None
+    steps = 1 if config.redraws else number
+    schedule = model.schedule(steps, *sides)  # of real numbers
+    chain = Chain(model, schedule, texts, config.gamma, autocast("cpu", config.mixed_precision))
+    with counter.counting():
+        before = tally.live
+        update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
+        moments = [torch.empty_like(weight) for weight in update.weights for _ in range(2)]
+        resident["optimizer"] = tally.live - before
+        seeds = list(range(config.batch))
+        noise = model.noise(seeds, *sides)
+        if detector is not None:
+            resident["detector"] = counter.imagine(detector)
+            work = functools.partial(tally.work, phases)
+            count_pixel_term(config, chain, noise, detector, number, work)
+        if config.offline_weight:
+            with tally.work(phases, OFFLINE):
+                offline_term(model, {LATENTS: noise, **texts}, seeds, chain.precision).backward()
+        with tally.work(phases, OPTIMIZER):
+            update.collect(1.0, {})
+        del moments
+    return Estimate(resident, phases)
+
+
+def count_pixel_term(
+    config: Config,
+    chain: Chain,
+    noise: Latents,
+    detector: Detector,
+    number: int,
+    work: Callable[[str], AbstractContextManager],
+) -> None:
+    """The phases of the pixel term, as `treat.train` has them."""
+    views = Views(detector, config.views, config.seed)
+    term = PixelTerm(views, config.pixel_weight, config.selection, config.threshold)
+    if config.lock_weight:
+        with work(LOCK):
+            lock = config.lock_weight, config.threshold, config.lock_dilation
+            term.lock = lock_to_base(chain, noise, detector, *lock)
+    seeds = [config.seed] * len(noise) if config.redraws else None
+    learning = [0] * number if config.redraws else list(range(number))
+    drawn = drawings(chain, noise, learning, seeds, config.recompute)
+    while True:
+        with work(DRAWING):
+            drawing = next(drawn, None)
+        if drawing is None:
+            break
+        with work(REWARD):
+            pull = latent_gradient(chain, drawing.latents, term, config.two_pass_decode)
+        with work(LEARNING):
+            replay(chain, drawing.tape, pull * drawing.factor)
+
+
+def outline_of(folder: Path) -> SegformerDetector:
+    """A detector's network on the meta device, by its description alone."""
+    with torch.device("meta"):
+        return freeze(SegformerDetector(read_description(folder).config))
+
+
+def table(found: Estimate) -> Table:
+    """What stays, then the phases with the memory that each needs in all."""
+    shown = Table(title="one micro-batch on one device")
+    for name in ("", "GiB", "TFLOP"):
+        shown.add_column(name, justify="right" if name else "left")
+    for name, size in found.resident.items():
+        freed = " (until prompts are encoded)" if "text_encoder" in name else ""
+        shown.add_row(f"  {name}{freed}", f"{size / GIB:.3g}", "")
+    shown.add_section()
+    for name, cost in found.phases.items():
+        top = cost.peak == found.peak
+        shown.add_row(name, f"{cost.peak / GIB:.3g}", f"{cost.flops / 1e12:.4g}",
+                      style="bold" if top else None)  # fmt: skip
+    return shown
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m treat.estimate")
