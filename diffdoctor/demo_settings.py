@@ -56,8 +56,9 @@ class Settings:
             "gamma": 0.0,  # an eighth of the variance: docs/numbers.md
             "recompute": False,
             "pixel_weight": 0.5,
+            "threshold": 0.5,  # what is less likely an artifact than not is held, not healed
             "offline_weight": 1.0,
-            "lock_weight": 10.0,
+            "lock_weight": 30.0,
             "learning_rate": 7e-4,
             "decay": "linear",
             "watch_every": 20,
