@@ -26,7 +26,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 STEM = "adapter"
 """The file of a treat checkpoint that holds the LoRA masters."""
-PREFIX = "transformer."
+TRANSFORMER, UNET = "transformer.", "unet."
 """What diffusers puts before the names of the denoiser's modules."""
 
 
@@ -88,13 +88,18 @@ def read_file(path: Path) -> Adapter:
         settings = json.loads(metadata.get(METADATA, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable safetensors file: copy it again.") from error
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = {bare(name): tensor for name, tensor in tensors.items()}
     check_names(tensors, path)
-    settings = {name.removeprefix(PREFIX): value for name, value in settings.items()}
+    settings = {bare(name): value for name, value in settings.items()}
     rank = settings.get("r")
     scale = settings["lora_alpha"] / rank if rank and "lora_alpha" in settings else 1.0
     step = metadata.get("diffdoctor.step")
     return Adapter(fold(tensors, scale), int(step) if step and step.isdigit() else None)
+
+
+def bare(name: str) -> str:
+    """Without what diffusers puts before it."""
+    return name.removeprefix(TRANSFORMER).removeprefix(UNET)
 
 
 def read_run(folder: Path, step: str) -> Adapter:

@@ -2,6 +2,7 @@
 
 `pytorch_lora_weights.safetensors` carries PEFT names (`transformer.<module>.lora_A.weight`), the
 scale folded into B so that alpha = rank: readers that know no metadata apply it right as well.
+For a UNet (`unet.<module>...`) a second file has kohya's names, which ComfyUI reads.
 """
 
 import datetime
@@ -20,16 +21,16 @@ from core.config import Config as BaseConfig
 from core.errors import UserError
 from core.storage import write_atomic
 from detector.storage import digest as detector_digest
-from treat.adapter import METADATA, PREFIX, WEIGHTS, Adapter, read_adapter
+from treat.adapter import METADATA, UNET, WEIGHTS, Adapter, read_adapter
+from treat.lora_kinds import Architecture, Kind, kind_of, kohya_named
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ARCHITECTURES = {"schnell": "flux-1-schnell/lora", "dev": "flux-1-dev/lora"}
+KOHYA = "comfyui_lora.safetensors"
+"""A UNet's adapter by kohya's names."""
 CARD = "README.md"
 SHEET, PICTURE = "sheet.png", "before_after.png"
 LEGACY = slice(0x100000, 0x110000)
 """The bytes that kohya's first hash reads."""
-FLUX_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
-"""Where FLUX's adapters sit."""
 
 
 class Config(BaseConfig):
@@ -49,8 +50,8 @@ class Config(BaseConfig):
     """Shown by model managers."""
     license: str = ""
     """Of the adapter; the base model's own holds besides."""
-    architecture: Literal["schnell", "dev"] = "schnell"
-    """Which FLUX the base model is."""
+    architecture: Architecture | None = None
+    """What the base is (default: what the run's base says; of FLUX, schnell)."""
     base_model: str = ""
     """Hub id for the card (default: the folder's name of the run's base)."""
     evaluation: Path | None = None
@@ -62,27 +63,24 @@ class Config(BaseConfig):
 def main(config: Config) -> None:
     """Read, convert, describe, commit; the weights are the last to appear."""
     adapter = read_adapter(config.run, config.step)
-    check_family(adapter)
+    kind = kind_of(adapter, config.architecture)
     check_out(config.out)
     figures = read_figures(config.evaluation, config.arm)
-    tensors = exported(adapter, DTYPES[config.dtype])
-    content = safetensors.torch.save(tensors, metadata=header(config, adapter, figures, tensors))
+    tensors = rounded(adapter, DTYPES[config.dtype])
+    diffusers_named = {kind.prefix + name: tensor for name, tensor in tensors.items()}
+    said = header(config, adapter, kind, figures, diffusers_named)
+    content = safetensors.torch.save(diffusers_named, metadata=said)
     config.out.mkdir(parents=True, exist_ok=True)
     if config.evaluation and (config.evaluation / SHEET).is_file():
         write_atomic(config.out / PICTURE, (config.evaluation / SHEET).read_bytes())
-    write_atomic(config.out / CARD, card(config, adapter, figures).encode())
+    write_atomic(config.out / CARD, card(config, adapter, kind, figures).encode())
+    if kind.prefix == UNET:
+        named = kohya_named(tensors)
+        said = header(config, adapter, kind, figures, named)
+        said.pop(METADATA)  # beside the alphas it would make diffusers refuse the file
+        write_atomic(config.out / KOHYA, safetensors.torch.save(named, metadata=said))
     write_atomic(config.out / WEIGHTS, content)
     print(f"{config.out / WEIGHTS}: {len(tensors) // 2} modules, {len(content)} bytes")
-
-
-def check_family(adapter: Adapter) -> None:
-    """Refuse the UNets' adapters: under FLUX's names a pipeline would drop them and say nothing."""
-    strange = sorted(n for n in adapter.tensors if not n.startswith(FLUX_BLOCKS))
-    if strange:
-        raise UserError(
-            f"This adapter is not of a FLUX base ('{strange[0]}'), and only those can be exported "
-            "yet: its weights stay safe in the run's checkpoints."
-        )
 
 
 def check_out(folder: Path) -> None:
@@ -90,18 +88,15 @@ def check_out(folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file: name a folder with --out.")
     if folder.is_dir():
-        ours = (WEIGHTS, CARD, PICTURE)
+        ours = (WEIGHTS, KOHYA, CARD, PICTURE)
         strange = sorted(path.name for path in folder.iterdir() if path.name not in ours)
         if strange:
             raise UserError(f"{folder} holds other files ('{strange[0]}'): name an empty folder.")
 
 
-def exported(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors under diffusers' names, rounded once from the masters, contiguous."""
-    return {
-        PREFIX + name: adapter.tensors[name].to(dtype).contiguous()
-        for name in sorted(adapter.tensors)
-    }
+def rounded(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors, rounded once from the masters, contiguous."""
+    return {name: adapter.tensors[name].to(dtype).contiguous() for name in sorted(adapter.tensors)}
 
 
 def read_figures(folder: Path | None, arm: str) -> dict[str, float]:
@@ -123,18 +118,22 @@ def read_figures(folder: Path | None, arm: str) -> dict[str, float]:
 
 
 def header(
-    config: Config, adapter: Adapter, figures: Mapping[str, float], tensors: Mapping[str, Tensor]
+    config: Config,
+    adapter: Adapter,
+    kind: Kind,
+    figures: Mapping[str, float],
+    tensors: Mapping[str, Tensor],
 ) -> dict[str, str]:
     """What readers find before the tensors: all strings, no path, nothing secret."""
-    training = kohya(adapter)
+    training = kohya(adapter, kind)
     # kohya's hashes are taken over a file that carries the training entries only.
     file = safetensors.torch.save(dict(tensors), metadata=filled(training))
     whole = digest(file[8 + int.from_bytes(file[:8], "little") :])
     return filled(
         {
             "format": "pt",
-            METADATA: json.dumps(lora_metadata(adapter), sort_keys=True),
-            **modelspec(config, adapter, whole),
+            METADATA: json.dumps(lora_metadata(adapter, kind), sort_keys=True),
+            **modelspec(config, adapter, kind, whole),
             **training,
             "sshs_model_hash": whole,
             "sshs_legacy_hash": digest(file[LEGACY])[:8],
@@ -148,7 +147,7 @@ def filled(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value not in (None, "")}
 
 
-def lora_metadata(adapter: Adapter) -> dict[str, Any]:
+def lora_metadata(adapter: Adapter, kind: Kind) -> dict[str, Any]:
     """What diffusers makes its LoraConfig of: only fields that every version of peft knows."""
     settings = {
         "r": adapter.rank,
@@ -157,15 +156,15 @@ def lora_metadata(adapter: Adapter) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "bias": "none",
     }
-    return {PREFIX + name: value for name, value in settings.items()}
+    return {kind.prefix + name: value for name, value in settings.items()}
 
 
-def modelspec(config: Config, adapter: Adapter, whole: str) -> dict[str, Any]:
+def modelspec(config: Config, adapter: Adapter, kind: Kind, whole: str) -> dict[str, Any]:
     """ModelSpec 1.0.1, which model managers read."""
     sides = [adapter.run.get(name) for name in ("width", "height")]
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": ARCHITECTURES[config.architecture],
+        "modelspec.architecture": kind.modelspec,
         "modelspec.implementation": "diffusers",
         "modelspec.title": config.title,
         "modelspec.author": config.author,
@@ -179,13 +178,13 @@ def modelspec(config: Config, adapter: Adapter, whole: str) -> dict[str, Any]:
     }
 
 
-def kohya(adapter: Adapter) -> dict[str, Any]:
+def kohya(adapter: Adapter, kind: Kind) -> dict[str, Any]:
     """What kohya's tools and the web interfaces after them read."""
     return {
         "ss_network_dim": adapter.rank,
         "ss_network_alpha": float(adapter.rank),
-        "ss_network_module": "networks.lora_flux",
-        "ss_base_model_version": "flux1",
+        "ss_network_module": "networks.lora" if kind.prefix == UNET else "networks.lora_flux",
+        "ss_base_model_version": kind.kohya_version,
         "ss_learning_rate": adapter.run.get("learning_rate"),
         "ss_steps": adapter.step,
         "ss_seed": adapter.run.get("seed"),
@@ -213,7 +212,7 @@ def digest(content: bytes) -> str:
 # Card
 
 
-def card(config: Config, adapter: Adapter, figures: Mapping[str, float]) -> str:
+def card(config: Config, adapter: Adapter, kind: Kind, figures: Mapping[str, float]) -> str:
     """The README of a model hub: what it is, how to load it, what was measured."""
     base = config.base_model or Path(str(adapter.run.get("base", "the base model"))).name
     front = {
@@ -222,7 +221,7 @@ def card(config: Config, adapter: Adapter, figures: Mapping[str, float]) -> str:
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         **({"license": config.license} if config.license else {}),
-        "tags": ["text-to-image", "diffusers", "lora", "flux", "template:sd-lora"],
+        "tags": ["text-to-image", "diffusers", "lora", kind.tag, "template:sd-lora"],
     }
     measured = ""
     if figures:
@@ -232,7 +231,14 @@ def card(config: Config, adapter: Adapter, figures: Mapping[str, float]) -> str:
             f"{after:.1%} after.\n"
         )
         measured += f"\n![before and after]({PICTURE})\n"
-    text = CARD_TEXT.format(title=config.title, base=base, rank=adapter.rank, measured=measured)
+    text = CARD_TEXT.format(
+        title=config.title,
+        base=base,
+        rank=adapter.rank,
+        measured=measured,
+        pipeline=kind.pipeline,
+        file=KOHYA if kind.prefix == UNET else WEIGHTS,
+    )
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{text}"
 
 
@@ -244,14 +250,14 @@ pixel-level artifact detector gives the gradient. Always on, strength 1.0; no tr
 ## diffusers
 
 ```python
-from diffusers import FluxPipeline
+from diffusers import {pipeline}
 
-pipeline = FluxPipeline.from_pretrained("{base}")
+pipeline = {pipeline}.from_pretrained("{base}")
 pipeline.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="pytorch_lora_weights.safetensors")
 ```
 
 ## ComfyUI
 
-Put `pytorch_lora_weights.safetensors` into `models/loras`, add the node *Load LoRA* after the
+Put `{file}` into `models/loras`, add the node *Load LoRA* after the
 model loader, and leave both strengths at 1.0.
 """

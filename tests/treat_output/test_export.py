@@ -14,7 +14,7 @@ from core import checkpoint
 from core.errors import UserError
 from tests.tiny import SIZE, save_tiny
 from treat import export
-from treat.adapter import PREFIX, Adapter, attach, read_adapter
+from treat.adapter import TRANSFORMER, attach, read_adapter
 from treat.arms import Draw, Sampling, draw_images, load_arm
 from treat.lora import add_lora, lora_parameters, lora_state
 
@@ -98,9 +98,9 @@ def test_bf16_file_is_the_masters_rounded(run, network, tmp_path):
     export.main(export.Config(run=run, out=tmp_path))
     written = safetensors.torch.load_file(tmp_path / "pytorch_lora_weights.safetensors")
     masters = lora_state(network.network)
-    assert {name.removeprefix(PREFIX) for name in written} == set(masters)
+    assert {name.removeprefix(TRANSFORMER) for name in written} == set(masters)
     for name, tensor in masters.items():
-        assert torch.equal(written[PREFIX + name], tensor.to(torch.bfloat16))
+        assert torch.equal(written[TRANSFORMER + name], tensor.to(torch.bfloat16))
 
 
 def test_the_evaluations_arm_is_the_trainers_network(base, network, run):
@@ -148,7 +148,7 @@ def test_card(run, tmp_path):
 def test_foreign_scale_is_folded(run, tmp_path):
     """alpha = 2 rank in the header: B doubles, and the file written again says alpha = rank."""
     source = read_adapter(run)
-    tensors = {PREFIX + name: tensor for name, tensor in source.tensors.items()}
+    tensors = {TRANSFORMER + name: tensor for name, tensor in source.tensors.items()}
     settings = {"transformer.r": 4, "transformer.lora_alpha": 8}
     path = tmp_path / "foreign.safetensors"
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings)}
@@ -201,10 +201,3 @@ def test_adapter_of_another_base(run, base):
     model = load_arm(sampling(base), None)
     with pytest.raises(UserError, match="another base"):
         attach(model.network, type(source)(strange))
-
-
-def test_an_adapter_of_another_family_is_refused():
-    names = [f"down_blocks.0.attn1.to_q.lora_{side}.weight" for side in "AB"]
-    adapter = Adapter({name: torch.ones(2, 2) for name in names})
-    with pytest.raises(UserError, match="not of a FLUX base"):
-        export.check_family(adapter)
