@@ -32,6 +32,7 @@ from treat.offline import LATENTS, images_at_once
 from treat.settings import Config
 from treat.step import Chain, autocast, latent_gradient, replay
 from treat.terms import PixelTerm, lock_to_base, offline_term
+from treat.together import together
 from treat.update import Update
 from treat.views import Views
 
@@ -139,7 +140,8 @@ def count(config: Config, number: int) -> Estimate:
                 model.encode(torch.empty(images_at_once(*sides), 3, *sides))
         model.drop_text_encoders()
         resident["network"] = counter.imagine(model.network)
-    detector = outline_of(config.detector) if config.pixel_weight and config.detector else None
+    folders = (config.detector, *config.further_detectors) if config.pixel_weight else ()
+    detectors = [outline_of(folder) for folder in folders if folder]
     steps = 1 if config.redraws else number
     schedule = model.schedule(steps, *sides)  # of real numbers
     chain = Chain(model, schedule, texts, config.gamma, autocast("cpu", config.mixed_precision))
@@ -150,8 +152,9 @@ def count(config: Config, number: int) -> Estimate:
         resident["optimizer"] = tally.live - before
         seeds = list(range(config.batch))
         noise = model.noise(seeds, *sides)
-        if detector is not None:
-            resident["detector"] = counter.imagine(detector)
+        if detectors:
+            resident["detector"] = sum(counter.imagine(detector) for detector in detectors)
+            detector = together(detectors)
             work = functools.partial(tally.work, phases)
             count_pixel_term(config, chain, noise, detector, number, work)
         if config.offline_weight:

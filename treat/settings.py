@@ -29,6 +29,8 @@ class Config(core.config.Config):
     """Run folder; the same command resumes it."""
     detector: Path | None = None
     """Folder of the detector whose map is lowered."""
+    further_detectors: tuple[Path, ...] = ()
+    """Folders of others: the mean of all maps is lowered."""
     second_detector: Path | None = None
     """Folder of a detector that is never learnt from: it chooses the best step."""
     offline: Path | None = None
@@ -151,6 +153,11 @@ class Config(core.config.Config):
             raise ValueError("give real images as offline, or set offline_weight to 0")
         if self.refresh_every and not (self.annotator and self.detector):
             raise ValueError("refresh_every needs an annotator and a detector")
+        if self.further_detectors and (self.refresh_every or not self.detector):
+            raise ValueError(
+                "further_detectors come beside a detector, and none of several is refreshed: give "
+                "detector, and set refresh_every to 0"
+            )
         if self.patience and not (self.second_detector and self.watch_every):
             raise ValueError("patience needs a second_detector and watch_every")
         return self

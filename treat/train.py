@@ -34,6 +34,7 @@ from treat.settings import Config
 from treat.step import Chain, autocast
 from treat.terms import PixelTerm, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
+from treat.together import together
 from treat.update import (
     LORA,
     NOISE,
@@ -142,7 +143,8 @@ def check(config: Config, given: DetectorFor | None) -> None:
     if config.picture_prompts:
         read_prompts(config.picture_prompts)
     check_size(config.base, config.height, config.width)
-    for folder in filter(None, (config.detector, config.second_detector)):
+    detectors = config.detector, config.second_detector, *config.further_detectors
+    for folder in filter(None, detectors):
         read_description(folder)
     if config.offline and not len(read_offline(config.offline, config.offline_limit)):
         raise UserError(f"{config.offline} holds no images: name a folder that does.")
@@ -186,10 +188,14 @@ def open_detectors(
 ) -> dict[str, DetectorFor]:
     """`reward`, which is learnt from, and `second`, which only looks; frozen."""
     detectors = {} if given is None else {"reward": given}
-    folders = {"reward": config.detector, "second": config.second_detector}
-    for name, folder in folders.items():
-        if folder is not None and name not in detectors:
-            detectors[name] = always(freeze(load_detector(folder)).to(device))
+    folders = {
+        "reward": (config.detector, *config.further_detectors),
+        "second": (config.second_detector,),
+    }
+    for name, places in folders.items():
+        opened = [freeze(load_detector(folder)).to(device) for folder in places if folder]
+        if opened and name not in detectors:
+            detectors[name] = always(together(opened))
     return detectors
 
 
