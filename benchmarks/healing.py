@@ -3,9 +3,9 @@
     python -m benchmarks.healing --demo runs/demo --out runs/healing --seeds 0 1 2 --n 1000
 
 Detectors, prompts and real images are those of a finished demo. Every arm has the same LoRA, data
-and steps, the ceiling a rate and a weight of its own. `control` learns from the offline term alone,
-`ceiling` from the oracle's own gradient, which no treatment may read; one ceiling serves all seeds.
-Held-out prompts, the same noise for every arm.
+and steps, the ceiling a rate, weights and a threshold of its own. `control` learns from the offline
+term alone, `ceiling` from the oracle's own gradient, which no treatment may read; one ceiling
+serves all seeds. Held-out prompts, the same noise for every arm.
 """
 
 import json
@@ -28,6 +28,8 @@ from miniature.ceiling import Ceiling
 from miniature.meters import NAME, Bench, values_of
 
 ARMS = ("control", "adapter", "ceiling")
+CEILING = {"threshold": 0.1, "lock_weight": 10.0}
+"""Its map is a distance in RGB, no probability: few pixels are half of that away."""
 
 
 class Config(core.config.Config):
@@ -97,7 +99,8 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
     elif arm == "adapter":
         changes |= demo.rewarded() | {"refresh_every": config.refresh_every}
     else:
-        changes |= {"pixel_weight": config.ceiling_weight, "learning_rate": config.ceiling_rate}
+        own = {"pixel_weight": config.ceiling_weight, "learning_rate": config.ceiling_rate}
+        changes |= CEILING | own
     settings = demo.treatment(name, out=out, **changes)
     return treat.train.main(settings, reward_for=Ceiling if arm == "ceiling" else None)
 
