@@ -59,6 +59,7 @@ class UNetModel:
         self.network = pipeline.unet
         self.vae = pipeline.vae
         self.scheduler = one_step_scheduler(pipeline.scheduler)
+        self._samplers: dict[tuple[int, torch.device], Any] = {}
         self.text: Text | None = text
         self.guidance = guidance
         self.learn_empty = learn_empty
@@ -176,8 +177,11 @@ class UNetModel:
                 f"{steps} sampling steps are not between 1 and "
                 f"{self.scheduler.config.num_train_timesteps}, the steps this base was trained on."
             )
-        sampler = copy.copy(self.scheduler)
-        sampler.set_timesteps(steps, device=self.device)
+        key = steps, self.device
+        if key not in self._samplers:
+            self._samplers[key] = copy.copy(self.scheduler)
+            self._samplers[key].set_timesteps(steps, device=self.device)
+        sampler = copy.copy(self._samplers[key])
         if isinstance(sampler, EulerDiscreteScheduler):
             sampler.set_begin_index(at)
         return sampler

@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+NUMBER = torch.ops.aten._local_scalar_dense.default
+"""What asks a tensor for its number; one without contents has 0, which means no."""
+NOTHING = {torch.bool: False, torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 0.0}
 
 
 class Cost(NamedTuple):
@@ -32,6 +36,8 @@ class Tally(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is NUMBER and isinstance(args[0], FakeTensor):
+            return NOTHING.get(args[0].dtype, 0)
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count:
