@@ -10,6 +10,7 @@ def recompute_blocks(model: DiffusionModel, network: bool, decoder: bool) -> Non
 
     `network`: the denoiser's blocks; `decoder`: the autoencoder's. Gradients stay the same.
     """
-    chosen: list[Any] = [model.network] * network + [model.vae] * decoder
-    for module in chosen:
-        module.enable_gradient_checkpointing()
+    chosen: dict[Any, bool] = {model.network: network, model.vae: decoder}
+    for module, wanted in chosen.items():
+        if wanted:
+            module.enable_gradient_checkpointing()

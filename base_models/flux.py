@@ -80,8 +80,8 @@ class Flux:
         return next(self.vae.parameters()).device
 
     def to(self, device: torch.device | str) -> "Flux":
-        for module in (self.network, self.vae, *self._text_encoders()):
-            module.to(device)
+        self.encoders_to(device)
+        self.network.to(device)
         return self
 
     def encoders_to(self, device: torch.device | str) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from base_models.load import FAMILIES, UNUSED, locate, read_parts
 from core.contracts import DiffusionModel
+from core.errors import UserError
 
 KOLORS = "diffusers.pipelines.kolors"
 """Where diffusers keeps what model_index.json calls `kolors`."""
@@ -34,7 +35,12 @@ def open_outline(
 
 
 def _class(library: str, name: str) -> Any:
-    return getattr(import_module(KOLORS if library == "kolors" else library), name)
+    module = import_module(KOLORS if library == "kolors" else library)
+    if not hasattr(module, name):
+        raise UserError(
+            f"this version of {library} has no {name}, which the base names: upgrade it."
+        )
+    return getattr(module, name)
 
 
 def _without_weights(cls: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module:

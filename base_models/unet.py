@@ -81,8 +81,8 @@ class UNetModel:
         return next(self.vae.parameters()).device
 
     def to(self, device: torch.device | str) -> "UNetModel":
-        for module in (self.network, self.vae, *self._text_encoders()):
-            module.to(device)
+        self.encoders_to(device)
+        self.network.to(device)
         return self
 
     def encoders_to(self, device: torch.device | str) -> None:
@@ -177,7 +177,7 @@ class UNetModel:
                 f"{steps} sampling steps are not between 1 and "
                 f"{self.scheduler.config.num_train_timesteps}, the steps this base was trained on."
             )
-        key = steps, self.device
+        key = steps, self.device  # set up once, with real numbers, also for a dry run
         if key not in self._samplers:
             self._samplers[key] = copy.copy(self.scheduler)
             self._samplers[key].set_timesteps(steps, device=self.device)

@@ -29,7 +29,7 @@ from miniature.meters import NAME, Bench, values_of
 
 ARMS = ("control", "adapter", "ceiling")
 CEILING = {"threshold": 0.1, "lock_weight": 10.0}
-"""Its map is a distance in RGB, no probability: few pixels are half of that away."""
+"""Its map is a distance in RGB, no probability: few pixels lie more than .5 from their target."""
 
 
 class Config(core.config.Config):

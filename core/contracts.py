@@ -61,10 +61,12 @@ class DiffusionModel(Protocol):
     vae: torch.nn.Module
     """The autoencoder."""
 
-    def to(self, device: torch.device | str) -> "DiffusionModel": ...
+    def to(self, device: torch.device | str) -> "DiffusionModel":
+        """Move every network that is still there."""
+        ...
 
     def encoders_to(self, device: torch.device | str) -> None:
-        """Move all but the network, which may be the largest part: it is not needed to encode."""
+        """Move text encoders and autoencoder: to encode, the network need not be there yet."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...

@@ -1,6 +1,6 @@
 """Code in, run on tensors without contents; out, the bytes and the arithmetic that it would need.
 
-What is counted is the program itself, so a count cannot fall behind it.
+What is counted is code itself, so that no table of formulas has to be kept equal to it.
 """
 
 import contextlib
@@ -16,8 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 NUMBER = torch.ops.aten._local_scalar_dense.default
-"""What asks a tensor for its number; one without contents has 0, which means no."""
-NOTHING = {torch.bool: False, torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 0.0}
+"""What asks a tensor for its number; one without contents has 0, which also means no."""
 
 
 class Cost(NamedTuple):
@@ -37,7 +36,7 @@ class Tally(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is NUMBER and isinstance(args[0], FakeTensor):
-            return NOTHING.get(args[0].dtype, 0)
+            return False if args[0].dtype == torch.bool else 0
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count:
@@ -71,7 +70,7 @@ class Tally(TorchDispatchMode):
         self.live -= self._sizes.pop(key, 0)
 
 
-class Counter:
+class DryRun:
     """Within `counting`, tensors have no contents and cost nothing; a tally is kept of them."""
 
     def __init__(self) -> None:
@@ -83,15 +82,20 @@ class Counter:
         with self._empty, self.tally:
             yield
 
-    def imagine(self, module: nn.Module) -> int:
-        """Within `counting`, weights for a module from the meta device; how many bytes."""
-        before = self.tally.live
+    def materialise(self, module: nn.Module) -> int:
+        """Within `counting`, weights for a module from the meta device; how many bytes.
+
+        What is shared in the module stays shared.
+        """
+        before, known = self.tally.live, {}
         for part in module.modules():
             stores: list[dict[str, Any]] = [part._parameters, part._buffers]
             for store in stores:
                 for name, tensor in store.items():
                     if tensor is not None:
-                        store[name] = _empty_like(tensor)
+                        if id(tensor) not in known:
+                            known[id(tensor)] = _empty_like(tensor)
+                        store[name] = known[id(tensor)]
         return self.tally.live - before
 
 

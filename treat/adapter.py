@@ -141,7 +141,7 @@ def check_names(tensors: Mapping[str, Tensor], path: Path) -> None:
         if a == b or a not in tensors or b not in tensors:
             raise UserError(
                 f"{path} has '{name}', which is no pair of lora_A.weight and lora_B.weight: "
-                "give a LoRA in PEFT names, as `diffdoctor export` writes it."
+                f"give a LoRA in PEFT names, {WEIGHTS} of `diffdoctor export`."
             )
         if tensor.ndim != 2 or tensors[a].shape[0] != tensors[b].shape[1]:
             raise UserError(f"{path}: the shapes at '{name}' do not belong together: export again.")

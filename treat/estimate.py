@@ -2,18 +2,22 @@
 
     diffdoctor estimate --config treat.yaml --out runs/treat
 
-The update's own code runs on tensors without contents, with one step that learns and with two; the
+The terms of an update run on tensors without contents, with one step that learns and with two; the
 rest is linear in the steps. Weights are not needed, only the configs of the base. Not counted: what
-a GPU adds (its context, gaps between what was freed), and the looks and pictures between updates.
+a GPU adds (its context, gaps between what was freed), the optimizer's own step, and what happens
+between updates: looks, pictures, refreshes of the detector.
 """
 
 import functools
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -21,18 +25,20 @@ import core.config
 from base_models.checkpointing import recompute_blocks
 from base_models.outline import open_outline
 from core.contracts import Detector, Latents
-from core.counting import Cost, Counter
+from core.counting import Cost, DryRun
 from core.errors import UserError
+from core.run import plain
+from core.storage import write_atomic
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import read_description
+from treat import settings
 from treat.cache import CHUNK
 from treat.drawings import drawings
+from treat.ensemble import ensemble
 from treat.lora import add_lora, lora_parameters
 from treat.offline import LATENTS, images_at_once
-from treat.settings import Config
 from treat.step import Chain, autocast, latent_gradient, replay
 from treat.terms import PixelTerm, lock_to_base, offline_term
-from treat.together import together
 from treat.update import Update
 from treat.views import Views
 
@@ -42,7 +48,7 @@ REWARD, LEARNING, OFFLINE, OPTIMIZER = "reward", "learning", "offline term", "op
 ONCE = (PROMPTS, REAL)
 GIB = 2**30
 SUSTAINED = 1e14
-"""Operations a second for which the hours are told."""
+"""Operations a second for which the hours are told: a round number, no device's own."""
 Costs = dict[str, Cost]
 
 
@@ -59,8 +65,19 @@ class Estimate:
         return max(cost.peak for cost in self.phases.values())
 
 
+class Config(settings.Config):
+    """What a treatment with these settings will need: memory and arithmetic, phase by phase."""
+
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    """Also write the figures to this file (bytes and operations)."""
+
+
 def main(config: Config) -> None:
+    """Count, print the table, and write the figures if a file is named."""
     found = estimate(config)
+    if config.json_file is not None:
+        text = json.dumps(plain(asdict(found)), indent=2) + "\n"
+        write_atomic(config.json_file, text.encode())
     console = Console()
     console.print(table(found))
     flops = sum(cost.flops for name, cost in found.phases.items() if name not in ONCE)
@@ -73,13 +90,14 @@ def main(config: Config) -> None:
     )
 
 
-def estimate(config: Config) -> Estimate:
-    """Count one micro-batch of `config` on one device; raises `UserError` as the treatment would.
+def estimate(config: settings.Config) -> Estimate:
+    """Count one micro-batch of `config` on one device.
 
-    Needs the configs of base and detector, and no image, prompt or weight.
+    Needs the configs of base and detectors, and no image, prompt or weight; raises `UserError`
+    where they are missing or damaged.
     """
     if config.pixel_weight and config.detector is None:
-        raise UserError("pixel_weight needs a detector: give --detector, or --pixel-weight 0.")
+        raise UserError(settings.NO_DETECTOR)
     number = config.redraws or config.gradient_steps
     one = count(config, 1)
     two = count(config, 2) if config.pixel_weight and number > 1 else one
@@ -94,23 +112,33 @@ def estimate(config: Config) -> Estimate:
     return Estimate(one.resident, phases)
 
 
-def check_fits(config: Config, memory: int) -> None:
-    """Raise `UserError` where a device of so many bytes is too small, with what would help."""
-    need = estimate(config).peak
-    if need <= memory:
+def check_fits(config: settings.Config, device: torch.device | None) -> None:
+    """Raise `UserError` where a GPU is too small for a new run, with what would help."""
+    if device is None or device.type != "cuda" or (config.out / "checkpoints").exists():
         return
-    unused = [option for option, used in (
-        ("--base-dtype bfloat16 --mixed-precision bf16", config.mixed_precision == "bf16"),
-        ("--checkpoint-blocks", config.checkpoint_blocks),
-        ("--checkpoint-decoder", config.checkpoint_decoder),
-        ("--two-pass-decode", config.two_pass_decode),
-        ("--recompute", config.recompute),
-        ("--batch 1 with more --accumulation", config.batch == 1),
-    ) if not used]  # fmt: skip
-    cure = f"try {unused[0]}" if unused else "choose a smaller image or a larger device"
+    check_memory(config, torch.cuda.get_device_properties(device).total_memory)
+
+
+def check_memory(config: settings.Config, memory: int) -> None:
+    """The same for a device of so many bytes."""
+    found = estimate(config)
+    if found.peak <= memory:
+        return
+    phase = next(name for name, cost in found.phases.items() if cost.peak == found.peak)
+    halves = config.base_dtype == "bfloat16" and config.mixed_precision == "bf16"
+    options = {
+        "--base-dtype bfloat16 --mixed-precision bf16": not halves,
+        "--recompute": not config.recompute,
+        "--checkpoint-decoder": phase == REWARD and not config.checkpoint_decoder,
+        "--two-pass-decode": phase == REWARD and not config.two_pass_decode,
+        "--checkpoint-blocks": phase in (LEARNING, OFFLINE) and not config.checkpoint_blocks,
+        "--batch 1 with more --accumulation": config.batch > 1,
+    }
+    helps = [option for option, unused in options.items() if unused]
     raise UserError(
-        f"this treatment needs {need / GIB:.3g} GiB and the device has {memory / GIB:.3g}: {cure} "
-        "(`diffdoctor estimate` with the same options shows where it goes)."
+        f"this treatment needs {found.peak / GIB:.3g} GiB ({phase}) and the device has "
+        f"{memory / GIB:.3g}: try {helps[0] if helps else 'smaller images, or a larger device'} "
+        "(`diffdoctor estimate` shows where it goes; --no-check-memory starts all the same)."
     )
 
 
@@ -121,17 +149,17 @@ def extended(one: Cost, two: Cost, number: int) -> Cost:
     return Cost(peak, one.flops + more * (two.flops - one.flops))
 
 
-def count(config: Config, number: int) -> Estimate:
+def count(config: settings.Config, number: int) -> Estimate:
     """One micro-batch that is drawn in `number` steps, all learning, or redrawn so many times."""
-    counter, phases, resident = Counter(), {}, {}
-    tally = counter.tally
+    dry, phases, resident = DryRun(), {}, {}
+    tally = dry.tally
     model, networks = open_outline(config.base, getattr(torch, config.base_dtype))
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
     add_lora(model.network, config.rank, model.lora_targets(config.targets), config.seed)
     sides = config.height, config.width
-    with counter.counting():
+    with dry.counting():
         for name in [name for name in networks if networks[name] is not model.network]:
-            resident[name] = counter.imagine(networks.pop(name))
+            resident[name] = dry.materialise(networks.pop(name))
         with tally.work(phases, PROMPTS):
             model.encode_prompts(["a prompt"] * CHUNK)
         texts = model.encode_prompts(["a prompt"] * config.batch)
@@ -139,22 +167,25 @@ def count(config: Config, number: int) -> Estimate:
             with tally.work(phases, REAL):
                 model.encode(torch.empty(images_at_once(*sides), 3, *sides))
         model.drop_text_encoders()
-        resident["network"] = counter.imagine(model.network)
+        resident["network"] = dry.materialise(model.network)
     folders = (config.detector, *config.further_detectors) if config.pixel_weight else ()
     detectors = [outline_of(folder) for folder in folders if folder]
+    second = outline_of(config.second_detector) if config.second_detector else None
     steps = 1 if config.redraws else number
     schedule = model.schedule(steps, *sides)  # of real numbers
     chain = Chain(model, schedule, texts, config.gamma, autocast("cpu", config.mixed_precision))
-    with counter.counting():
+    with dry.counting():
         before = tally.live
         update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
         moments = [torch.empty_like(weight) for weight in update.weights for _ in range(2)]
         resident["optimizer"] = tally.live - before
+        if second is not None:
+            resident["second detector"] = dry.materialise(second)
         seeds = list(range(config.batch))
         noise = model.noise(seeds, *sides)
         if detectors:
-            resident["detector"] = sum(counter.imagine(detector) for detector in detectors)
-            detector = together(detectors)
+            resident["detector"] = sum(map(dry.materialise, detectors))
+            detector = ensemble(detectors)
             work = functools.partial(tally.work, phases)
             count_pixel_term(config, chain, noise, detector, number, work)
         if config.offline_weight:
@@ -167,7 +198,7 @@ def count(config: Config, number: int) -> Estimate:
 
 
 def count_pixel_term(
-    config: Config,
+    config: settings.Config,
     chain: Chain,
     noise: Latents,
     detector: Detector,

@@ -78,9 +78,14 @@ def main(config: Config) -> None:
         named = kohya_named(tensors)
         said = header(config, adapter, kind, figures, named)
         said.pop(METADATA)  # beside the alphas it would make diffusers refuse the file
+        said |= {
+            "ss_output_name": KOHYA.removesuffix(".safetensors"),
+            "modelspec.implementation": "sd-scripts",
+        }
         write_atomic(config.out / KOHYA, safetensors.torch.save(named, metadata=said))
     write_atomic(config.out / WEIGHTS, content)
-    print(f"{config.out / WEIGHTS}: {len(tensors) // 2} modules, {len(content)} bytes")
+    written = f"{config.out / WEIGHTS}" + (f" and {KOHYA}" if kind.prefix == UNET else "")
+    print(f"{written}: {len(tensors) // 2} modules, {len(content)} bytes")
 
 
 def check_out(folder: Path) -> None:
@@ -231,13 +236,15 @@ def card(config: Config, adapter: Adapter, kind: Kind, figures: Mapping[str, flo
             f"{after:.1%} after.\n"
         )
         measured += f"\n![before and after]({PICTURE})\n"
+    file = KOHYA if kind.prefix == UNET else WEIGHTS
     text = CARD_TEXT.format(
         title=config.title,
         base=base,
         rank=adapter.rank,
         measured=measured,
         pipeline=kind.pipeline,
-        file=KOHYA if kind.prefix == UNET else WEIGHTS,
+        # ComfyUI itself loads no Kolors.
+        comfyui=COMFYUI_TEXT.format(file=file) if kind.kohya_version else "",
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{text}"
 
@@ -255,7 +262,8 @@ from diffusers import {pipeline}
 pipeline = {pipeline}.from_pretrained("{base}")
 pipeline.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="pytorch_lora_weights.safetensors")
 ```
-
+{comfyui}"""
+COMFYUI_TEXT = """
 ## ComfyUI
 
 Put `{file}` into `models/loras`, add the node *Load LoRA* after the

@@ -1,17 +1,18 @@
 """What readers of LoRA files want to be told, base by base; and kohya's names for the UNets."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from base_models.load import check_base
+from base_models.load import locate, read_parts
 from core.errors import UserError
 from treat.adapter import TRANSFORMER, UNET, Adapter
 
-Architecture = Literal["schnell", "dev", "sdxl", "sd1", "sd2", "kolors"]
+Architecture = Literal["schnell", "dev", "sdxl", "sd1", "sd2", "sd2-768", "kolors"]
 
 
 class Kind(NamedTuple):
@@ -20,10 +21,10 @@ class Kind(NamedTuple):
     prefix: str
     """Before the names of the network's modules."""
     pipeline: str
-    modelspec: str
-    """`modelspec.architecture`."""
-    kohya_version: str
-    """`ss_base_model_version`."""
+    modelspec: str | None
+    """`modelspec.architecture`, as sd-scripts writes it; it knows no Kolors."""
+    kohya_version: str | None
+    """`ss_base_model_version`, likewise."""
     tag: str
 
 
@@ -34,12 +35,16 @@ KINDS: dict[str, Kind] = {
                  "sdxl_base_v1-0", "stable-diffusion-xl"),
     "sd1": Kind(UNET, "StableDiffusionPipeline", "stable-diffusion-v1/lora", "sd_v1",
                 "stable-diffusion"),
-    "sd2": Kind(UNET, "StableDiffusionPipeline", "stable-diffusion-v2-768-v/lora", "sd_v2",
+    "sd2": Kind(UNET, "StableDiffusionPipeline", "stable-diffusion-v2-512/lora", "sd_v2",
                 "stable-diffusion"),
-    "kolors": Kind(UNET, "KolorsPipeline", "kolors/lora", "kolors", "kolors"),
+    "sd2-768": Kind(UNET, "StableDiffusionPipeline", "stable-diffusion-v2-768-v/lora", "sd_v2_v",
+                    "stable-diffusion"),
+    "kolors": Kind(UNET, "KolorsPipeline", None, None, "kolors"),
 }  # fmt: skip
 FLUX_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 UNET_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
+SD2_WIDTH = 1024
+"""Of the text that SD 2 reads; SD 1 reads 768."""
 HALVES = {"lora_A": "lora_down", "lora_B": "lora_up"}
 """peft's names -> kohya's."""
 
@@ -50,29 +55,41 @@ def kind_of(adapter: Adapter, asked: Architecture | None) -> Kind:
     prefix = TRANSFORMER if all(name.startswith(FLUX_BLOCKS) for name in names) else UNET
     strange = [name for name in names if not name.startswith(FLUX_BLOCKS + UNET_BLOCKS)]
     if strange:
-        raise UserError(f"'{strange[0]}' is of no base that is known here: export its own LoRA.")
+        raise UserError(
+            f"'{strange[0]}' belongs to neither a FLUX transformer nor a UNet, and only adapters "
+            "of these can be exported: give another --run."
+        )
     chosen = asked or guessed(adapter, prefix)
     if chosen is None:
-        known = ", ".join(name for name, kind in KINDS.items() if kind.prefix == prefix)
-        raise UserError(f"the base of this adapter is not at hand: say --architecture ({known}).")
+        raise UserError(f"the base of this adapter is not at hand: say {options(prefix)}.")
     if KINDS[chosen].prefix != prefix:
-        raise UserError(f"this adapter is of no {chosen} ('{names[0]}'): see --architecture.")
+        raise UserError(f"this adapter is of no {chosen} ('{names[0]}'): say {options(prefix)}.")
     return KINDS[chosen]
 
 
+def options(prefix: str) -> str:
+    known = ", ".join(name for name, kind in KINDS.items() if kind.prefix == prefix)
+    return f"--architecture ({known})"
+
+
 def guessed(adapter: Adapter, prefix: str) -> Architecture | None:
-    """By the run's base, if it is a folder that is there; of two FLUX, schnell."""
-    if prefix == TRANSFORMER:
-        return "schnell"
-    base = Path(str(adapter.run.get("base", ""))).expanduser()
-    if not (adapter.run.get("base") and base.exists()):
-        return None
-    pipelines: dict[str, Architecture] = {
-        "StableDiffusionXLPipeline": "sdxl",
-        "StableDiffusionPipeline": "sd1",
-        "KolorsPipeline": "kolors",
-    }
-    return pipelines.get(check_base(base, weights=False))
+    """By the configs of the run's base, if they can be had; a FLUX without a base is schnell."""
+    try:
+        family, folder, _ = read_parts(locate(str(adapter.run["base"]), weights=False))
+    except (KeyError, UserError):
+        return "schnell" if prefix == TRANSFORMER else None
+    if family == "FluxPipeline":
+        return "dev" if config_of(folder / "transformer").get("guidance_embeds") else "schnell"
+    if family == "StableDiffusionPipeline":
+        if config_of(folder / "unet").get("cross_attention_dim") != SD2_WIDTH:
+            return "sd1"
+        velocity = config_of(folder / "scheduler", "scheduler_config.json").get("prediction_type")
+        return "sd2-768" if velocity == "v_prediction" else "sd2"
+    return "sdxl" if family == "StableDiffusionXLPipeline" else "kolors"
+
+
+def config_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    return json.loads((folder / name).read_text())
 
 
 def kohya_named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

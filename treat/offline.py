@@ -20,7 +20,7 @@ from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.images import from_uint8, list_images, read_image
 from core.shards import ShardStore
-from treat.cache import RowCache, Rows, digest
+from treat.cache import CHUNK, RowCache, Rows, digest
 
 LATENTS = "latents"
 ENCODED = 2**20
@@ -112,7 +112,7 @@ def cache_offline(
 
 def images_at_once(height: int, width: int) -> int:
     """How many the autoencoder is given."""
-    return max(1, ENCODED // (height * width))
+    return min(CHUNK, max(1, ENCODED // (height * width)))
 
 
 def cache_prompts(folder: Path, model: DiffusionModel, base: str, prompts: list[str]) -> RowCache:

@@ -13,6 +13,8 @@ from detector.augment import Augmentation
 from detector.learning import OptimizerName
 from treat.choice import Rule, number_of
 
+NO_DETECTOR = "pixel_weight needs a detector: give --detector, or --pixel-weight 0."
+
 Number = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 Listed = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -67,9 +69,12 @@ class Config(core.config.Config):
     two_pass_decode: bool = False
     """Decode twice, so that detector and decoder are never in memory together."""
     checkpoint_blocks: bool = False
-    """Keep only what enters each block of the network: much less memory, a third more time."""
+    """Keep only what enters each block of the network: much less memory, for
+    one more forward pass of each step that learns."""
     checkpoint_decoder: bool = False
     """The same for the autoencoder's decoder."""
+    check_memory: bool = True
+    """On a GPU, count first what is needed (`diffdoctor estimate`), and refuse what cannot fit."""
 
     views: int = Field(1, ge=1)
     """Perturbed copies of each image that the reward is averaged over, against a detector that is

@@ -24,17 +24,17 @@ from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
+from treat.ensemble import ensemble
 from treat.estimate import check_fits
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, cache_offline, read_offline
 from treat.prompts import read_prompts
 from treat.refresh import Refresher
-from treat.settings import Config
+from treat.settings import NO_DETECTOR, Config
 from treat.step import Chain, autocast
 from treat.terms import PixelTerm, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
-from treat.together import together
 from treat.update import (
     LORA,
     NOISE,
@@ -61,8 +61,8 @@ def main(
     place = this_process()
     given = reward_for or (always(reward) if reward else None)
     check(config, given)
-    if place.device and place.device.type == "cuda" and not given:
-        check_fits(config, torch.cuda.get_device_properties(place.device).total_memory)
+    if config.check_memory and place.is_main_process and not given:
+        check_fits(config, place.device)
     with Run.start(config, config.out, "treat", place.is_main_process, {"steps"}) as run:
         device = place.device or torch.device("cpu")
         model, texts, real = open_model(config, place, device)
@@ -153,7 +153,7 @@ def check(config: Config, given: DetectorFor | None) -> None:
     if not config.pixel_weight:
         return
     if given is None and config.detector is None:
-        raise UserError("pixel_weight needs a detector: give --detector, or --pixel-weight 0.")
+        raise UserError(NO_DETECTOR)
     if given is not None and not given(prompts[:1]).differentiable:
         raise UserError(
             "This detector carries no gradient from its map to the image, and a treatment learns "
@@ -192,10 +192,10 @@ def open_detectors(
         "reward": (config.detector, *config.further_detectors),
         "second": (config.second_detector,),
     }
-    for name, places in folders.items():
-        opened = [freeze(load_detector(folder)).to(device) for folder in places if folder]
-        if opened and name not in detectors:
-            detectors[name] = always(together(opened))
+    for name, named in folders.items():
+        if name not in detectors and any(named):
+            opened = [freeze(load_detector(folder)).to(device) for folder in named if folder]
+            detectors[name] = always(ensemble(opened))
     return detectors
 
 

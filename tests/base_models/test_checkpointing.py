@@ -33,4 +33,4 @@ def test_the_gradient_is_the_same_to_the_bit(case, precision):
     for parts in ((True, False), (False, True), (True, True)):
         found, memory = gradient(case, precision, *parts)
         assert equal(found, kept), parts
-    assert memory < all_in_memory
+        assert memory < all_in_memory, parts

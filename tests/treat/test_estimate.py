@@ -1,6 +1,7 @@
 """The estimate against the same work on real tensors, and against itself extended."""
 
 import functools
+import json
 import shutil
 
 import pytest
@@ -124,7 +125,7 @@ def test_weights_are_not_needed(world, tmp_path):
 
 
 def test_text_encoders_are_gone_when_the_updates_start(world, monkeypatch):
-    alone = {"pixel_weight": 0.0, "detector": None}
+    alone = {"pixel_weight": 0.0, "detector": None, "second_detector": None}
     freed = counted(world, **alone)[estimate.OPTIMIZER].peak
     monkeypatch.setattr(Flux, "drop_text_encoders", lambda self: None)
     found = estimate.estimate(settings(world, **alone))
@@ -143,17 +144,44 @@ def test_the_control_needs_no_detector(world):
 
 def test_what_does_not_fit_is_refused_with_the_next_thing_to_try(world):
     peak = estimate.estimate(settings(world)).peak
-    estimate.check_fits(settings(world), peak)
+    estimate.check_memory(settings(world), peak)
     with pytest.raises(UserError, match="try --base-dtype bfloat16"):
-        estimate.check_fits(settings(world), peak - 1)
-    with pytest.raises(UserError, match="try --checkpoint-decoder"):
-        estimate.check_fits(settings(world, mixed_precision="bf16", checkpoint_blocks=True), 1000)
+        estimate.check_memory(settings(world), peak - 1)
+    halves = {"mixed_precision": "bf16", "base_dtype": "bfloat16"}
+    with pytest.raises(UserError, match="needs .* [(]reward[)] .* try --checkpoint-decoder"):
+        estimate.check_memory(settings(world, **halves), 1000)
 
 
-def test_the_table_says_where_the_peak_is(world, capsys):
-    estimate.main(settings(world))
+def test_only_a_gpu_and_only_a_new_run_is_checked(world, tmp_path, monkeypatch):
+    class Tiny:
+        total_memory = 1000
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Tiny)
+    fresh = settings(world).model_copy(update={"out": tmp_path})
+    with pytest.raises(UserError, match="--no-check-memory"):
+        estimate.check_fits(fresh, torch.device("cuda", 0))
+    estimate.check_fits(fresh, torch.device("cpu"))
+    (tmp_path / "checkpoints").mkdir()
+    estimate.check_fits(fresh, torch.device("cuda", 0))
+
+
+def test_the_table_says_where_the_peak_is_and_the_file_says_it_all(world, tmp_path, capsys):
+    given = settings(world).model_dump() | {"json_file": tmp_path / "figures.json"}
+    config = estimate.Config(**given)
+    estimate.main(config)
     shown = capsys.readouterr().out
     assert "peak" in shown and estimate.LEARNING in shown and "hours" in shown
+    said = json.loads((tmp_path / "figures.json").read_text())
+    found = estimate.estimate(config)
+    assert said["resident"] == found.resident
+    assert said["phases"][estimate.REWARD] == list(found.phases[estimate.REWARD])
+
+
+def test_the_second_detector_stays_too_and_must_be_there(world, tmp_path):
+    found = estimate.count(settings(world), 1).resident
+    assert found["second detector"] == found["detector"]
+    with pytest.raises(UserError, match="nowhere"):
+        estimate.estimate(settings(world, second_detector=tmp_path / "nowhere"))
 
 
 def test_bf16_weights_are_half(world):

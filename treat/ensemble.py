@@ -1,13 +1,15 @@
-"""Several detectors in, one out: the mean of their maps. What deceives one is seen by another."""
+"""Several detectors in, one out: the mean of their maps."""
 
 from collections.abc import Sequence
+from typing import final
 
 import torch
 
 from core.contracts import ArtifactMap, Detector, Images
 
 
-class Together:
+@final
+class Ensemble:
     """The mean map of `detectors`, differentiable if all of them are."""
 
     def __init__(self, detectors: Sequence[Detector]) -> None:
@@ -19,6 +21,6 @@ class Together:
         return torch.stack(maps).mean(dim=0)
 
 
-def together(detectors: Sequence[Detector]) -> Detector:
+def ensemble(detectors: Sequence[Detector]) -> Detector:
     """A single one as it is."""
-    return detectors[0] if len(detectors) == 1 else Together(detectors)
+    return detectors[0] if len(detectors) == 1 else Ensemble(detectors)

@@ -9,7 +9,7 @@ from detector.storage import load_detector
 from tests.tiny import SIZE
 from tests.treat.setting import build, config, losses
 from treat import estimate, train
-from treat.together import Together, together
+from treat.ensemble import Ensemble, ensemble
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def world(tmp_path_factory):
 def test_mean_of_maps_and_gradients(world):
     one, two = (load_detector(world / name) for name in ("detector", "second"))
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    assert together([one]) is one
+    assert ensemble([one]) is one
     both = images.clone().requires_grad_()
-    Together([one, two])(both).sum().backward()
+    Ensemble([one, two])(both).sum().backward()
     each = []
     for detector in (one, two):
         own = images.clone().requires_grad_()
@@ -39,7 +39,7 @@ def test_one_that_has_no_gradient_leaves_none():
         def __call__(self, images):
             return images[:, :1]
 
-    assert not Together([Blind()]).differentiable
+    assert not Ensemble([Blind()]).differentiable
 
 
 def test_a_treatment_learns_from_both(world, tmp_path):
@@ -53,7 +53,7 @@ def test_a_treatment_learns_from_both(world, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"detector": None}, {"refresh_every": 1, "annotator": ("x",)}])
-def test_what_cannot_go_together(world, tmp_path, change):
+def test_what_cannot_go_ensemble(world, tmp_path, change):
     given = config(world, tmp_path).model_dump() | {"further_detectors": (world / "second",)}
     with pytest.raises(UserError, match="further_detectors"):
         from_mapping(train.Config, given | change)
