@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "estimate": Command(
         "treat.estimate",
-        "memory and arithmetic that a treatment will need, phase by phase, before it starts",
+        "memory and arithmetic that a treatment will need, by phase, without weights",
         "diffdoctor estimate --config treat.yaml --out runs/treat",
     ),
     "evaluate": Command(
