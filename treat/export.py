@@ -198,13 +198,14 @@ def kohya(adapter: Adapter, kind: Kind) -> dict[str, Any]:
 
 
 def provenance(adapter: Adapter, figures: Mapping[str, float]) -> dict[str, Any]:
-    """Which run and detector it comes from, by digests."""
-    folder = Path(str(adapter.run.get("detector") or "no detector"))
+    """Which run and detectors it comes from, by digests."""
+    named = [adapter.run.get("detector"), *(adapter.run.get("further_detectors") or ())]
+    detectors = [Path(folder) for folder in named if folder and Path(folder).is_dir()]
     settings = json.dumps(dict(adapter.run), sort_keys=True).encode()
     return {
         "diffdoctor.step": adapter.step,
         "diffdoctor.config_sha256": digest(settings) if adapter.run else None,
-        "diffdoctor.detector_sha256": detector_digest(folder) if folder.is_dir() else None,
+        "diffdoctor.detector_sha256": ",".join(map(detector_digest, detectors)),
         "diffdoctor.artifact_frequency_before": figures.get("before"),
         "diffdoctor.artifact_frequency_after": figures.get("after"),
     }

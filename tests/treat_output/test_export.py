@@ -12,6 +12,9 @@ import torch
 
 from core import checkpoint
 from core.errors import UserError
+from detector.segformer import SegformerConfig, SegformerDetector
+from detector.storage import digest as detector_digest
+from detector.storage import save_detector
 from tests.tiny import SIZE, save_tiny
 from treat import export
 from treat.adapter import TRANSFORMER, attach, read_adapter
@@ -201,3 +204,14 @@ def test_adapter_of_another_base(run, base):
     model = load_arm(sampling(base), None)
     with pytest.raises(UserError, match="another base"):
         attach(model.network, type(source)(strange))
+
+
+def test_every_detector_that_taught_is_named_by_its_digest(tmp_path):
+    folders = [
+        save_detector(SegformerDetector(SegformerConfig(), seed=seed), tmp_path / str(seed), {})
+        for seed in (0, 1)
+    ]
+    run = {"detector": str(folders[0]), "further_detectors": [str(folders[1])]}
+    said = export.provenance(Adapter({}, run=run), {})["diffdoctor.detector_sha256"].split(",")
+    assert said == [detector_digest(folder) for folder in folders] and said[0] != said[1]
+    assert not export.provenance(Adapter({}), {})["diffdoctor.detector_sha256"]
