@@ -17,7 +17,7 @@ from detector.storage import digest as detector_digest
 from detector.storage import save_detector
 from tests.tiny import SIZE, save_tiny
 from treat import export
-from treat.adapter import TRANSFORMER, attach, read_adapter
+from treat.adapter import TRANSFORMER, Adapter, attach, read_adapter
 from treat.arms import Draw, Sampling, draw_images, load_arm
 from treat.lora import add_lora, lora_parameters, lora_state
 
