@@ -1,11 +1,14 @@
 """A base's configs in, the same base without weights out: for counting what it would need."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from diffusers.utils import logging
 
 from base_models.load import FAMILIES, UNUSED, locate, read_parts
 from core.contracts import DiffusionModel
@@ -28,10 +31,23 @@ def open_outline(
     classes = {part: _class(*where) for part, where in parts.items() if part not in unused}
     networks = {part: _without_weights(cls, folder / part, dtype)
                 for part, cls in classes.items() if issubclass(cls, torch.nn.Module)}  # fmt: skip
-    pipeline = getattr(diffusers, name).from_pretrained(
-        folder, local_files_only=True, **networks, **unused
-    )
+    with _silent():
+        pipeline = getattr(diffusers, name).from_pretrained(
+            folder, local_files_only=True, **networks, **unused
+        )
     return FAMILIES[name].wrap(pipeline), networks
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without diffusers' bar of loaded parts: nothing heavy is loaded here."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _class(library: str, name: str) -> Any:

@@ -12,10 +12,9 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from pydantic import Field
 from torch import Tensor
 
@@ -46,7 +45,7 @@ class Config(core.config.Config):
     """T."""
     last: int = Field(1, ge=1)
     """K."""
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    json_file: core.config.JsonFile = None
 
 
 class Bench:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from core.errors import UserError
 
@@ -27,6 +27,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+
+def _writable(path: Path | None) -> Path | None:
+    """Before the work that fills the file, not after it."""
+    if path is not None and path.is_dir():
+        raise ValueError("this is a folder; name a file in it")
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent}; create it first")
+    return path
+
+
+JsonFile = Annotated[Path | None, AfterValidator(_writable), tyro.conf.arg(name="json")]
+"""A `json_file` that figures are also written to (`json` alone is taken by pydantic)."""
 
 C = TypeVar("C", bound=BaseModel)
 

@@ -9,9 +9,7 @@ x100).
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from pydantic import Field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -52,8 +50,8 @@ class Config(core.config.Config):
     """Folder of the detector, or of the run that trained it."""
     data: tuple[Path, ...]
     """Shard folders, or folders with images/, masks/ and real/."""
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
-    """Also write the figures here (`json` alone is taken by pydantic)."""
+    json_file: core.config.JsonFile = None
+    """Also write the figures here."""
     threshold: float = Field(0.5, gt=0, lt=1)
     """From here a pixel counts as flagged."""
     size: int | None = Field(None, ge=8)

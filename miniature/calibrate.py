@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Bool, Float
 from pydantic import Field
@@ -59,7 +57,7 @@ class Config(core.config.Config):
     """Images of each planted fault."""
     vae: str | None = None
     """Grade or folder of a base model whose autoencoder the images go through as well."""
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    json_file: core.config.JsonFile = None
     """Also write the figures here."""
     workers: int = Field(1, ge=1)
     """Processes, of one thread each."""

@@ -14,10 +14,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -68,7 +66,7 @@ class Estimate:
 class Config(settings.Config):
     """What a treatment with these settings will need: memory and arithmetic, phase by phase."""
 
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    json_file: core.config.JsonFile = None
     """Also write the figures to this file (bytes and operations)."""
 
 

@@ -169,7 +169,8 @@ def test_the_table_says_where_the_peak_is_and_the_file_says_it_all(world, tmp_pa
     given = settings(world).model_dump() | {"json_file": tmp_path / "figures.json"}
     config = estimate.Config(**given)
     estimate.main(config)
-    shown = capsys.readouterr().out
+    shown, aside = capsys.readouterr()
+    assert not aside  # nothing is loaded, so no bar says so
     assert "peak" in shown and estimate.LEARNING in shown and "hours" in shown
     said = json.loads((tmp_path / "figures.json").read_text())
     found = estimate.estimate(config)
