@@ -18,7 +18,7 @@ from pydantic import Field
 
 import core.config
 import detector.train
-from core.shards import ShardWriter
+from core.shards import ShardStore, ShardWriter
 from detector.storage import load_detector, read_description, save_detector
 from diffdoctor import demo_data
 from diffdoctor.demo import checked
@@ -43,6 +43,8 @@ class Config(core.config.Config):
     more: int = Field(0, ge=0)
     """Further images of the newest grade, of all categories but bicycles."""
     sampling_steps: int = Field(6, ge=1)
+    also: tuple[Path, ...] = ()
+    """Further shard folders for each, such as an earlier base's; its labels are as true."""
     faults: int = Field(800, ge=1)
     """Planted faults for each."""
     renders: int = Field(3000, ge=1)
@@ -76,9 +78,10 @@ ALIGNING: Mapping[str, Any] = {**HARDENING, "alignment": 1.0}
 
 
 def main(config: Config) -> int | None:
-    if config.start:
-        for name in config.which:
-            read_description(config.start / name)  # refuses what is no detector, before the drawing
+    for name in config.which if config.start else ():
+        read_description(config.start / name)  # refuses what is no detector, before the drawing
+    for folder in config.also:
+        ShardStore(folder)
     newest, said = str(base_folder("newest")), split()["train"]
     small = [prompt for prompt in said if category_of(prompt) in SMALL_FLAWS]
     for name in config.which:
@@ -92,7 +95,7 @@ def main(config: Config) -> int | None:
         )
         write_procedural(folder, newest, config.faults, config.renders, seed)
         stages = {name: (LEARNING, config.steps)}
-        given: dict[str, Any] = {"data": (folder,), "seed": seed}
+        given: dict[str, Any] = {"data": (folder, *config.also), "seed": seed}
         if config.start:
             given["init"] = config.start / name
         if name == "first":
@@ -123,7 +126,8 @@ def train(settings: Mapping[str, Any], steps: int) -> int | None:
 def publish(config: Config, name: str, run: Path) -> None:
     """Write a run's detector where it ships, in fp16: half the bytes in every clone."""
     unused = set() if config.aligned_steps else {"redrawn"}
-    how = config.model_dump(mode="json", exclude={"out", "which", "start"} | unused)
+    how = config.model_dump(mode="json", exclude={"out", "which", "start", "also"} | unused)
+    how["also"] = sum(len(ShardStore(folder)) for folder in config.also)
     how["start"] = "earlier weights" if config.start else "random weights"
     card: dict[str, Any] = {"made_by": f"python -m benchmarks.starters --which {name}"}
     card["settings"] = how
