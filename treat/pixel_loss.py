@@ -35,6 +35,16 @@ def _area(c: Float[Tensor, "b hw"], threshold: float) -> PerImage:
     return (m * c).sum(1) / c.shape[1]
 
 
+def _root(c: Float[Tensor, "b hw"], threshold: float) -> PerImage:
+    """Sum of C over the pixels above the threshold, over the root of their number and of all.
+
+    Every image pulls about equally hard: the mean gives each pixel of a small artifact more of the
+    gradient the smaller it is, the area gives most to the largest artifacts.
+    """
+    m = (c > threshold).detach().to(c.dtype)
+    return (m * c).sum(1) / ((m.sum(1) + EPS) * c.shape[1]).sqrt()
+
+
 def _all(c: Float[Tensor, "b hw"], _threshold: float) -> PerImage:
     return c.mean(1)
 
@@ -45,6 +55,7 @@ def _max(c: Float[Tensor, "b hw"], _threshold: float) -> PerImage:
 
 SELECTIONS: dict[str, Callable[[Tensor, float], PerImage]] = {
     "threshold": _threshold,
+    "root": _root,
     "area": _area,
     "all": _all,
     "max": _max,

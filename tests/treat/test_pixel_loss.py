@@ -8,6 +8,7 @@ from treat.pixel_loss import dilated, lock_loss, pixel_loss, straight_through_cl
 MAPS = torch.tensor([[0.05, 0.2, 0.6, 0.1], [0.0, 0.0, 0.0, 0.0]]).view(2, 1, 2, 2)
 BY_HAND = {
     "threshold": (0.8 / (2 + 1e-5) + 0) / 2,
+    "root": (0.8 / ((2 + 1e-5) * 4) ** 0.5 + 0) / 2,
     "area": (0.8 / 4) / 2,
     "all": (0.95 / 4) / 2,
     "max": 0.6 / 2,
@@ -32,6 +33,15 @@ def test_the_mean_is_blind_to_area_and_area_is_not():
     losses = {name: [pixel_loss(m, name) for m in (small, large)] for name in BY_HAND}
     assert losses["threshold"][0].item() == pytest.approx(losses["threshold"][1].item(), rel=1e-4)
     assert losses["area"][1].item() == pytest.approx(4 * losses["area"][0].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("selection", "ratio"), [("threshold", 0.5), ("root", 1.0), ("area", 2.0)])
+def test_how_hard_an_image_with_four_times_the_area_pulls(selection, ratio):
+    maps = torch.zeros(2, 1, 8, 8)
+    maps[0, :, :2, :2] = maps[1, :, :4, :4] = 0.9
+    pixel_loss(maps.requires_grad_(), selection).backward()
+    small, large = maps.grad.flatten(1).norm(dim=1)
+    assert (large / small).item() == pytest.approx(ratio, rel=1e-4)
 
 
 def test_clamp_is_straight_through():
