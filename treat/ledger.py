@@ -12,6 +12,7 @@ from torch import nn
 from core import checkpoint
 from core.images import write_image
 from core.run import PAUSED, Run
+from treat.guard import PREFIX, Guard
 from treat.lora import load_lora_state, lora_state
 from treat.refresh import Refresher
 from treat.update import Update, this_process
@@ -29,14 +30,18 @@ class Ledger:
         watcher: Watcher,
         refresher: Refresher | None,
         best: Best,
+        guard: Guard | None,
         *,
+        steps: int,
+        stop_at_collapse: bool,
         checkpoint_every: int,
         picture_every: int,
         watch_every: int,
         patience: int,
     ):
         self.run, self.network, self.update = run, network, update
-        self.watcher, self.refresher, self.best = watcher, refresher, best
+        self.watcher, self.refresher, self.best, self.guard = watcher, refresher, best, guard
+        self.steps, self.stop_at_collapse = steps, stop_at_collapse
         self.every = {
             "checkpoint": checkpoint_every,
             "picture": picture_every,
@@ -46,6 +51,9 @@ class Ledger:
         self.place = this_process()
         self.step = 0
         self.saved: int | None = None
+        self.sound: int | None = None
+        """The last step whose look showed nothing amiss."""
+        self.collapsed = False
         self.last: dict[str, float] = {}
 
     def begin(self) -> None:
@@ -53,12 +61,17 @@ class Ledger:
         with self.place.main_process_first():
             found = checkpoint.load_newest(self.run.checkpoints)
         if found is None:
-            self._look(self._watched(0))
+            watched = self._watched(0)
+            self._look(watched)
+            self._report_detector(watched)
             self._picture()
             return
         load_lora_state(self.network, found.tensors["adapter"])
         self.update.restore(found.tensors["optimizer"], found.state["update"])
         self.best.restore(found.state["best"])
+        self.sound, self.collapsed = found.state["sound"], found.state["collapsed"]
+        if self.guard:
+            self.guard.before = found.state["amiss"]
         if self.refresher:
             self.refresher.restore(found.tensors.get("detector", {}), found.state["refreshes"])
         checkpoint.unpack_rng(found.tensors["rng"])
@@ -96,10 +109,19 @@ class Ledger:
         if better or self._due("checkpoint"):
             self.save()
 
+    def remaining(self) -> range:
+        """The updates still to be made."""
+        return range(self.step + 1, self.step + 1 if self.exhausted else self.steps + 1)
+
     @property
     def exhausted(self) -> bool:
-        """No look has been better for `patience` looks."""
-        return bool(self.patience) and self.best.since >= self.patience
+        """No look has been better for `patience` looks, or the images have collapsed."""
+        return self.collapsed or (bool(self.patience) and self.best.since >= self.patience)
+
+    @property
+    def kept(self) -> int | None:
+        """The step to go back to: the second detector's choice, else the last sound one."""
+        return self.sound if self.best.step is None else self.best.step
 
     def save(self) -> None:
         if not self.place.is_main_process or self.saved == self.step:
@@ -116,22 +138,25 @@ class Ledger:
             {
                 "update": state,
                 "best": self.best.state(),
+                "amiss": list(self.guard.before) if self.guard else [],
+                "sound": self.sound,
+                "collapsed": self.collapsed,
                 "refreshes": self.refresher.done if self.refresher else [],
             },
-            best=self.best.step,
+            best=self.kept,
         )
         self.saved = self.step
 
-    def close(self, steps: int) -> int:
+    def close(self) -> int:
         """Save, say how it ended; the program's exit code."""
         self.save()
-        finished = self.step >= steps or self.exhausted
+        finished = self.step >= self.steps or self.exhausted
         if not finished:
             self.run.event(
-                "info", f"stopped after step {self.step} of {steps}: the same command resumes"
+                "info", f"stopped after step {self.step} of {self.steps}: the same command resumes"
             )
             return PAUSED
-        best = self.step if self.best.step is None else self.best.step
+        best = self.step if self.best.step is None and not self.collapsed else self.kept
         self.run.summary(
             {"steps": self.step, "best_step": best, "second_mean": self.best.known, **self.last}
         )
@@ -154,7 +179,32 @@ class Ledger:
         return said[0]
 
     def _look(self, watched: Mapping[str, float]) -> bool:
-        return bool(watched) and self.best.look(self.step, watched)
+        """True if the step is worth going back to."""
+        if not watched:
+            return False
+        if self.guard is None:
+            return self.best.look(self.step, watched)
+        alarms = self.guard.look(watched)
+        if alarms:
+            moved = ", ".join(f"{name} {watched[PREFIX + name]:+.1f}" for name in alarms)
+            told = f"the images collapse after step {self.step} (in spreads of the base: {moved})"
+            self.run.event("warn", told, step=self.step)
+            self.collapsed = self.stop_at_collapse
+        sound = not self.guard.before and self.step > 0
+        if sound:
+            self.sound = self.step
+        return self.best.look(self.step, watched, sound) or (sound and self.best.step is None)
+
+    def _report_detector(self, watched: Mapping[str, float]) -> None:
+        """Whether the detector tells the base's images from real ones, before it teaches."""
+        drawn = watched.get("reward_frequency")
+        real = self.watcher.real_frequency() if self.place.is_main_process else None
+        if real is None or drawn is None:
+            return
+        told = f"the detector flags {drawn:.0%} of the base's images, {real:.0%} of real ones"
+        blind = real >= drawn
+        told += ": it cannot tell them apart, and what it teaches is no mend" if blind else ""
+        self.run.event("warn" if blind else "info", told, drawn=drawn, real=real)
 
     def _picture(self) -> None:
         if self.every["picture"] and self.place.is_main_process:

@@ -137,11 +137,14 @@ def fit(images: Images, height: int, width: int) -> Float[Tensor, "b 3 height wi
 class RealRows:
     """Cached real images; the last tenth (at most `HELD`) is held out for looking."""
 
-    def __init__(self, cache: RowCache, device: torch.device):
-        self.cache, self.device = cache, device
+    def __init__(self, cache: RowCache, captions: Sequence[str], device: torch.device):
+        self.cache, self.captions, self.device = cache, captions, device
         held = min(HELD, len(cache) // 10)
         self.train, self.held = range(len(cache) - held), range(len(cache) - held, len(cache))
 
     def rows(self, indices: Sequence[int]) -> Rows:
         """Latents and conditioning."""
         return self.cache.rows(indices, self.device)
+
+    def said(self, indices: Sequence[int]) -> list[str]:
+        return [self.captions[i] for i in indices]

@@ -79,7 +79,10 @@ class Config(core.config.Config):
     views: int = Field(1, ge=1)
     """Perturbed copies of each image that the reward is averaged over, against a detector that is
     deceived; each costs a pass of the detector and its memory. 1: the image itself."""
-    selection: Literal["threshold", "area", "all", "max"] = "threshold"
+    selection: Literal["threshold", "root", "area", "all", "max"] = "threshold"
+    """Which pixels of a map count, and for how much: the mean of those above the threshold (the
+    paper's); their sum over the root of their number, by which images pull equally hard whatever
+    the size of an artifact; over the image's area; all pixels; the worst one."""
     threshold: float = Field(0.1, ge=0, lt=1)
     """Probability above which a pixel counts, in the loss and in the lock's mask."""
     pixel_weight: float = Field(1.0, ge=0)
@@ -128,6 +131,11 @@ class Config(core.config.Config):
     """Updates between two looks at held-out prompts; 0: none."""
     watch_images: int = Field(32, ge=1)
     """The last lines of the prompts, held out for looking; at most a fifth of them."""
+    guard: Literal["stop", "warn", "off"] = "stop"
+    """What to do where the watched images collapse (`treat/guard.py`): blurred, grey, alike, deaf
+    to the prompt, worse to the second detector. A stopped run keeps its best step."""
+    tolerance: float = Field(0.5, gt=0)
+    """How far a meter's mean may move: in spreads of that meter among the base's images."""
     patience: int = Field(0, ge=0)
     """Looks without a better second score after which to stop; 0: never."""
     offline_rise: float = Field(0.2, ge=0)

@@ -26,6 +26,7 @@ from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
 from treat.ensemble import ensemble
 from treat.estimate import check_fits
+from treat.guard import Guard
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, cache_offline, read_offline
@@ -77,8 +78,7 @@ def main(
         ledger = open_ledger(config, run, update, Watcher(sampler, detectors, real, config.seed))
         set_seed(seeding.mix(config.seed) % 2**32)  # for what libraries may draw by themselves
         ledger.begin()
-        remaining = range(ledger.step + 1, config.steps + 1)
-        for step in run.progress(remaining, config.steps, ledger.step, "treat"):
+        for step in run.progress(ledger.remaining(), config.steps, ledger.step, "treat"):
             begun = time.perf_counter()
             if not ledger.refresh():
                 break
@@ -109,7 +109,7 @@ def main(
             ledger.record(step, figures, time.perf_counter() - begun)
             if update.stopping or ledger.exhausted:
                 break
-        return ledger.close(config.steps)
+        return ledger.close()
 
 
 def learning_steps(config: Config, step: int) -> list[int]:
@@ -175,7 +175,8 @@ def open_model(
         if config.offline:
             images = read_offline(config.offline, config.offline_limit)
             sides = config.height, config.width
-            real = RealRows(cache_offline(cache, model, config.base, images, *sides), device)
+            rows = cache_offline(cache, model, config.base, images, *sides)
+            real = RealRows(rows, images.captions, device)
     model.drop_text_encoders()
     model.to(device)
     targets = model.lora_targets(config.targets)
@@ -226,6 +227,9 @@ def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> L
         watcher,
         refresher,
         Best(config.offline_rise),
+        Guard(config.tolerance) if config.guard != "off" else None,
+        steps=config.steps,
+        stop_at_collapse=config.guard == "stop",
         checkpoint_every=config.checkpoint_every,
         picture_every=config.picture_every,
         watch_every=config.watch_every,

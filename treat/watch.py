@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from core import seeds as seeding
 from core.contracts import ArtifactMap, Conditioning, Detector, Images
 from core.heatmap import overlay
-from core.images import contact_sheet, write_image
+from core.images import contact_sheet, list_images, read_images, write_image
 from core.storage import write_atomic
-from treat.lora import adapter_off
+from treat.guard import changes, sharpness
+from treat.lora import adapter_off, lora_parameters
 from treat.offline import LATENTS, RealRows
 from treat.texts import Sampler
 from treat.update import OFFLINE, WATCH
@@ -39,12 +39,6 @@ def scores(maps: ArtifactMap, name: str) -> dict[str, float]:
     }
 
 
-def sharpness(images: Images) -> Float[Tensor, ""]:
-    """Mean absolute Laplacian of the gray image."""
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
-    return F.conv2d(images.mean(1, keepdim=True), kernel).abs().mean()
-
-
 @dataclass
 class Best:
     """The step whose images the second detector likes best, and how long ago it was.
@@ -59,8 +53,11 @@ class Best:
     since: int = field(default=0)
     """Looks since the best one."""
 
-    def look(self, step: int, figures: Mapping[str, float]) -> bool:
-        """True if `step` is the best so far; step 0 is the base and only sets the scale."""
+    def look(self, step: int, figures: Mapping[str, float], sound: bool = True) -> bool:
+        """True if `step` is the best so far; step 0 is the base and only sets the scale.
+
+        One that is not `sound` cannot be it.
+        """
         offline = figures.get("watch_offline")
         if step == 0:
             self.base_offline = offline
@@ -71,7 +68,7 @@ class Best:
         held = offline is None or self.base_offline is None
         if not held:
             held = offline <= self.base_offline * (1 + self.rise)  # pyright: ignore
-        better = held and score < self.score
+        better = sound and held and score < self.score
         self.since = 0 if better else self.since + 1
         if better:
             self.step, self.score = step, score
@@ -104,24 +101,50 @@ class Watcher:
         self.sampler, self.detectors, self.real, self.seed = sampler, detectors, real, seed
 
     def figures(self, kept: Path, step: int) -> dict[str, float]:
-        """Scores of every detector by name, sharpness, and the loss on real images.
+        """Scores of every detector by name, the meters of `treat.guard`, the loss on real images.
 
         The images stay in `kept`, so that a judge who must not take part can read them later.
         """
         texts = self.sampler.texts
         images = self.sampler(texts.held, self._seeds(len(texts.held)))
-        look = kept / f"step-{step:08d}"
+        base, look = (kept / f"step-{number:08d}" for number in (0, step))
         look.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in texts.said(texts.held)]
         write_atomic(kept / "prompts.jsonl", "".join(lines).encode())
         for i, image in enumerate(images):
             write_image(look / f"{i:05d}.png", image)
-        figures = {"sharpness": sharpness(images).item()}
-        for name, detector in self.detectors.items():
-            figures |= scores(self._maps(detector, images, texts.said(texts.held)), name)
+        weights = lora_parameters(self.sampler.model.network)
+        figures = {
+            "sharpness": sharpness(images).mean().item(),
+            "adapter_norm": sum(w.detach().float().square().sum().item() for w in weights) ** 0.5,
+        }
+        maps = {
+            name: self._maps(detector, images, texts.said(texts.held))
+            for name, detector in self.detectors.items()
+        }
+        for name, found in maps.items():
+            figures |= scores(found, name)
+        if step and base.is_dir():
+            figures |= self._changes(images, base, maps.get("second"))
         if self.real is not None and len(self.real.held):
             figures["watch_offline"] = self._offline_loss(self.real)
         return figures
+
+    def real_frequency(self) -> float | None:
+        """Share of held-out real images that the reward's detector flags, as the base shows them.
+
+        None without any. What it flags there it will flag everywhere, and cannot teach.
+        """
+        detector = self.detectors.get("reward")
+        if self.real is None or detector is None or not len(self.real.held):
+            return None
+        batch, shown = self.sampler.batch, []
+        with torch.no_grad(), self.sampler.precision():
+            for at in range(0, len(self.real.held), batch):
+                clean, _ = split_rows(self.real.rows(self.real.held[at : at + batch]))
+                shown.append(self.sampler.model.decode(clean).clamp(0, 1).float().cpu())
+        maps = self._maps(detector, torch.cat(shown), self.real.said(self.real.held))
+        return scores(maps, "real")["real_frequency"]
 
     def picture(self) -> Float[Tensor, "3 h w"]:
         """One line a prompt: the base's image, the treated one, and each with its map laid over."""
@@ -138,6 +161,20 @@ class Watcher:
             names += ["base, map", "treated, map"]
         lines = [[column[i] for column in columns] for i in range(len(rows))]
         return contact_sheet(lines, [short(prompt) for prompt in prompts], names)
+
+    def _changes(
+        self, images: Images, folder: Path, second: ArtifactMap | None
+    ) -> dict[str, float]:
+        """Against the base's images, as they were kept at step 0."""
+        files = list_images(folder)
+        if len(files) != len(images):
+            return {}
+        base, both = read_images(files), None
+        if second is not None:
+            texts = self.sampler.texts
+            before = self._maps(self.detectors["second"], base, texts.said(texts.held))
+            both = second.mean((1, 2, 3)), before.mean((1, 2, 3))
+        return changes(images, base, both)
 
     def _seeds(self, n: int) -> list[int]:
         return [seeding.mix(self.seed, WATCH, i) for i in range(n)]

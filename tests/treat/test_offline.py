@@ -81,10 +81,10 @@ def test_encoded_once_and_equal_to_the_encoders(folder, tmp_path, monkeypatch):
 
 def test_held_out_real_images(folder, tmp_path):
     cache = cache_offline(tmp_path / "c", tiny_flux(), "base", read_offline(folder), SIZE, SIZE)
-    rows = RealRows(cache, CPU)
+    rows = RealRows(cache, ["a"] * len(cache), CPU)
     assert list(rows.train) == [0, 1, 2, 3] and not len(rows.held)
     cache.n = 40
-    rows = RealRows(cache, CPU)
+    rows = RealRows(cache, ["a"] * len(cache), CPU)
     assert list(rows.held) == [36, 37, 38, 39] and rows.train == range(36)
 
 

@@ -1,0 +1,241 @@
+"""Collapse is planted in watched images and must be seen; healthy treatments go on."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from core.errors import UserError
+from core.storage import read_lines
+from miniature.law import mixed
+from miniature.paint import render
+from tests.treat.setting import build, config, losses
+from treat import guard, train
+from treat.adapter import read_adapter
+from treat.guard import PREFIX, Guard, changes
+
+LOOKS = 3
+"""In so many a collapse must be seen."""
+
+
+@pytest.fixture(scope="module")
+def pool():
+    generator = torch.Generator().manual_seed(0)
+    scenes = mixed(200, generator, ["hand", "face", "bicycle", "sign", "scenery"])
+    return torch.cat([render(part) for part in scenes.values()]).clamp(0, 1)
+
+
+class Trial:
+    """32 images of a base, and looks at models that were treated from it."""
+
+    def __init__(self, pool, seed):
+        self.g = torch.Generator().manual_seed(seed)
+        self.base = pool[torch.randperm(len(pool), generator=self.g)[:32]]
+        self.score = (torch.randn(32, generator=self.g) * 0.7 - 5).exp()
+
+    def uniform(self, low, high):
+        return low + (high - low) * torch.rand((), generator=self.g).item()
+
+    def healthy(self):
+        """A patch of each image mended; all a little sharper or softer, paler or richer."""
+        images = self.base.clone()
+        for image in images:
+            top, left = torch.randint(52, (2,), generator=self.g).tolist()
+            other = self.base[torch.randint(32, (), generator=self.g)]
+            image[:, top : top + 12, left : left + 12] = other[:, :12, :12]
+        images = images.lerp(blurred(images, 1), self.uniform(-0.1, 0.1))
+        images = images.lerp(grey(images), self.uniform(-0.05, 0.05)) + self.uniform(-0.02, 0.02)
+        images = images + 0.005 * torch.randn(images.shape, generator=self.g)
+        scores = self.score * self.uniform(0.6, 1.05)
+        return images, scores * (0.2 * torch.randn(32, generator=self.g)).exp()
+
+    def changes(self, images, scores):
+        return changes(images.clamp(0, 1), self.base, (scores, self.score))
+
+
+def blurred(images, radius):
+    padded = F.pad(images, (radius,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, 2 * radius + 1, 1)
+
+
+def grey(images):
+    return images.mean(1, keepdim=True).expand_as(images)
+
+
+def blur(trial, images, scores):
+    return images.lerp(blurred(images, 2), trial.uniform(0.5, 1)), scores
+
+
+def grey_out(trial, images, scores):
+    return images.lerp(torch.full_like(images, 0.5), trial.uniform(0.4, 1)), scores
+
+
+def mixing(trial, images, scores):
+    """All images become mixtures, of which there are few."""
+    few = images[torch.randint(4, (32,), generator=trial.g)]
+    return images.lerp(few, trial.uniform(0.5, 1)), scores
+
+
+def garish(trial, images, scores):
+    return grey(images).lerp(images, trial.uniform(1.6, 2.5)), scores
+
+
+def noise(trial, images, scores):
+    spread = trial.uniform(0.05, 0.2)
+    return images + spread * torch.randn(images.shape, generator=trial.g), scores
+
+
+def contrast_hack(trial, images, scores):
+    """What a model does whose detector minds soft edges."""
+    return images + trial.uniform(0.7, 2) * (images - blurred(images, 1)), scores
+
+
+def deaf(trial, images, scores):
+    """Other prompts' images: as good as the base's, each in the wrong place."""
+    order = torch.randperm(32, generator=trial.g)
+    moved = torch.rand(32, generator=trial.g) < trial.uniform(0.7, 1)
+    return torch.where(moved[:, None, None, None], images[order], images), scores
+
+
+def blind_spot(trial, images, scores):
+    """The detector that teaches sees nothing any more, the second one more than before."""
+    return images, scores * trial.uniform(2.5, 5)
+
+
+COLLAPSES = [blur, grey_out, mixing, garish, noise, contrast_hack, deaf, blind_spot]
+
+
+def seen(pool, collapse, seed):
+    trial, watch = Trial(pool, seed), Guard()
+    for _ in range(2):
+        assert not watch.look(trial.changes(*trial.healthy()))
+    looks = (trial.changes(*collapse(trial, *trial.healthy())) for _ in range(LOOKS))
+    return any(watch.look(figures) for figures in looks)
+
+
+def alarmed(pool, seed, looks=50):
+    trial, watch = Trial(pool, seed), Guard()
+    return any(watch.look(trial.changes(*trial.healthy())) for _ in range(looks))
+
+
+@pytest.mark.parametrize("collapse", COLLAPSES)
+def test_collapse_is_seen_within_three_looks(pool, collapse):
+    assert sum(seen(pool, collapse, seed) for seed in range(10)) == 10
+
+
+def test_healthy_runs_are_not_stopped(pool):
+    assert sum(alarmed(pool, seed, looks=20) for seed in range(10)) == 0
+
+
+@pytest.mark.trial
+def test_eight_collapses_forty_times_and_three_hundred_healthy_runs(pool, record_property):
+    found = {c.__name__: sum(seen(pool, c, 100 + i) for i in range(40)) for c in COLLAPSES}
+    false = sum(alarmed(pool, 1000 + i) for i in range(300))
+    print(found, false)
+    assert sum(found.values()) >= 0.95 * 8 * 40 and min(found.values()) >= 0.9 * 40
+    assert false <= 3
+
+
+def test_one_look_alone_is_no_alarm():
+    watch = Guard(tolerance=0.5)
+    assert watch.look({PREFIX + "sharpness": -0.6, PREFIX + "contrast": 0.1}) == []
+    assert watch.look({PREFIX + "sharpness": 0.1, PREFIX + "contrast": 0.7}) == []
+    assert watch.look({PREFIX + "sharpness": -0.6, PREFIX + "contrast": 0.7}) == ["contrast"]
+    assert watch.look({}) == []  # nothing measured, nothing said
+
+
+def test_each_meter_has_its_wrong_way():
+    for name, better in (("variety", 2.0), ("likeness", 2.0), ("second", -2.0)):
+        watch = Guard()
+        assert not any(watch.look({PREFIX + name: better}) for _ in range(3))
+        assert [watch.look({PREFIX + name: -better}) for _ in range(2)][1] == [name]
+
+
+def test_what_may_be_chance_is_no_change():
+    spread = torch.tensor(1.0)
+    moved = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    assert guard.sure_change(moved, spread) == 0
+    assert guard.sure_change(moved * 0.01 + 1, spread) == pytest.approx(1.0, abs=0.02)
+    assert guard.sure_change(moved * 0.01 - 1, spread * 2) == pytest.approx(-0.5, abs=0.02)
+    assert changes(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)) == {}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = build(tmp_path_factory.mktemp("world"))
+    (folder / "prompts.txt").write_text("".join(f"a thing {i}\n" for i in range(20)))
+    return folder
+
+
+def ruin(world, out, **changes):
+    """A rate at which nothing stays as it was."""
+    given = {"learning_rate": 3.0, "watch_every": 1, "watch_images": 4, "steps": 8}
+    return config(world, out, **(given | {"offline_rise": 1e9} | changes))
+
+
+def warnings(out):
+    return [line["message"] for line in read_lines(out / "events.jsonl") if line["level"] == "warn"]
+
+
+def test_a_collapse_stops_the_run_and_the_best_step_is_kept(world, tmp_path):
+    settings = ruin(world, tmp_path / "run")
+    assert train.main(settings) == 0
+    ended = max(losses(tmp_path / "run"))
+    assert 2 <= ended < 8 and any("collapse after" in told for told in warnings(tmp_path / "run"))
+    assert train.main(settings) == 0  # the same command again: nothing more is learnt
+    assert max(losses(tmp_path / "run")) == ended
+
+
+def test_who_only_wants_to_be_told_is(world, tmp_path):
+    for guarded in ("warn", "off"):
+        out = tmp_path / guarded
+        assert train.main(ruin(world, out, guard=guarded)) == 0
+        assert max(losses(out)) == 8
+        assert any("collapse after" in told for told in warnings(out)) == (guarded == "warn")
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_the_step_before_the_collapse_is_the_one_to_export(world, tmp_path, monkeypatch, second):
+    from treat import watch
+
+    far = iter([0.0, 0.1, -0.6, -0.7])
+    monkeypatch.setattr(watch, "changes", lambda *_: {PREFIX + "sharpness": next(far)})
+    own = {"second_detector": world / "second"} if second else {"second_detector": None}
+    settings = ruin(world, tmp_path, learning_rate=1e-3, **own)
+    assert train.main(settings) == 0
+    assert max(losses(tmp_path)) == 4
+    assert read_adapter(tmp_path).step in ((1, 2) if second else (2,))
+
+
+def test_the_last_sound_step_survives_a_resume(world, tmp_path, monkeypatch):
+    from treat import watch
+
+    far = iter([0.0, -0.6, -0.7])
+    monkeypatch.setattr(watch, "changes", lambda *_: {PREFIX + "sharpness": next(far)})
+    settings = ruin(world, tmp_path, learning_rate=1e-3, second_detector=None, steps=2)
+    assert train.main(settings) == 0  # ends between the two looks of the alarm
+    assert train.main(settings.model_copy(update={"steps": 8})) == 0
+    assert max(losses(tmp_path)) == 3
+    assert read_adapter(tmp_path).step == 1
+
+
+def test_a_run_that_was_never_sound_exports_nothing_by_itself(world, tmp_path, monkeypatch):
+    from treat import watch
+
+    monkeypatch.setattr(watch, "changes", lambda *_: {PREFIX + "contrast": 2.0})
+    assert train.main(ruin(world, tmp_path, second_detector=None)) == 0
+    with pytest.raises(UserError, match="--step last"):
+        read_adapter(tmp_path)
+
+
+def test_the_detector_is_asked_what_it_flags_before_it_teaches(world, tmp_path):
+    train.main(config(world, tmp_path, steps=1))
+    told = [line["message"] for line in read_lines(tmp_path / "events.jsonl")]
+    assert any("of the base's images" in message and "of real ones" in message for message in told)
+
+
+def test_high_frequency_by_hand():
+    across = torch.arange(16.0)
+    slow, fast = (torch.cos(2 * torch.pi * f * across / 16).expand(1, 16, 16) for f in (2, 6))
+    assert guard.high_frequency(slow).item() == pytest.approx(0, abs=1e-6)
+    assert guard.high_frequency(fast + 3).item() == pytest.approx(1, abs=1e-5)
+    assert guard.high_frequency(slow + fast).item() == pytest.approx(0.5, abs=1e-5)

@@ -1,0 +1,135 @@
+"""Watched images and the base's of the same prompts and seeds in; which meters collapse, out.
+
+A treated model may please its detector and still lose what made its images good. Each meter gives
+one number an image. How far its mean has moved from the base's is told in units of the base's own
+spread from image to image, less two standard errors of the paired difference, so that neither a
+sensitive meter nor few images raise an alarm by themselves.
+Legend: b images, h w pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.contracts import Images
+
+PREFIX = "change_"
+SECOND = "second"
+WRONG_WAY = {
+    "sharpness": (-1, 1),
+    "high_frequency": (-1, 1),
+    "saturation": (-1, 1),
+    "contrast": (-1, 1),
+    "variety": (-1,),
+    "likeness": (-1,),
+    SECOND: (1,),
+}
+"""Where each meter must not go: blur and noise, grey and garish; alike, astray; worse."""
+THUMBNAIL = 8
+"""Pixels a side of what is compared between images: composition and colour, no detail."""
+EPS = 1e-8
+PerImage = Float[Tensor, " b"]
+
+
+def changes(
+    images: Images, base: Images, scores: tuple[PerImage, PerImage] | None = None
+) -> dict[str, float]:
+    """By how many of the base's spreads each meter has surely moved: 0 where it may not have.
+
+    `scores` are a second detector's of the images and of the base's. Fewer than three images say
+    nothing.
+    """
+    if len(images) < 3:
+        return {}
+    now, before = meters(images, base), meters(base, base)
+    if scores is not None:
+        now[SECOND], before[SECOND] = scores
+    spreads = {name: values.std() for name, values in before.items()}
+    # Half of the way from itself to just any image of the base.
+    spreads["likeness"] = before["likeness"].mean() / 2
+    return {
+        PREFIX + name: sure_change(now[name] - before[name], spread)
+        for name, spread in spreads.items()
+    }
+
+
+def sure_change(moved: PerImage, spread: Float[Tensor, ""]) -> float:
+    """The mean less two standard errors, never past zero, over the spread."""
+    mean, error = moved.mean(), moved.std() / len(moved) ** 0.5
+    return float(mean.sign() * (mean.abs() - 2 * error).clamp_min(0) / (spread + EPS))
+
+
+def meters(images: Images, base: Images) -> dict[str, PerImage]:
+    """One number an image."""
+    luma = images.mean(dim=1)
+    return {
+        "sharpness": sharpness(images),
+        "high_frequency": high_frequency(luma),
+        "saturation": (images.amax(1) - images.amin(1)).mean((1, 2)),
+        "contrast": luma.std((1, 2)),
+        "variety": variety(images),
+        "likeness": likeness(images, base),
+    }
+
+
+def sharpness(images: Images) -> PerImage:
+    """Mean absolute Laplacian of the gray image."""
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    return F.conv2d(images.mean(1, keepdim=True), kernel).abs().mean((1, 2, 3))
+
+
+def high_frequency(luma: Float[Tensor, "b h w"]) -> PerImage:
+    """Share of the power, the mean gray left out, above half of the highest frequency."""
+    power = torch.fft.rfft2(luma).abs().square()
+    power[:, 0, 0] = 0
+    down, across = torch.fft.fftfreq(luma.shape[1]), torch.fft.rfftfreq(luma.shape[2])
+    high = (down[:, None].square() + across[None].square()).sqrt() > 0.25
+    return (power * high).sum((1, 2)) / (power.sum((1, 2)) + EPS)
+
+
+def thumbnails(images: Images) -> Float[Tensor, "b values"]:
+    return F.adaptive_avg_pool2d(images, THUMBNAIL).flatten(1)
+
+
+def variety(images: Images) -> PerImage:
+    """Mean distance to the other images, at thumbnail size."""
+    small = thumbnails(images)
+    return torch.cdist(small, small).sum(1) / (len(images) - 1)
+
+
+def likeness(images: Images, base: Images) -> PerImage:
+    """Correlation with the base's image of the same prompt and seed, less that with its others.
+
+    It falls where the prompt is no longer heard, and where all images become one.
+    """
+    both = (
+        F.normalize(thumbnails(images) - thumbnails(base).mean(0), dim=1)
+        @ F.normalize(thumbnails(base) - thumbnails(base).mean(0), dim=1).T
+    )
+    own = both.diagonal()
+    return own - (both.sum(1) - own) / (len(base) - 1)
+
+
+@dataclass
+class Guard:
+    """Raises an alarm for a meter that has gone too far in two looks one after the other."""
+
+    tolerance: float = 0.5
+    """In the base's spreads from image to image."""
+    before: Sequence[str] = ()
+    """What had gone too far in the last look."""
+
+    def look(self, figures: Mapping[str, float]) -> list[str]:
+        """The meters that raise an alarm now."""
+        far = [name for name, ways in WRONG_WAY.items() if self._too_far(figures, name, ways)]
+        alarms = [name for name in far if name in self.before]
+        self.before = far
+        return alarms
+
+    def _too_far(self, figures: Mapping[str, float], name: str, ways: tuple[int, ...]) -> bool:
+        change = figures.get(PREFIX + name)
+        return change is not None and any(change * way > self.tolerance for way in ways)
