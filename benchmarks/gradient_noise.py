@@ -1,7 +1,8 @@
-"""How much of an update is signal? By the number of learning steps and by gamma.
+"""How much of an update is signal? By the number of learning steps, by gamma and by selection.
 
     python -m benchmarks.gradient_noise
-    python -m benchmarks.gradient_noise --detectors miniature/detectors/first --batches 32
+    python -m benchmarks.gradient_noise --detectors miniature/detectors/first --threshold 0.5 \
+        --last 3 --gammas 0 --selections threshold root area --batches 32
 
 Many batches of the newest grade, each with its gradient of the untouched adapters. If batches of b
 images have the mean mu and the variance sigma^2 (summed over the weights), |mu|^2 / sigma^2 says
@@ -12,8 +13,9 @@ estimates; a ratio at or below zero is one too small to be seen in so many batch
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -33,13 +35,17 @@ from miniature.ceiling import Ceiling
 from miniature.law import SIZE
 from miniature.prompts import balanced, split
 from treat.lora import add_lora
+from treat.settings import Selection
 from treat.step import Chain, draw, latent_gradient, replay
 from treat.terms import PixelTerm
 from treat.train import DetectorFor, always
 
+CEILING_THRESHOLD = 0.1
+"""Of the oracle's own reward, whose map is a distance and no probability."""
+
 
 class Config(core.config.Config):
-    """Which rewards, how many batches; K and gamma are the menu."""
+    """Which rewards, how many batches; K, gamma and the selection are the menu."""
 
     detectors: tuple[Path, ...] = ()
     """Detector folders, beside the oracle's own reward (`miniature.ceiling`)."""
@@ -49,6 +55,9 @@ class Config(core.config.Config):
     last: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 3), min_length=1)
     """Numbers of steps that carry gradient (`treat --last`)."""
     gammas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0.0, 0.3, 1.0), min_length=1)
+    selections: tuple[Selection, ...] = Field(("threshold",), min_length=1)
+    threshold: float = Field(0.1, ge=0, lt=1)
+    """Of the detectors; the ceiling keeps its own."""
     seed: int = Field(9, ge=0)
 
     @model_validator(mode="after")
@@ -56,6 +65,15 @@ class Config(core.config.Config):
         if max(self.last) > self.sampling_steps:
             raise ValueError(f"last is {max(self.last)}, more than {self.sampling_steps} steps")
         return self
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    reward: str
+    selection: str
+    last: int
+    gamma: float
 
 
 @dataclass(frozen=True)
@@ -67,14 +85,14 @@ class Noise:
 
 
 def main(config: Config) -> None:
-    found: dict[tuple[str, int, float], list[Tensor]] = {}
-    for name, last, gamma, gradient in tqdm(gradients(config), "gradients"):
-        found.setdefault((name, last, gamma), []).append(gradient)
+    found: dict[Row, list[Tensor]] = {}
+    for row, gradient in tqdm(gradients(config), "gradients"):
+        found.setdefault(row, []).append(gradient)
     Console().print(table({key: noise_of(torch.stack(rows)) for key, rows in found.items()}))
 
 
-def gradients(config: Config) -> Iterator[tuple[str, int, float, Float[Tensor, " weights"]]]:
-    """Reward, K, gamma and the flat gradient, batch by batch."""
+def gradients(config: Config) -> Iterator[tuple[Row, Float[Tensor, " weights"]]]:
+    """The flat gradients, batch by batch."""
     base = str(base_folder("newest"))
     model = load_base(base)
     add_lora(model.network, 16, model.lora_targets("attention+mlp"), config.seed)
@@ -91,14 +109,15 @@ def gradients(config: Config) -> Iterator[tuple[str, int, float, Float[Tensor, "
         noise, text = model.noise(seeds, SIZE, SIZE), model.encode_prompts(prompts)
         learning = range(config.sampling_steps - max(config.last), config.sampling_steps)
         final, tape = draw(Chain(model, schedule, text), noise, learning)
-        for name, reward in detectors.items():
-            term = PixelTerm(reward(prompts), 1.0, "threshold", 0.1)
+        for (name, reward), selection in product(detectors.items(), config.selections):
+            threshold = CEILING_THRESHOLD if name == "ceiling" else config.threshold
+            term = PixelTerm(reward(prompts), 1.0, selection, threshold)
             pull = latent_gradient(Chain(model, schedule, text), final, term)
             for last in config.last:
                 for gamma in config.gammas if last > 1 else config.gammas[:1]:
                     replay(Chain(model, schedule, text, gamma), tape[-last:], pull)
                     pieces = [w.grad.flatten() for w in weights if w.grad is not None]
-                    yield name, last, gamma, torch.cat(pieces)
+                    yield Row(name, selection, last, gamma), torch.cat(pieces)
                     model.network.zero_grad(set_to_none=True)
 
 
@@ -109,17 +128,18 @@ def noise_of(rows: Float[Tensor, "batches weights"]) -> Noise:
     return Noise(rows.mean(dim=0).square().sum().item() - variance / n, variance)
 
 
-def table(found: dict[tuple[str, int, float], Noise]) -> Table:
+def table(found: dict[Row, Noise]) -> Table:
     shown = Table(title="Gradient of the adapters, one batch")
     shown.add_column("reward", no_wrap=True)
-    for name in ("K", "gamma", "|mu|", "sigma", "|mu|^2 / sigma^2"):
+    for name in ("selection", "K", "gamma", "|mu|", "sigma", "|mu|^2 / sigma^2"):
         shown.add_column(name, justify="right")
-    for (name, last, gamma), one in found.items():
+    for row, one in found.items():
         size = max(one.signal, 0.0) ** 0.5
         shown.add_row(
-            "/".join(Path(name).parts[-2:]),
-            str(last),
-            f"{gamma:g}" if last > 1 else "-",
+            "/".join(Path(row.reward).parts[-2:]),
+            row.selection,
+            str(row.last),
+            f"{row.gamma:g}" if row.last > 1 else "-",
             f"{size:.4f}",
             f"{one.noise**0.5:.4f}",
             f"{one.signal / one.noise:.3f}",

@@ -15,6 +15,7 @@ from treat.choice import Rule, number_of
 
 NO_DETECTOR = "pixel_weight needs a detector: give --detector, or --pixel-weight 0."
 
+Selection = Literal["threshold", "root", "area", "all", "max"]
 Number = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 Listed = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -79,7 +80,7 @@ class Config(core.config.Config):
     views: int = Field(1, ge=1)
     """Perturbed copies of each image that the reward is averaged over, against a detector that is
     deceived; each costs a pass of the detector and its memory. 1: the image itself."""
-    selection: Literal["threshold", "root", "area", "all", "max"] = "threshold"
+    selection: Selection = "threshold"
     """Which pixels of a map count, and for how much: the mean of those above the threshold (the
     paper's); their sum over the root of their number, by which images pull equally hard whatever
     the size of an artifact; over the image's area; all pixels; the worst one."""

@@ -24,15 +24,27 @@ def test_gamma_multiplies_only_what_passes_from_step_to_step(monkeypatch, capsys
     monkeypatch.setattr(gradient_noise, "Ceiling", lambda prompts: Even())
     config = gradient_noise.Config(batches=2, batch=2, sampling_steps=2, last=(1, 2), gammas=(0, 1))
     found = {}
-    for name, last, gamma, gradient in gradient_noise.gradients(config):
-        found.setdefault((name, last, gamma), []).append(gradient)
-    assert list(found) == [("ceiling", 1, 0), ("ceiling", 2, 0), ("ceiling", 2, 1)]
+    for row, gradient in gradient_noise.gradients(config):
+        found.setdefault(row, []).append(gradient)
+    named = [("ceiling", "threshold", *menu) for menu in ((1, 0), (2, 0), (2, 1))]
+    assert list(found) == named
     one, none, whole = (torch.stack(rows) for rows in found.values())
     assert one.shape[0] == 2 and one.abs().amax() > 0
     assert (none - one).norm() > 0.01 * one.norm()  # the step before learns too
     assert (whole - none).norm() > 0.01 * none.norm()
     gradient_noise.main(config)
     assert "ceiling" in capsys.readouterr().out
+
+
+def test_each_selection_has_a_row_of_its_own(monkeypatch):
+    monkeypatch.setattr(gradient_noise, "Ceiling", lambda prompts: Even())
+    menu = {"selections": ("threshold", "area"), "last": (1,)}
+    config = gradient_noise.Config(batches=2, batch=2, sampling_steps=2, **menu)
+    found = {}
+    for row, gradient in gradient_noise.gradients(config):
+        found.setdefault(row.selection, []).append(gradient.norm())
+    assert len(found["threshold"]) == len(found["area"]) == 2
+    assert sum(found["area"]) < sum(found["threshold"])  # dark pixels are not counted, but shared
 
 
 class Even:
