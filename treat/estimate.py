@@ -204,7 +204,7 @@ def count_pixel_term(
     work: Callable[[str], AbstractContextManager],
 ) -> None:
     """The phases of the pixel term, as `treat.train` has them."""
-    views = Views(detector, config.views, config.seed)
+    views = Views(detector, config.views, [config.seed] * config.batch)
     term = PixelTerm(views, config.pixel_weight, config.selection, config.threshold)
     if config.lock_weight:
         with work(LOCK):

@@ -43,6 +43,7 @@ from treat.update import (
     PROMPTS,
     REDRAWS,
     STEPS,
+    VIEWS,
     Places,
     Update,
     this_process,
@@ -89,7 +90,7 @@ def main(
                     noise = model.noise(places.seeds(NOISE, step, micro), *sides)
                     text, detector = texts.conditioning(rows), detectors["reward"](texts.said(rows))
                     chain = Chain(model, schedule, text, config.gamma, precision)
-                    views = Views(detector, config.views, places.view_seed(step, micro))
+                    views = Views(detector, config.views, places.seeds(VIEWS, step, micro))
                     term = PixelTerm(views, *pixel_numbers(config))
                     if config.lock_weight:
                         term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))

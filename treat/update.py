@@ -129,7 +129,3 @@ class Places:
 
     def seeds(self, purpose: int, step: int, micro: int) -> list[int]:
         return [seeding.mix(self.seed, purpose, step, place) for place in self.here(micro)]
-
-    def view_seed(self, step: int, micro: int) -> int:
-        """One for a micro-batch, not for a sample: other layouts see other views."""
-        return seeding.mix(self.seed, VIEWS, step, self.here(micro).start)

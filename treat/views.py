@@ -5,6 +5,7 @@ sharpened, brighter and noisier copies share what a person would see too. Averag
 perturbed inputs is SmoothGrad (arXiv 1706.03825). Always in float32, whatever the autocast.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +27,11 @@ STRENGTH = Augmentation(
 
 @dataclass
 class Views:
-    """The mean map of `number` views; a pure function of the images and the seed. 1: the image."""
+    """The mean map of `number` views of each image, which its own seed decides. 1: the image."""
 
     detector: Detector
     number: int
-    seed: int
+    seeds: Sequence[int]
 
     def __post_init__(self) -> None:
         self.differentiable = self.detector.differentiable
@@ -41,6 +42,9 @@ class Views:
         total = torch.zeros_like(images[:, :1], dtype=torch.float32)
         for view in range(self.number):
             with torch.autocast(images.device.type, enabled=False):
-                seen = change_appearance(images.float(), STRENGTH, generator(self.seed, view))
-            total = total + self.detector(seen).float()
+                seen = [
+                    change_appearance(image[None].float(), STRENGTH, generator(seed, view))
+                    for image, seed in zip(images, self.seeds, strict=True)
+                ]
+            total = total + self.detector(torch.cat(seen)).float()
         return total / self.number
