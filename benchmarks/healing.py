@@ -26,6 +26,7 @@ from diffdoctor.demo import CONTROL, Demo
 from diffdoctor.demo_settings import FULL, QUICK
 from miniature.ceiling import Ceiling
 from miniature.meters import NAME, Bench, values_of
+from treat.settings import Selection
 
 ARMS = ("control", "adapter", "ceiling")
 CEILING = {"threshold": 0.1, "lock_weight": 10.0}
@@ -50,6 +51,8 @@ class Config(core.config.Config):
     """Weight of the ceiling's reward: what cannot be deceived may be followed further."""
     ceiling_rate: float = Field(1e-3, gt=0)
     """Learning rate of the ceiling."""
+    ceiling_selection: Selection = "threshold"
+    """How its pixels are weighed (`treat --selection`)."""
     n: int = Field(1000, ge=2)
     """Images an arm."""
     arms: tuple[Literal["control", "adapter", "ceiling"], ...] = Field(ARMS, min_length=1)
@@ -93,14 +96,17 @@ def planned(config: Config) -> list[str]:
 def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
     """One arm of one seed; those without a second detector end at their last step."""
     arm, seed = name.split("-")
-    changes: dict[str, Any] = {"seed": int(seed), "steps": config.steps, "watch_every": 50}
+    changes: dict[str, Any] = {"seed": int(seed), "steps": config.steps, "watch_every": 40}
     if arm == "control":
         changes |= CONTROL
     elif arm == "adapter":
         changes |= demo.rewarded() | {"refresh_every": config.refresh_every}
     else:
-        own = {"pixel_weight": config.ceiling_weight, "learning_rate": config.ceiling_rate}
-        changes |= CEILING | own
+        changes |= CEILING | {
+            "selection": config.ceiling_selection,
+            "pixel_weight": config.ceiling_weight,
+            "learning_rate": config.ceiling_rate,
+        }
     settings = demo.treatment(name, out=out, **changes)
     return treat.train.main(settings, reward_for=Ceiling if arm == "ceiling" else None)
 
