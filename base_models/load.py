@@ -248,4 +248,9 @@ def _download(base: str, revision: str | None, weights: bool = True) -> Path:
         raise UserError(
             f"{base} cannot be fetched from the Hub now: check the connection, or name a folder."
         ) from error
+    if weights and not any(Path(folder).glob("*/*.safetensors")):
+        raise UserError(
+            f"{base} has come without .safetensors weights: check the connection (an estimate "
+            "fetches the configs alone); pickled .bin files are not opened."
+        )
     return Path(folder)

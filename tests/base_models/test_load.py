@@ -12,7 +12,7 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
-from base_models.load import check_base, check_size, load_base
+from base_models.load import check_base, check_size, load_base, locate
 from core.errors import UserError
 from tests.base_models.families import CASES, draw
 from tests.tiny import save_tiny
@@ -194,4 +194,14 @@ def test_what_the_hub_answers(monkeypatch, error, message):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     with pytest.raises(UserError, match=message):
+        load_base("some-lab/some-model")
+
+
+def test_a_hub_base_of_which_only_the_configs_came(monkeypatch, tmp_path):
+    save_tiny(tmp_path)
+    for path in tmp_path.glob("*/*.safetensors"):
+        path.unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert locate("some-lab/some-model", weights=False) == tmp_path
+    with pytest.raises(UserError, match="without .safetensors weights: check the connection"):
         load_base("some-lab/some-model")
