@@ -48,8 +48,7 @@ class Config(core.config.Config):
 
 def main(config: Config) -> None:
     detectors: dict[str, Detector] = {
-        str(path): Views(freeze(load_detector(path).float()), config.views, config.seed)
-        for path in config.detectors
+        str(path): freeze(load_detector(path).float()) for path in config.detectors
     }
     newest = str(base_folder("newest"))
     model, oracle = load_base(newest), Oracle()
@@ -63,8 +62,10 @@ def main(config: Config) -> None:
         truth = oracle.diagnose(images, prompts)
         latents = model.encode(images)
         to_valid = gradient(model, latents, lambda x, y=truth.nearest: (x - y).square().mean())
+        seeds = [record.seed or 0 for record in chosen]
         for name, detector in detectors.items():
-            pull = gradient(model, latents, lambda x, d=detector: pixel_loss(d(x), "threshold"))
+            seen = Views(detector, config.views, seeds)
+            pull = gradient(model, latents, lambda x, d=seen: pixel_loss(d(x), "threshold"))
             cosines = torch.cosine_similarity(pull.flatten(1), to_valid.flatten(1))
             for cosine, prompt, flagged in zip(cosines, prompts, truth.flagged, strict=True):
                 if flagged:

@@ -37,7 +37,7 @@ from miniature.prompts import balanced, split
 from treat.lora import add_lora
 from treat.settings import Selection
 from treat.step import Chain, draw, latent_gradient, replay
-from treat.terms import PixelTerm
+from treat.terms import RewardTerm
 from treat.train import DetectorFor, always
 
 CEILING_THRESHOLD = 0.1
@@ -111,7 +111,7 @@ def gradients(config: Config) -> Iterator[tuple[Row, Float[Tensor, " weights"]]]
         final, tape = draw(Chain(model, schedule, text), noise, learning)
         for (name, reward), selection in product(detectors.items(), config.selections):
             threshold = CEILING_THRESHOLD if name == "ceiling" else config.threshold
-            term = PixelTerm(reward(prompts), 1.0, selection, threshold)
+            term = RewardTerm(1.0, selection, threshold, reward(prompts))
             pull = latent_gradient(Chain(model, schedule, text), final, term)
             for last in config.last:
                 for gamma in config.gammas if last > 1 else config.gammas[:1]:

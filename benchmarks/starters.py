@@ -78,8 +78,9 @@ ALIGNING: Mapping[str, Any] = {**HARDENING, "alignment": 1.0}
 
 
 def main(config: Config) -> int | None:
-    for name in config.which if config.start else ():
-        read_description(config.start / name)  # refuses what is no detector, before the drawing
+    if config.start:
+        for name in config.which:
+            read_description(config.start / name)  # refuses what is no detector, before drawing
     for folder in config.also:
         ShardStore(folder)
     newest, said = str(base_folder("newest")), split()["train"]

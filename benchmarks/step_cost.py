@@ -30,7 +30,7 @@ from miniature.bases import DETECTORS, base_folder
 from miniature.prompts import balanced, split
 from treat.lora import add_lora, lora_parameters
 from treat.step import Chain, draw, latent_gradient, replay
-from treat.terms import PixelTerm
+from treat.terms import RewardTerm
 from treat.update import Update
 
 
@@ -69,7 +69,7 @@ class Bench:
         chain = Chain(self.model, self.schedule, self.text)
         steps = chain.schedule.steps
         latents, tape = draw(chain, noise, range(steps - self.last, steps))
-        term = PixelTerm(self.detector, 1.0, "area", 0.1)
+        term = RewardTerm(1.0, "area", 0.1, self.detector)
         replay(chain, tape, latent_gradient(chain, latents, term))
         (self.model.offline_loss(self.clean, self.text, self.seeds) * 0.25).backward()
         self.update.collect(1.0, {})

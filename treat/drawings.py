@@ -16,7 +16,7 @@ from torch import Tensor
 from core.contracts import Latents
 from core.seeds import mix
 from treat.step import Chain, Taped, draw, latent_gradient, replay
-from treat.terms import PixelTerm
+from treat.terms import RewardTerm
 
 
 class Drawing(NamedTuple):
@@ -53,7 +53,7 @@ def drawings(
 
 
 def accumulate_gradient(
-    chain: Chain, drawn: Iterable[Drawing], term: PixelTerm, share: float, two_pass: bool = False
+    chain: Chain, drawn: Iterable[Drawing], term: RewardTerm, share: float, two_pass: bool = False
 ) -> dict[str, Tensor]:
     """Add `share` of the term's gradient to the adapters' `.grad`; its figures, averaged."""
     figures: dict[str, Tensor] = {}

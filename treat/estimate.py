@@ -22,7 +22,7 @@ from rich.table import Table
 import core.config
 from base_models.checkpointing import recompute_blocks
 from base_models.outline import open_outline
-from core.contracts import Detector, Latents
+from core.contracts import Latents
 from core.counting import Cost, DryRun
 from core.errors import UserError
 from core.run import plain
@@ -33,10 +33,11 @@ from treat import settings
 from treat.cache import CHUNK
 from treat.drawings import drawings
 from treat.ensemble import ensemble
+from treat.image_reward import outline_of_reward
 from treat.lora import add_lora, lora_parameters
 from treat.offline import LATENTS, images_at_once
 from treat.step import Chain, autocast, latent_gradient, replay
-from treat.terms import PixelTerm, lock_to_base, offline_term
+from treat.terms import RewardTerm, Score, lock_to_base, offline_term
 from treat.update import Update
 from treat.views import Views
 
@@ -98,7 +99,7 @@ def estimate(config: settings.Config) -> Estimate:
         raise UserError(settings.NO_DETECTOR)
     number = config.redraws or config.gradient_steps
     one = count(config, 1)
-    two = count(config, 2) if config.pixel_weight and number > 1 else one
+    two = count(config, 2) if config.rewarded and number > 1 else one
     phases = {name: extended(cost, two.phases[name], number) for name, cost in one.phases.items()}
     if DRAWING in phases:  # counted with fewer steps
         forward = one.phases[DRAWING].flops // (2 if config.redraws else 1)
@@ -151,7 +152,8 @@ def count(config: settings.Config, number: int) -> Estimate:
     """One micro-batch that is drawn in `number` steps, all learning, or redrawn so many times."""
     dry, phases, resident = DryRun(), {}, {}
     tally = dry.tally
-    model, networks = open_outline(config.base, getattr(torch, config.base_dtype))
+    dtype = getattr(torch, config.base_dtype)
+    model, networks = open_outline(config.base, dtype)
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
     add_lora(model.network, config.rank, model.lora_targets(config.targets), config.seed)
     sides = config.height, config.width
@@ -169,6 +171,7 @@ def count(config: settings.Config, number: int) -> Estimate:
     folders = (config.detector, *config.further_detectors) if config.pixel_weight else ()
     detectors = [outline_of(folder) for folder in folders if folder]
     second = outline_of(config.second_detector) if config.second_detector else None
+    scorer = outline_of_reward(config.image_reward, dtype) if config.image_reward else None
     steps = 1 if config.redraws else number
     schedule = model.schedule(steps, *sides)  # of real numbers
     chain = Chain(model, schedule, texts, config.gamma, autocast("cpu", config.mixed_precision))
@@ -179,13 +182,19 @@ def count(config: settings.Config, number: int) -> Estimate:
         resident["optimizer"] = tally.live - before
         if second is not None:
             resident["second detector"] = dry.materialise(second)
+        if scorer is not None:
+            resident["image reward"] = dry.materialise(scorer)
         seeds = list(range(config.batch))
         noise = model.noise(seeds, *sides)
-        if detectors:
-            resident["detector"] = sum(map(dry.materialise, detectors))
-            detector = ensemble(detectors)
-            work = functools.partial(tally.work, phases)
-            count_pixel_term(config, chain, noise, detector, number, work)
+        if config.rewarded:
+            term = RewardTerm(config.pixel_weight, config.selection, config.threshold)
+            if detectors:
+                resident["detector"] = sum(map(dry.materialise, detectors))
+                term.detector = ensemble(detectors)
+            if scorer is not None and config.image_weight:
+                said = functools.partial(scorer, prompts=["a prompt"] * config.batch)
+                term.score = Score(config.image_weight, said)
+            count_reward(config, chain, noise, term, number, functools.partial(tally.work, phases))
         if config.offline_weight:
             with tally.work(phases, OFFLINE):
                 offline_term(model, {LATENTS: noise, **texts}, seeds, chain.precision).backward()
@@ -195,21 +204,22 @@ def count(config: settings.Config, number: int) -> Estimate:
     return Estimate(resident, phases)
 
 
-def count_pixel_term(
+def count_reward(
     config: settings.Config,
     chain: Chain,
     noise: Latents,
-    detector: Detector,
+    term: RewardTerm,
     number: int,
     work: Callable[[str], AbstractContextManager],
 ) -> None:
-    """The phases of the pixel term, as `treat.train` has them."""
-    views = Views(detector, config.views, [config.seed] * config.batch)
-    term = PixelTerm(views, config.pixel_weight, config.selection, config.threshold)
-    if config.lock_weight:
-        with work(LOCK):
-            lock = config.lock_weight, config.threshold, config.lock_dilation
-            term.lock = lock_to_base(chain, noise, detector, *lock)
+    """The phases of what is drawn and rewarded, as `treat.train` has them."""
+    detector = term.detector
+    if detector is not None:
+        term.detector = Views(detector, config.views, [config.seed] * config.batch)
+        if config.lock_weight:
+            with work(LOCK):
+                lock = config.lock_weight, config.threshold, config.lock_dilation
+                term.lock = lock_to_base(chain, noise, detector, *lock)
     seeds = [config.seed] * len(noise) if config.redraws else None
     learning = [0] * number if config.redraws else list(range(number))
     drawn = drawings(chain, noise, learning, seeds, config.recompute)

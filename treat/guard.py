@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from core.contracts import Images
 
 PREFIX = "change_"
-SECOND = "second"
+SECOND, FIT = "second", "image_reward"
 WRONG_WAY = {
     "sharpness": (-1, 1),
     "high_frequency": (-1, 1),
@@ -27,8 +27,9 @@ WRONG_WAY = {
     "variety": (-1,),
     "likeness": (-1,),
     SECOND: (1,),
+    FIT: (-1,),
 }
-"""Where each meter must not go: blur and noise, grey and garish; alike, astray; worse."""
+"""Where each meter must not go: blur and noise, grey and garish; alike, astray; worse, unfit."""
 THUMBNAIL = 8
 """Pixels a side of what is compared between images: composition and colour, no detail."""
 EPS = 1e-8
@@ -36,18 +37,18 @@ PerImage = Float[Tensor, " b"]
 
 
 def changes(
-    images: Images, base: Images, scores: tuple[PerImage, PerImage] | None = None
+    images: Images, base: Images, seen: Mapping[str, tuple[PerImage, PerImage]]
 ) -> dict[str, float]:
     """By how many of the base's spreads each meter has surely moved: 0 where it may not have.
 
-    `scores` are a second detector's of the images and of the base's. Fewer than three images say
-    nothing.
+    `seen`, by the name of a meter, is what a second detector or an image reward said of the images
+    and of the base's. Fewer than three images say nothing.
     """
     if len(images) < 3:
         return {}
     now, before = meters(images, base), meters(base, base)
-    if scores is not None:
-        now[SECOND], before[SECOND] = scores
+    for name, (found, known) in seen.items():
+        now[name], before[name] = found, known
     spreads = {name: values.std() for name, values in before.items()}
     # Half of the way from itself to just any image of the base.
     spreads["likeness"] = before["likeness"].mean() / 2

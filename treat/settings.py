@@ -36,6 +36,9 @@ class Config(core.config.Config):
     """Folders of others: the mean of all maps is lowered."""
     second_detector: Path | None = None
     """Folder of a detector that is never learnt from: it chooses the best step."""
+    image_reward: Path | None = None
+    """Folder of a CLIP that says how well an image fits its prompt: CLIP itself, PickScore or HPS
+    v2, in transformers' format. It guards the prompt; with an `image_weight` it also teaches."""
     offline: Path | None = None
     """Real images with captions: a folder, or shards."""
     offline_limit: int | None = Field(None, ge=1)
@@ -87,7 +90,9 @@ class Config(core.config.Config):
     threshold: float = Field(0.1, ge=0, lt=1)
     """Probability above which a pixel counts, in the loss and in the lock's mask."""
     pixel_weight: float = Field(1.0, ge=0)
-    """0: nothing is drawn; with the offline term alone this is the control."""
+    """0: no detector teaches; with the offline term alone this is the control."""
+    image_weight: float = Field(0.0, ge=0)
+    """Weight of the image reward (a cosine), which is raised."""
     offline_weight: float = Field(0.25, ge=0)
     lock_weight: float = Field(0.0, ge=0)
     """Weight of the change outside what the detector marks on the base's image."""
@@ -161,8 +166,12 @@ class Config(core.config.Config):
             )
         if listed and self.last is not None:
             raise ValueError("learning lists the steps: leave last out")
-        if not self.pixel_weight and not self.offline_weight:
-            raise ValueError("pixel_weight and offline_weight are both 0: nothing would be learnt")
+        if not self.rewarded and not self.offline_weight:
+            raise ValueError(
+                "pixel_weight, image_weight and offline_weight are all 0: nothing would be learnt"
+            )
+        if self.image_weight and self.image_reward is None:
+            raise ValueError("image_weight needs an image_reward: name its folder")
         if self.offline_weight and self.offline is None:
             raise ValueError("give real images as offline, or set offline_weight to 0")
         if self.refresh_every and not (self.annotator and self.detector):
@@ -175,6 +184,11 @@ class Config(core.config.Config):
         if self.patience and not (self.second_detector and self.watch_every):
             raise ValueError("patience needs a second_detector and watch_every")
         return self
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether anything is drawn to learn from."""
+        return bool(self.pixel_weight or self.image_weight)
 
     @property
     def gradient_steps(self) -> int:

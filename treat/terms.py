@@ -1,9 +1,9 @@
-"""The two terms of the loss as the step meets them: at the image, and on real images.
+"""The terms of the loss as the step meets them: at the image, and on real images.
 
 Legend: b batch, h w pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,26 +26,47 @@ class Lock:
     inside: Bool[Tensor, "b 1 h w"]
 
 
-@dataclass
-class PixelTerm:
-    """Images -> weighted artifact loss, with the lock; leaves its parts in `figures`."""
+@dataclass(frozen=True)
+class Score:
+    """An image-level reward, which is raised."""
 
-    detector: Detector
+    weight: float
+    of: Callable[[Images], Float[Tensor, " b"]]
+
+
+@dataclass
+class RewardTerm:
+    """Images -> what is to be lowered; leaves its parts in `figures`.
+
+    The artifact loss, the lock beside it, and an image-level score with its sign turned.
+    """
+
     weight: float
     selection: str
     threshold: float
+    detector: Detector | None = None
     lock: Lock | None = None
+    score: Score | None = None
     figures: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, images: Images) -> Float[Tensor, ""]:
         images = straight_through_clamp(images)
-        pixel = pixel_loss(self.detector(images).float(), self.selection, self.threshold)
-        self.figures["pixel"] = pixel.detach()
-        if self.lock is None:
-            return self.weight * pixel
-        lock = lock_loss(images, self.lock.base, self.lock.inside)
-        self.figures["lock"] = lock.detach()
-        return self.weight * pixel + self.lock.weight * lock
+        total = images.new_zeros(())
+        if self.detector is not None:
+            maps = self.detector(images).float()
+            pixel = pixel_loss(maps, self.selection, self.threshold)
+            total = self._add(total, "pixel", self.weight, pixel)
+        if self.lock is not None:
+            lock = lock_loss(images, self.lock.base, self.lock.inside)
+            total = self._add(total, "lock", self.lock.weight, lock)
+        if self.score is not None:
+            score = -self.score.of(images).float().mean()
+            total = self._add(total, "image", self.score.weight, score)
+        return total
+
+    def _add(self, total: Tensor, name: str, weight: float, value: Tensor) -> Tensor:
+        self.figures[name] = value.detach()
+        return total + weight * value
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ Source: DiffDoctor (arXiv 2501.12382), section 3.3; the choices: docs/decisions.
 """
 
 import time
+from functools import partial
 
 import torch
 from accelerate import PartialState
@@ -27,6 +28,7 @@ from treat.drawings import accumulate_gradient, drawings
 from treat.ensemble import ensemble
 from treat.estimate import check_fits
 from treat.guard import Guard
+from treat.image_reward import ImageReward, check_reward, load_reward
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, cache_offline, read_offline
@@ -34,7 +36,7 @@ from treat.prompts import read_prompts
 from treat.refresh import Refresher
 from treat.settings import NO_DETECTOR, Config
 from treat.step import Chain, autocast
-from treat.terms import PixelTerm, lock_to_base, offline_term
+from treat.terms import RewardTerm, Score, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
 from treat.update import (
     LORA,
@@ -73,10 +75,11 @@ def main(
         places = Places(config.seed, config.batch, config.accumulation)
         weights, share = lora_parameters(model.network), places.share
         update = Update(weights, config.weight_decay, config.clip)
-        detectors = open_detectors(config, device, given)
+        detectors, scorer = open_detectors(config, device, given), open_scorer(config, device)
         sides = config.height, config.width
         sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
-        ledger = open_ledger(config, run, update, Watcher(sampler, detectors, real, config.seed))
+        watcher = Watcher(sampler, detectors, scorer, real, config.seed)
+        ledger = open_ledger(config, run, update, watcher)
         set_seed(seeding.mix(config.seed) % 2**32)  # for what libraries may draw by themselves
         ledger.begin()
         for step in run.progress(ledger.remaining(), config.steps, ledger.step, "treat"):
@@ -85,15 +88,22 @@ def main(
                 break
             for micro in range(config.accumulation):
                 figures = {}
-                if config.pixel_weight:
+                if config.rewarded:
                     rows = places.rows(PROMPTS, len(texts.train), step, micro)
                     noise = model.noise(places.seeds(NOISE, step, micro), *sides)
-                    text, detector = texts.conditioning(rows), detectors["reward"](texts.said(rows))
+                    said, text = texts.said(rows), texts.conditioning(rows)
                     chain = Chain(model, schedule, text, config.gamma, precision)
-                    views = Views(detector, config.views, places.seeds(VIEWS, step, micro))
-                    term = PixelTerm(views, *pixel_numbers(config))
-                    if config.lock_weight:
-                        term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
+                    term = RewardTerm(*pixel_numbers(config))
+                    if config.pixel_weight:
+                        detector, seeds = (
+                            detectors["reward"](said),
+                            places.seeds(VIEWS, step, micro),
+                        )
+                        term.detector = Views(detector, config.views, seeds)
+                        if config.lock_weight:
+                            term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
+                    if scorer is not None and config.image_weight:
+                        term.score = Score(config.image_weight, partial(scorer, prompts=said))
                     learning = learning_steps(config, step)
                     redraws = places.seeds(REDRAWS, step, micro) if config.redraws else None
                     drawn = drawings(chain, noise, learning, redraws, config.recompute)
@@ -151,6 +161,8 @@ def check(config: Config, given: DetectorFor | None) -> None:
         raise UserError(f"{config.offline} holds no images: name a folder that does.")
     if config.refresh_every and given is not None:
         raise UserError("Only the config's own detector can be refreshed: set refresh_every to 0.")
+    if config.image_reward:
+        check_reward(config.image_reward)
     if not config.pixel_weight:
         return
     if given is None and config.detector is None:
@@ -199,6 +211,12 @@ def open_detectors(
             opened = [freeze(load_detector(folder)).to(device) for folder in named if folder]
             detectors[name] = always(ensemble(opened))
     return detectors
+
+
+def open_scorer(config: Config, device: torch.device) -> ImageReward | None:
+    if config.image_reward is None:
+        return None
+    return load_reward(config.image_reward, getattr(torch, config.base_dtype)).to(device)
 
 
 def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> Ledger:

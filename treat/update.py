@@ -18,7 +18,7 @@ from core.checkpoint import optimizer_tensors, restore_optimizer
 from core.errors import UserError
 from core.shards import batch_indices
 
-FIGURES = ("pixel", "lock", "offline")
+FIGURES = ("pixel", "lock", "image", "offline")
 """What a step may report besides its gradient; zero where a term is off."""
 MAX_SKIPPED = 3
 """Updates in a row that may come out not finite before the run stops."""

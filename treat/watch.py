@@ -18,7 +18,8 @@ from core.contracts import ArtifactMap, Conditioning, Detector, Images
 from core.heatmap import overlay
 from core.images import contact_sheet, list_images, read_images, write_image
 from core.storage import write_atomic
-from treat.guard import changes, sharpness
+from treat.guard import FIT, SECOND, changes, sharpness
+from treat.image_reward import ImageReward
 from treat.lora import adapter_off, lora_parameters
 from treat.offline import LATENTS, RealRows
 from treat.texts import Sampler
@@ -95,10 +96,12 @@ class Watcher:
         self,
         sampler: Sampler,
         detectors: Mapping[str, DetectorFor],
+        scorer: ImageReward | None,
         real: RealRows | None,
         seed: int,
     ):
-        self.sampler, self.detectors, self.real, self.seed = sampler, detectors, real, seed
+        self.sampler, self.detectors, self.scorer = sampler, detectors, scorer
+        self.real, self.seed = real, seed
 
     def figures(self, kept: Path, step: int) -> dict[str, float]:
         """Scores of every detector by name, the meters of `treat.guard`, the loss on real images.
@@ -118,14 +121,13 @@ class Watcher:
             "sharpness": sharpness(images).mean().item(),
             "adapter_norm": sum(w.detach().float().square().sum().item() for w in weights) ** 0.5,
         }
-        maps = {
-            name: self._maps(detector, images, texts.said(texts.held))
-            for name, detector in self.detectors.items()
-        }
-        for name, found in maps.items():
-            figures |= scores(found, name)
+        said = texts.said(texts.held)
+        for name, detector in self.detectors.items():
+            figures |= scores(self._maps(detector, images, said), name)
+        if self.scorer is not None:
+            figures[FIT] = self._fit(self.scorer, images, said).mean().item()
         if step and base.is_dir():
-            figures |= self._changes(images, base, maps.get("second"))
+            figures |= self._changes(images, base)
         if self.real is not None and len(self.real.held):
             figures["watch_offline"] = self._offline_loss(self.real)
         return figures
@@ -162,19 +164,21 @@ class Watcher:
         lines = [[column[i] for column in columns] for i in range(len(rows))]
         return contact_sheet(lines, [short(prompt) for prompt in prompts], names)
 
-    def _changes(
-        self, images: Images, folder: Path, second: ArtifactMap | None
-    ) -> dict[str, float]:
+    def _changes(self, images: Images, folder: Path) -> dict[str, float]:
         """Against the base's images, as they were kept at step 0."""
-        files = list_images(folder)
+        files, said = list_images(folder), self.sampler.texts.said(self.sampler.texts.held)
         if len(files) != len(images):
             return {}
-        base, both = read_images(files), None
-        if second is not None:
-            texts = self.sampler.texts
-            before = self._maps(self.detectors["second"], base, texts.said(texts.held))
-            both = second.mean((1, 2, 3)), before.mean((1, 2, 3))
-        return changes(images, base, both)
+        base, seen = read_images(files), {}
+        if "second" in self.detectors:
+            second = self.detectors["second"]
+            now, before = (self._maps(second, shown, said) for shown in (images, base))
+            seen[SECOND] = now.mean((1, 2, 3)), before.mean((1, 2, 3))
+        if self.scorer is not None:
+            scorer = self.scorer
+            now, before = (self._fit(scorer, shown, said) for shown in (images, base))
+            seen[FIT] = now, before
+        return changes(images, base, seen)
 
     def _seeds(self, n: int) -> list[int]:
         return [seeding.mix(self.seed, WATCH, i) for i in range(n)]
@@ -186,6 +190,15 @@ class Watcher:
         for at in range(0, len(images), batch):
             look = detector(prompts[at : at + batch])
             parts.append(look(images[at : at + batch].to(device)).float().cpu())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _fit(self, scorer: ImageReward, images: Images, prompts: list[str]) -> Float[Tensor, " b"]:
+        batch, device = self.sampler.batch, self.sampler.texts.device
+        parts = [
+            scorer(images[at : at + batch].to(device), prompts[at : at + batch]).cpu()
+            for at in range(0, len(images), batch)
+        ]
         return torch.cat(parts)
 
     @torch.no_grad()

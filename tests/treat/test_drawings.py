@@ -10,13 +10,13 @@ from tests.tiny import SIZE
 from treat.drawings import accumulate_gradient, drawings, redraw_step
 from treat.pixel_loss import straight_through_clamp
 from treat.step import Chain, draw
-from treat.terms import PixelTerm
+from treat.terms import RewardTerm
 
 T = 4
 
 
 def learn(chain, *drawn):
-    accumulate_gradient(chain, drawn, PixelTerm(Spots(), 1.0, "threshold", 0.4), 1.0)
+    accumulate_gradient(chain, drawn, RewardTerm(1.0, "threshold", 0.4, Spots()), 1.0)
 
 
 @pytest.mark.parametrize("recompute", [True, False])
@@ -53,7 +53,7 @@ def test_redraws_of_one_drawing_are_averaged_each_under_noise_of_its_own():
     model = with_adapters(CASES["flux"].model())
     noise, schedule, text = inputs(model, T, SIZE)
     chain = Chain(model, schedule, text)
-    term = PixelTerm(Spots(), 1.0, "threshold", 0.4)
+    term = RewardTerm(1.0, "threshold", 0.4, Spots())
     shown = accumulate_gradient(chain, drawings(chain, noise, [1, 3], [5, 6]), term, share=0.5)
     ours = gradients(model)
 

@@ -49,7 +49,7 @@ class Trial:
         return images, scores * (0.2 * torch.randn(32, generator=self.g)).exp()
 
     def changes(self, images, scores):
-        return changes(images.clamp(0, 1), self.base, (scores, self.score))
+        return changes(images.clamp(0, 1), self.base, {"second": (scores, self.score)})
 
 
 def blurred(images, radius):
@@ -156,7 +156,7 @@ def test_what_may_be_chance_is_no_change():
     assert guard.sure_change(moved, spread) == 0
     assert guard.sure_change(moved * 0.01 + 1, spread) == pytest.approx(1.0, abs=0.02)
     assert guard.sure_change(moved * 0.01 - 1, spread * 2) == pytest.approx(-0.5, abs=0.02)
-    assert changes(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)) == {}
+    assert changes(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), {}) == {}
 
 
 @pytest.fixture(scope="module")
