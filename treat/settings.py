@@ -136,7 +136,11 @@ class Config(core.config.Config):
     watch_every: int = Field(25, ge=0)
     """Updates between two looks at held-out prompts; 0: none."""
     watch_images: int = Field(32, ge=1)
-    """The last lines of the prompts, held out for looking; at most a fifth of them."""
+    """How many prompts are watched."""
+    watch_prompts: Path | None = None
+    """File of the prompts that are watched, from its first line on. None: the last lines of
+    `prompts`, at most a fifth of them. Nothing that is watched is learnt from, so a list of few
+    different prompts had better have this."""
     guard: Literal["stop", "warn", "off"] = "stop"
     """What to do where the watched images collapse (`treat/guard.py`): blurred, grey, alike, deaf
     to the prompt, worse to the second detector. A stopped run keeps its best step."""

@@ -29,15 +29,21 @@ class Split:
         return [*self.train, *self.held, *self.pictures]
 
 
-def split_prompts(path: Path, held: int, pictures: Path | None = None) -> Split:
-    """The last `held` lines (at most a fifth) are held out, with whatever repeats them.
+def split_prompts(
+    path: Path, held: int, pictures: Path | None = None, watched_file: Path | None = None
+) -> Split:
+    """The first `held` lines of a file of their own are watched, or the last of the prompts' file.
 
-    A file of one prompt is both learnt from and watched.
+    Of the latter at most a fifth. What is watched is nowhere learnt from, however often it stands
+    in the file; a file of one prompt is both learnt from and watched.
     """
     prompts = read_prompts(path)
-    held = min(held, max(1, len(prompts) // 5))
-    watched = prompts[-held:]
-    train = [prompt for prompt in prompts[:-held] if prompt not in set(watched)]
+    if watched_file is not None:
+        watched = read_prompts(watched_file)[:held]
+    else:
+        held = min(held, max(1, len(prompts) // 5))
+        prompts, watched = prompts[:-held], prompts[-held:]
+    train = [prompt for prompt in prompts if prompt not in set(watched)]
     shown = read_prompts(pictures) if pictures else watched[:PICTURES]
     return Split(train or watched, watched, shown)
 

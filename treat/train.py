@@ -70,6 +70,7 @@ def main(
     with Run.start(config, config.out, "treat", place.is_main_process, {"steps"}) as run:
         device = place.device or torch.device("cpu")
         model, texts, real = open_model(config, place, device)
+        run.event("info", f"{len(texts.train)} prompts teach, {len(texts.held)} are watched")
         schedule = model.schedule(config.sampling_steps, config.height, config.width)
         precision = autocast(device.type, config.mixed_precision)
         places = Places(config.seed, config.batch, config.accumulation)
@@ -151,8 +152,8 @@ def always(detector: Detector) -> DetectorFor:
 def check(config: Config, given: DetectorFor | None) -> None:
     """Everything that can be wrong, before anything heavy; raises `UserError`."""
     prompts = read_prompts(config.prompts)
-    if config.picture_prompts:
-        read_prompts(config.picture_prompts)
+    for path in filter(None, (config.picture_prompts, config.watch_prompts)):
+        read_prompts(path)
     check_size(config.base, config.height, config.width)
     detectors = config.detector, config.second_detector, *config.further_detectors
     for folder in filter(None, detectors):
@@ -181,7 +182,8 @@ def open_model(
     model = load_base(config.base, dtype=getattr(torch, config.base_dtype))
     model.encoders_to(device)
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
-    split = split_prompts(config.prompts, config.watch_images, config.picture_prompts)
+    shown = config.watch_images, config.picture_prompts, config.watch_prompts
+    split = split_prompts(config.prompts, *shown)
     cache, real = config.out / "cache", None
     with place.main_process_first():
         texts = encode_texts(cache, model, config.base, split, device)

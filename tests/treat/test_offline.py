@@ -103,6 +103,11 @@ def test_split_by_line(tmp_path):
     split = split_prompts(path, held=5)
     assert split.held == ["prompt 8", "prompt 0"] and split.pictures == split.held
     assert "prompt 0" not in split.train and len(split.train) == 7
+    apart = tmp_path / "watched.txt"
+    apart.write_text("prompt 3\nother\nunused\n")
+    split = split_prompts(path, held=2, watched_file=apart)
+    assert split.held == ["prompt 3", "other"]
+    assert len(split.train) == 9 and split.train.count("prompt 0") == 2
     path.write_text("one\n")
     assert split_prompts(path, held=5).train == split_prompts(path, held=5).held == ["one"]
 
