@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import tyro
 import yaml
@@ -25,6 +25,8 @@ MAX_CONFIG_BYTES = 1_000_000
 class Config(BaseModel):
     """Frozen settings; unknown keys are refused, defaults are checked like given values."""
 
+    presets: ClassVar[Path | None] = None
+    """Folder of YAML files that `--config` also finds by their bare names."""
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
@@ -145,7 +147,7 @@ def run_program(
     """
     try:
         path, words = _split_config(list(sys.argv[1:] if argv is None else argv))
-        code = main(load_config(cls, path, words, prog))
+        code = main(load_config(cls, _found(cls, path), words, prog))
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -170,6 +172,17 @@ def _split_config(words: list[str]) -> tuple[Path | None, list[str]]:
         else:
             rest.append(word)
     return (None if path is None else Path(path)), rest
+
+
+def _found(cls: type[BaseModel], path: Path | None) -> Path | None:
+    """A file as it is; else the preset of that name."""
+    folder = getattr(cls, "presets", None)
+    if path is None or folder is None or path.exists() or path.parent != Path() or path.suffix:
+        return path
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if path.name not in known:
+        raise UserError(f"there is no file or preset {path}; presets are {', '.join(known)}.")
+    return folder / f"{path.name}.yaml"
 
 
 def _partial(cls: type[C], values: Mapping[str, Any], where: str) -> C:

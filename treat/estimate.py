@@ -218,8 +218,9 @@ def count_reward(
         term.detector = Views(detector, config.views, [config.seed] * config.batch)
         if config.lock_weight:
             with work(LOCK):
-                lock = config.lock_weight, config.threshold, config.lock_dilation
-                term.lock = lock_to_base(chain, noise, detector, *lock)
+                lock = config.lock_weight, config.lock_inside, config.threshold
+                dilation = config.lock_dilation
+                term.lock = lock_to_base(chain, noise, detector, *lock, dilation)
     seeds = [config.seed] * len(noise) if config.redraws else None
     learning = [0] * number if config.redraws else list(range(number))
     drawn = drawings(chain, noise, learning, seeds, config.recompute)

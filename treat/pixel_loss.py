@@ -83,9 +83,13 @@ def dilated(maps: ArtifactMap, threshold: float, pixels: int) -> Bool[Tensor, "b
     return grown > threshold
 
 
-def lock_loss(images: Images, base: Images, inside: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
-    """Squared change against the base's images, outside the mask; mean over all pixels.
+def lock_loss(
+    images: Images, base: Images, inside: Bool[Tensor, "b 1 h w"], share: float = 0.0
+) -> Float[Tensor, ""]:
+    """Squared change against the base's images; mean over all pixels.
 
-    Source: the region lock of Focus-N-Fix (arXiv 2501.06481).
+    Within the mask it counts by `share`. Source: the region lock of Focus-N-Fix (arXiv 2501.06481),
+    whose share is 0.
     """
-    return ((images - base).square() * ~inside).mean()
+    held = torch.where(inside, share, 1.0)
+    return ((images - base).square() * held).mean()

@@ -4,7 +4,7 @@ Apart from `treat.train`, so that the method there fits one screen.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,8 @@ Listed = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 class Config(core.config.Config):
     """Settings of one treatment."""
+
+    presets: ClassVar[Path | None] = Path(__file__).parent / "presets"
 
     base: str
     """Pipeline folder or Hub id of the base model."""
@@ -96,6 +98,8 @@ class Config(core.config.Config):
     offline_weight: float = Field(0.25, ge=0)
     lock_weight: float = Field(0.0, ge=0)
     """Weight of the change outside what the detector marks on the base's image."""
+    lock_inside: float = Field(0.0, ge=0, le=1)
+    """Share of that weight within what is marked: of two ways to mend, the nearer one."""
     lock_dilation: int = Field(3, ge=0)
     """Pixels that the lock's mask is grown by."""
 

@@ -19,11 +19,13 @@ from treat.watch import split_rows
 
 @dataclass(frozen=True)
 class Lock:
-    """The base's images at the same seeds, and where they may change."""
+    """The base's images at the same seeds, and where they may change more freely."""
 
     weight: float
     base: Images
     inside: Bool[Tensor, "b 1 h w"]
+    share: float
+    """Of the weight, within."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class RewardTerm:
             pixel = pixel_loss(maps, self.selection, self.threshold)
             total = self._add(total, "pixel", self.weight, pixel)
         if self.lock is not None:
-            lock = lock_loss(images, self.lock.base, self.lock.inside)
+            lock = lock_loss(images, self.lock.base, self.lock.inside, self.lock.share)
             total = self._add(total, "lock", self.lock.weight, lock)
         if self.score is not None:
             score = -self.score.of(images).float().mean()
@@ -71,7 +73,13 @@ class RewardTerm:
 
 @torch.no_grad()
 def lock_to_base(
-    chain: Chain, noise: Latents, detector: Detector, weight: float, threshold: float, dilation: int
+    chain: Chain,
+    noise: Latents,
+    detector: Detector,
+    weight: float,
+    share: float,
+    threshold: float,
+    dilation: int,
 ) -> Lock:
     """Draw the base at the same noise; what the detector marks there, grown, may change."""
     with adapter_off(chain.model.network):
@@ -79,7 +87,7 @@ def lock_to_base(
     base = chain.decode(latents).clamp(0, 1)
     with chain.precision():
         maps = detector(base).float()
-    return Lock(weight, base, dilated(maps, threshold, dilation))
+    return Lock(weight, base, dilated(maps, threshold, dilation), share)
 
 
 def offline_term(

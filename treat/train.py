@@ -135,8 +135,8 @@ def pixel_numbers(config: Config) -> tuple[float, str, float]:
     return config.pixel_weight, config.selection, config.threshold
 
 
-def lock_numbers(config: Config) -> tuple[float, float, int]:
-    return config.lock_weight, config.threshold, config.lock_dilation
+def lock_numbers(config: Config) -> tuple[float, float, float, int]:
+    return config.lock_weight, config.lock_inside, config.threshold, config.lock_dilation
 
 
 def rate(config: Config, step: int) -> float:

@@ -1,7 +1,7 @@
 """Settings: YAML first, command line over it, every fault one sentence with its cure."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import tyro
@@ -164,3 +164,26 @@ def interrupted(config):
 
 def refused(config):
     raise UserError("no such base; name another.")
+
+
+def test_presets_are_found_by_name(tmp_path, monkeypatch, capsys):
+    class WithPresets(Config):
+        presets: ClassVar[Path | None] = tmp_path / "presets"
+        size: int = 1
+
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets/large.yaml").write_text("size: 9\n")
+    (tmp_path / "own.yaml").write_text("size: 3\n")
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for words in (
+        ["--config", "large"],
+        ["--config", "large", "--size", "8"],
+        ["--config=own.yaml"],
+    ):
+        run_program(lambda config: found.append(config.size), WithPresets, words)
+    assert found == [9, 8, 3]
+    for name, message in (("huge", "presets are large"), ("huge.yaml", "check --config")):
+        with pytest.raises(SystemExit):
+            run_program(lambda config: None, WithPresets, ["--config", name])
+        assert message in capsys.readouterr().err

@@ -63,3 +63,5 @@ def test_lock_counts_change_outside_the_mask_only():
     assert lock_loss(changed, base, inside) == 0
     changed[..., 0, 0] = 0.5
     assert lock_loss(changed, base, inside).item() == pytest.approx(3 * 0.25 / 75)
+    part = lock_loss(changed, base, inside, 0.1).item()
+    assert part == pytest.approx((3 * 0.25 + 0.1 * 3 * 9) / 75)
