@@ -29,8 +29,9 @@ from miniature.meters import NAME, Bench, values_of
 from treat.settings import Selection
 
 ARMS = ("control", "adapter", "ceiling")
-CEILING = {"threshold": 0.1, "lock_weight": 10.0}
-"""Its map is a distance in RGB, no probability: few pixels lie more than .5 from their target."""
+CEILING = {"threshold": 0.1, "lock_weight": 10.0, "lock_inside": 0.0}
+"""Its map is a distance in RGB, no probability: few pixels lie more than .5 from their target. And
+its target is the nearest valid image already."""
 
 
 class Config(core.config.Config):

@@ -83,7 +83,7 @@ class Demo:
     # Stages, in order
 
     def prompts(self) -> None:
-        for part in ("train", "held_out"):
+        for part in ("train", "search", "held_out"):
             data.write_prompts(self.out / f"prompts/{part}.txt", part, self.settings.seed)
 
     def label(self) -> None:
@@ -185,6 +185,7 @@ class Demo:
         given = {
             "base": self.newest,
             "prompts": self.out / "prompts/train.txt",
+            "watch_prompts": self.out / "prompts/search.txt",
             "offline": self.out / "data/real",
             "out": self.out / name,
             "seed": self.settings.seed,

@@ -55,13 +55,16 @@ class Settings:
             "last": 3,
             "gamma": 0.0,  # an eighth of the variance: docs/numbers.md
             "recompute": False,
-            "pixel_weight": 0.5,
+            "selection": "root",  # more signal for its noise than the mean: docs/numbers.md
+            "pixel_weight": 4.0,
             "threshold": 0.5,  # what is less likely an artifact than not is held, not healed
             "offline_weight": 1.0,
             "lock_weight": 30.0,
+            "lock_inside": 1.0,  # else a smear becomes whatever the detector minds least
             "learning_rate": 7e-4,
             "decay": "linear",
             "watch_every": 20,
+            "watch_images": 100,
             "picture_every": 40,
             "checkpoint_every": 20,
         }
