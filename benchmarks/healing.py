@@ -98,6 +98,7 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
     """One arm of one seed; those without a second detector end at their last step."""
     arm, seed = name.split("-")
     changes: dict[str, Any] = {"seed": int(seed), "steps": config.steps, "watch_every": 40}
+    changes["watch_images"] = 100
     if arm == "control":
         changes |= CONTROL
     elif arm == "adapter":

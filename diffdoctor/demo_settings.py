@@ -64,7 +64,7 @@ class Settings:
             "learning_rate": 7e-4,
             "decay": "linear",
             "watch_every": 20,
-            "watch_images": 100,
+            "watch_images": 40,  # each is judged at every look
             "picture_every": 40,
             "checkpoint_every": 20,
         }
