@@ -33,6 +33,9 @@ CEILING = {"threshold": 0.1, "lock_weight": 10.0, "lock_inside": 0.0}
 """Its map is a distance in RGB, no probability: few pixels lie more than .5 from their target. And
 its target is the nearest valid image already."""
 
+WATCHED = {"watch_every": 40, "watch_images": 100}
+"""By fewer images the second detector chooses worse."""
+
 
 class Config(core.config.Config):
     """Which demo to measure, and how thoroughly."""
@@ -97,8 +100,7 @@ def planned(config: Config) -> list[str]:
 def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
     """One arm of one seed; those without a second detector end at their last step."""
     arm, seed = name.split("-")
-    changes: dict[str, Any] = {"seed": int(seed), "steps": config.steps, "watch_every": 40}
-    changes["watch_images"] = 100
+    changes: dict[str, Any] = {"seed": int(seed), "steps": config.steps, **WATCHED}
     if arm == "control":
         changes |= CONTROL
     elif arm == "adapter":
