@@ -29,6 +29,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 class ImageReward(nn.Module):
     """The cosine of image and prompt, differentiable in the image."""
 
+    model: Any
     mean: Tensor
     std: Tensor
 
