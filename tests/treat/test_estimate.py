@@ -19,6 +19,7 @@ from tests.treat.setting import build, config
 from treat import estimate
 from treat.lora import add_lora
 from treat.step import Chain
+from treat.terms import RewardTerm
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,9 @@ def compare(given, folder):
     own = tally.live
     with tally:
         work = functools.partial(tally.work, costs)
-        estimate.count_pixel_term(given, chain, noise, detector, number, work)
+        numbers = given.pixel_weight, given.selection, given.threshold
+        term = RewardTerm(*numbers, detector)
+        estimate.count_reward(given, chain, noise, term, number, work)
     found = estimate.count(given, number)
     stays = sum(size for name, size in found.resident.items() if "text_encoder" not in name)
     for name, cost in costs.items():
