@@ -180,6 +180,8 @@ def _found(cls: type[BaseModel], path: Path | None) -> Path | None:
     if path is None or folder is None or path.exists() or path.parent != Path() or path.suffix:
         return path
     known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if not known:
+        return path
     if path.name not in known:
         raise UserError(f"there is no file or preset {path}; presets are {', '.join(known)}.")
     return folder / f"{path.name}.yaml"
