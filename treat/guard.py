@@ -50,8 +50,9 @@ def changes(
     for name, (found, known) in seen.items():
         now[name], before[name] = found, known
     spreads = {name: values.std() for name, values in before.items()}
-    # Half of the way from itself to just any image of the base.
+    # Half of the way from itself to just any image of the base; a quarter of the way to one image.
     spreads["likeness"] = before["likeness"].mean() / 2
+    spreads["variety"] = before["variety"].mean() / 4
     return {
         PREFIX + name: sure_change(now[name] - before[name], spread)
         for name, spread in spreads.items()
@@ -119,7 +120,7 @@ def likeness(images: Images, base: Images) -> PerImage:
 class Guard:
     """Raises an alarm for a meter that has gone too far in two looks one after the other."""
 
-    tolerance: float = 0.5
+    tolerance: float = 0.6
     """In the base's spreads from image to image."""
     before: Sequence[str] = ()
     """What had gone too far in the last look."""

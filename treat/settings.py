@@ -148,7 +148,7 @@ class Config(core.config.Config):
     guard: Literal["stop", "warn", "off"] = "stop"
     """What to do where the watched images collapse (`treat/guard.py`): blurred, grey, alike, deaf
     to the prompt, worse to the second detector. A stopped run keeps its best step."""
-    tolerance: float = Field(0.5, gt=0)
+    tolerance: float = Field(0.6, gt=0)
     """How far a meter's mean may move: in spreads of that meter among the base's images."""
     patience: int = Field(0, ge=0)
     """Looks without a better second score after which to stop; 0: never."""

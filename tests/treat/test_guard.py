@@ -139,7 +139,7 @@ def test_one_look_alone_is_no_alarm():
     watch = Guard(tolerance=0.5)
     assert watch.look({PREFIX + "sharpness": -0.6, PREFIX + "contrast": 0.1}) == []
     assert watch.look({PREFIX + "sharpness": 0.1, PREFIX + "contrast": 0.7}) == []
-    assert watch.look({PREFIX + "sharpness": -0.6, PREFIX + "contrast": 0.7}) == ["contrast"]
+    assert watch.look({PREFIX + "sharpness": -0.4, PREFIX + "contrast": 0.7}) == ["contrast"]
     assert watch.look({}) == []  # nothing measured, nothing said
 
 
@@ -197,7 +197,7 @@ def test_who_only_wants_to_be_told_is(world, tmp_path):
 def test_the_step_before_the_collapse_is_the_one_to_export(world, tmp_path, monkeypatch, second):
     from treat import watch
 
-    far = iter([0.0, 0.1, -0.6, -0.7])
+    far = iter([0.0, 0.1, -0.7, -0.8])
     monkeypatch.setattr(watch, "changes", lambda *_: {PREFIX + "sharpness": next(far)})
     own = {"second_detector": world / "second"} if second else {"second_detector": None}
     settings = ruin(world, tmp_path, learning_rate=1e-3, **own)
@@ -209,7 +209,7 @@ def test_the_step_before_the_collapse_is_the_one_to_export(world, tmp_path, monk
 def test_the_last_sound_step_survives_a_resume(world, tmp_path, monkeypatch):
     from treat import watch
 
-    far = iter([0.0, -0.6, -0.7])
+    far = iter([0.0, -0.7, -0.8])
     monkeypatch.setattr(watch, "changes", lambda *_: {PREFIX + "sharpness": next(far)})
     settings = ruin(world, tmp_path, learning_rate=1e-3, second_detector=None, steps=2)
     assert train.main(settings) == 0  # ends between the two looks of the alarm
