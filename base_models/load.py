@@ -146,7 +146,7 @@ def check_size(base: str, height: int, width: int) -> None:
     path = Path(base).expanduser()
     if path.exists():
         family = FAMILIES[check_base(path)]
-        channels = _read_json(_folder(path) / "vae" / "config.json").get("block_out_channels", [0])
+        channels = read_json(_folder(path) / "vae" / "config.json").get("block_out_channels", [0])
         check_sides(height, width, family.grain(2 ** (len(channels) - 1)))
     elif not _names_repository(base):
         raise UserError(f"There is no base model {base}: check the path.")
@@ -164,12 +164,15 @@ def _read_index(folder: Path) -> dict[str, Any]:
             "single file among the configs of its family, or a Hub id such as "
             "black-forest-labs/FLUX.1-schnell."
         )
-    return _read_json(path)
+    return read_json(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that must hold an object; raises `UserError` for any other."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: copy or download it again.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged: copy or download it again.") from error
     if not isinstance(content, dict):
@@ -188,7 +191,7 @@ def _check_component(folder: Path, library: str, weights: bool) -> None:
         raise UserError(f"{folder} is missing or empty: copy or download the base again.")
     for path in files:
         if path.suffix == ".json":
-            _read_json(path)
+            read_json(path)
     if weights and (folder / "config.json").is_file():
         _check_weights(folder)
 
@@ -196,7 +199,7 @@ def _check_component(folder: Path, library: str, weights: bool) -> None:
 def _check_weights(folder: Path) -> None:
     weights = {path.name for path in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
-        weights |= set(_read_json(index).get("weight_map", {}).values())
+        weights |= set(read_json(index).get("weight_map", {}).values())
     if not weights:
         raise UserError(
             f"{folder} has no .safetensors weights: save the base with safe_serialization=True "
@@ -206,8 +209,8 @@ def _check_weights(folder: Path) -> None:
         check_safetensors(folder / name)
 
 
-def check_safetensors(path: Path) -> None:
-    """Raise `UserError` unless the header parses and names exactly the bytes that are there."""
+def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes by name; `UserError` unless the header parses and names the bytes there are."""
     if not path.is_file():
         raise UserError(f"{path} is missing: copy or download the base again.")
     size = path.stat().st_size
@@ -216,7 +219,9 @@ def check_safetensors(path: Path) -> None:
         header = file.read(length) if length <= min(size, MAX_HEADER) else b""
     try:
         entries = json.loads(header)
-        end = max(e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__")
+        entries.pop("__metadata__", None)
+        end = max(entry["data_offsets"][1] for entry in entries.values())
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is damaged: copy or download it again.") from error
     if size != 8 + length + end:
@@ -224,6 +229,7 @@ def check_safetensors(path: Path) -> None:
             f"{path} is damaged ({size} bytes instead of {8 + length + end}): "
             "copy or download it again."
         )
+    return shapes
 
 
 def _download(base: str, revision: str | None, weights: bool = True) -> Path:

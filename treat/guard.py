@@ -3,7 +3,8 @@
 A treated model may please its detector and still lose what made its images good. Each meter gives
 one number an image. How far its mean has moved from the base's is told in units of the base's own
 spread from image to image, less two standard errors of the paired difference, so that neither a
-sensitive meter nor few images raise an alarm by themselves.
+sensitive meter nor few images raise an alarm by themselves. Likeness and variety, which are told
+against other images, have scales of their own: half and a quarter of their mean at the base.
 Legend: b images, h w pixels.
 """
 
@@ -32,6 +33,8 @@ WRONG_WAY = {
 """Where each meter must not go: blur and noise, grey and garish; alike, astray; worse, unfit."""
 THUMBNAIL = 8
 """Pixels a side of what is compared between images: composition and colour, no detail."""
+FEWEST = 3
+"""Of fewer images no spread can be told."""
 EPS = 1e-8
 PerImage = Float[Tensor, " b"]
 

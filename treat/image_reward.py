@@ -6,7 +6,6 @@ format. The comparison baseline of a pixel-level reward, and a guard of the prom
 Legend: b batch, h w pixels, e embedding.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from base_models.load import check_safetensors
+from base_models.load import check_safetensors, read_json
 from core.contracts import Images
 from core.errors import UserError
+from detector.segformer import freeze
 
-PREPROCESSOR = "preprocessor_config.json"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """CLIP's own, for a folder whose preprocessor names none."""
 
@@ -52,13 +52,14 @@ class ImageReward(nn.Module):
 
     @torch.no_grad()
     def text(self, prompt: str) -> Float[Tensor, " e"]:
-        """Its direction; read once."""
+        """Its direction; read once, and in the model's own dtype, whoever asks first."""
         if prompt not in self._read:
             tokens = self.tokenizer(
                 [prompt], padding="max_length", max_length=self.length, truncation=True,
                 return_tensors="pt",
             ).to(self.mean.device)  # fmt: skip
-            found = self.model.get_text_features(**tokens).pooler_output
+            with torch.autocast(self.mean.device.type, enabled=False):
+                found = self.model.get_text_features(**tokens).pooler_output
             self._read[prompt] = F.normalize(found[0].float(), dim=-1)
         return self._read[prompt]
 
@@ -76,20 +77,32 @@ class ImageReward(nn.Module):
 
 
 def check_reward(folder: Path) -> None:
-    """Raise `UserError` unless the folder holds a CLIP with its tokenizer; no weight is read."""
-    config = _config(folder)
-    if config.get("model_type") != "clip":
+    """Raise `UserError` unless the folder holds a whole CLIP with tokenizer; reads no weight."""
+    if not (folder / CONFIG).is_file():
         raise UserError(
-            f"{folder} holds a {config.get('model_type')!r} model and no 'clip': give CLIP, "
-            "PickScore or HPS v2 in transformers' format."
+            f"{folder} has no {CONFIG}: name a folder of an image reward in transformers' format."
         )
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"{folder} has no .safetensors weights: save them with safe_serialization.")
-    for path in weights:
-        check_safetensors(path)
+    for path in sorted(folder.glob("*.json")):
+        read_json(path)
+    family = read_json(folder / CONFIG).get("model_type")
+    if family != "clip":
+        raise UserError(
+            f"{folder} holds a {family!r} model and no 'clip': give CLIP, PickScore or HPS v2 in "
+            "transformers' format."
+        )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{folder} has no tokenizer: copy tokenizer.json into it.")
+    held = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        held |= check_safetensors(path)
+    if not held:
+        raise UserError(f"{folder} has no .safetensors weights: save them with safe_serialization.")
+    for name, tensor in _on_meta(folder).state_dict().items():
+        if held.get(name) != tuple(tensor.shape):  # transformers would draw it at random
+            raise UserError(
+                f"the weights in {folder} do not fit its {CONFIG} ({name!r}): copy or download "
+                "both again."
+            )
 
 
 def load_reward(folder: Path, dtype: torch.dtype = torch.float32) -> ImageReward:
@@ -102,27 +115,17 @@ def load_reward(folder: Path, dtype: torch.dtype = torch.float32) -> ImageReward
 def outline_of_reward(folder: Path, dtype: torch.dtype) -> ImageReward:
     """The same by its config alone, on the meta device; for counting."""
     check_reward(folder)
-    with torch.device("meta"):
-        model: Any = CLIPModel(CLIPConfig.from_pretrained(folder))
+    model: Any = _on_meta(folder)
     return _frozen(model.to(dtype), folder)
 
 
+def _on_meta(folder: Path) -> CLIPModel:
+    with torch.device("meta"):
+        return CLIPModel(CLIPConfig.from_pretrained(folder))
+
+
 def _frozen(model: CLIPModel, folder: Path) -> ImageReward:
-    said = _config(folder, PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    said = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     mean, std = said.get("image_mean", MEAN), said.get("image_std", STD)
-    reward = ImageReward(model, tokenizer, mean, std)
-    return reward.eval().requires_grad_(False)
-
-
-def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    path = folder / name
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{folder} has no {name}: name a folder of an image reward in transformers' format."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: copy or download it again.") from error
-    return found
+    return freeze(ImageReward(model, tokenizer, mean, std))

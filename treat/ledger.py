@@ -12,7 +12,7 @@ from torch import nn
 from core import checkpoint
 from core.images import write_image
 from core.run import PAUSED, Run
-from treat.guard import PREFIX, Guard
+from treat.guard import FEWEST, PREFIX, Guard
 from treat.lora import load_lora_state, lora_state
 from treat.refresh import Refresher
 from treat.update import Update, this_process
@@ -54,6 +54,8 @@ class Ledger:
         self.sound: int | None = None
         """The last step whose look showed nothing amiss."""
         self.collapsed = False
+        self.blind = False
+        """The guard has said that it sees nothing."""
         self.last: dict[str, float] = {}
 
     def begin(self) -> None:
@@ -184,6 +186,10 @@ class Ledger:
             return False
         if self.guard is None:
             return self.best.look(self.step, watched)
+        if self.step and not self.blind and not any(name.startswith(PREFIX) for name in watched):
+            self.blind = True
+            told = f"the guard sees nothing: it needs {FEWEST} watched images, and those of step 0"
+            self.run.event("warn", f"{told} in {self.run.folder / 'watched'}", step=self.step)
         alarms = self.guard.look(watched)
         if alarms:
             moved = ", ".join(f"{name} {watched[PREFIX + name]:+.1f}" for name in alarms)
@@ -198,8 +204,10 @@ class Ledger:
     def _report_detector(self, watched: Mapping[str, float]) -> None:
         """Whether the detector tells the base's images from real ones, before it teaches."""
         drawn = watched.get("reward_frequency")
-        real = self.watcher.real_frequency() if self.place.is_main_process else None
-        if real is None or drawn is None:
+        if drawn is None or not self.place.is_main_process:
+            return
+        real = self.watcher.real_frequency()
+        if real is None:
             return
         told = f"the detector flags {drawn:.0%} of the base's images, {real:.0%} of real ones"
         blind = real >= drawn

@@ -1,14 +1,12 @@
 """What readers of LoRA files want to be told, base by base; and kohya's names for the UNets."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from base_models.load import locate, read_parts
+from base_models.load import locate, read_json, read_parts
 from core.errors import UserError
 from treat.adapter import TRANSFORMER, UNET, Adapter
 
@@ -76,20 +74,17 @@ def guessed(adapter: Adapter, prefix: str) -> Architecture | None:
     """By the configs of the run's base, if they can be had; a FLUX without a base is schnell."""
     try:
         family, folder, _ = read_parts(locate(str(adapter.run["base"]), weights=False))
+        if family == "FluxPipeline":
+            said = read_json(folder / "transformer/config.json")
+            return "dev" if said.get("guidance_embeds") else "schnell"
+        if family == "StableDiffusionPipeline":
+            if read_json(folder / "unet/config.json").get("cross_attention_dim") != SD2_WIDTH:
+                return "sd1"
+            schedule = read_json(folder / "scheduler/scheduler_config.json")
+            return "sd2-768" if schedule.get("prediction_type") == "v_prediction" else "sd2"
     except (KeyError, UserError):
         return "schnell" if prefix == TRANSFORMER else None
-    if family == "FluxPipeline":
-        return "dev" if config_of(folder / "transformer").get("guidance_embeds") else "schnell"
-    if family == "StableDiffusionPipeline":
-        if config_of(folder / "unet").get("cross_attention_dim") != SD2_WIDTH:
-            return "sd1"
-        velocity = config_of(folder / "scheduler", "scheduler_config.json").get("prediction_type")
-        return "sd2-768" if velocity == "v_prediction" else "sd2"
     return "sdxl" if family == "StableDiffusionXLPipeline" else "kolors"
-
-
-def config_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    return json.loads((folder / name).read_text())
 
 
 def kohya_named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

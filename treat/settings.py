@@ -180,6 +180,11 @@ class Config(core.config.Config):
             )
         if self.image_weight and self.image_reward is None:
             raise ValueError("image_weight needs an image_reward: name its folder")
+        if self.image_weight and self.lock_weight and not self.pixel_weight:
+            raise ValueError(
+                "the lock holds what a detector does not mark, and without pixel_weight none "
+                "marks: set lock_weight to 0"
+            )
         if self.offline_weight and self.offline is None:
             raise ValueError("give real images as offline, or set offline_weight to 0")
         if self.refresh_every and not (self.annotator and self.detector):

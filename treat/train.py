@@ -64,20 +64,18 @@ def main(
     """
     place = this_process()
     given = reward_for or (always(reward) if reward else None)
-    check(config, given)
-    if config.check_memory and place.is_main_process and not given:
-        check_fits(config, place.device)
+    check(config, given, place)
     with Run.start(config, config.out, "treat", place.is_main_process, {"steps"}) as run:
         device = place.device or torch.device("cpu")
         model, texts, real = open_model(config, place, device)
         run.event("info", f"{len(texts.train)} prompts teach, {len(texts.held)} are watched")
-        schedule = model.schedule(config.sampling_steps, config.height, config.width)
+        sides = config.height, config.width
+        schedule = model.schedule(config.sampling_steps, *sides)
         precision = autocast(device.type, config.mixed_precision)
         places = Places(config.seed, config.batch, config.accumulation)
-        weights, share = lora_parameters(model.network), places.share
-        update = Update(weights, config.weight_decay, config.clip)
+        share, two_pass = places.share, config.two_pass_decode
+        update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
         detectors, scorer = open_detectors(config, device, given), open_scorer(config, device)
-        sides = config.height, config.width
         sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
         watcher = Watcher(sampler, detectors, scorer, real, config.seed)
         ledger = open_ledger(config, run, update, watcher)
@@ -96,11 +94,9 @@ def main(
                     chain = Chain(model, schedule, text, config.gamma, precision)
                     term = RewardTerm(*pixel_numbers(config))
                     if config.pixel_weight:
-                        detector, seeds = (
-                            detectors["reward"](said),
-                            places.seeds(VIEWS, step, micro),
-                        )
-                        term.detector = Views(detector, config.views, seeds)
+                        detector = detectors["reward"](said)
+                        views = places.seeds(VIEWS, step, micro)
+                        term.detector = Views(detector, config.views, views)
                         if config.lock_weight:
                             term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
                     if scorer is not None and config.image_weight:
@@ -108,7 +104,6 @@ def main(
                     learning = learning_steps(config, step)
                     redraws = places.seeds(REDRAWS, step, micro) if config.redraws else None
                     drawn = drawings(chain, noise, learning, redraws, config.recompute)
-                    two_pass = config.two_pass_decode
                     figures |= accumulate_gradient(chain, drawn, term, share, two_pass)
                 if real is not None and config.offline_weight:
                     rows = real.rows(places.rows(OFFLINE, len(real.train), step, micro))
@@ -149,7 +144,7 @@ def always(detector: Detector) -> DetectorFor:
     return lambda prompts: detector
 
 
-def check(config: Config, given: DetectorFor | None) -> None:
+def check(config: Config, given: DetectorFor | None, place: PartialState) -> None:
     """Everything that can be wrong, before anything heavy; raises `UserError`."""
     prompts = read_prompts(config.prompts)
     for path in filter(None, (config.picture_prompts, config.watch_prompts)):
@@ -164,11 +159,11 @@ def check(config: Config, given: DetectorFor | None) -> None:
         raise UserError("Only the config's own detector can be refreshed: set refresh_every to 0.")
     if config.image_reward:
         check_reward(config.image_reward)
-    if not config.pixel_weight:
-        return
-    if given is None and config.detector is None:
+    if config.pixel_weight and given is None and config.detector is None:
         raise UserError(NO_DETECTOR)
-    if given is not None and not given(prompts[:1]).differentiable:
+    if config.check_memory and place.is_main_process and not given:
+        check_fits(config, place.device)
+    if config.pixel_weight and given and not given(prompts[:1]).differentiable:
         raise UserError(
             "This detector carries no gradient from its map to the image, and a treatment learns "
             "from nothing else: give one that is differentiable, such as a trained SegFormer."

@@ -16,7 +16,7 @@ from torch import Tensor
 from core import seeds as seeding
 from core.contracts import ArtifactMap, Conditioning, Detector, Images
 from core.heatmap import overlay
-from core.images import contact_sheet, list_images, read_images, write_image
+from core.images import contact_sheet, read_images, write_image
 from core.storage import write_atomic
 from treat.guard import FIT, SECOND, changes, sharpness
 from treat.image_reward import ImageReward
@@ -126,7 +126,7 @@ class Watcher:
             figures |= scores(self._maps(detector, images, said), name)
         if self.scorer is not None:
             figures[FIT] = self._fit(self.scorer, images, said).mean().item()
-        if step and base.is_dir():
+        if step:
             figures |= self._changes(images, base)
         if self.real is not None and len(self.real.held):
             figures["watch_offline"] = self._offline_loss(self.real)
@@ -166,7 +166,7 @@ class Watcher:
 
     def _changes(self, images: Images, folder: Path) -> dict[str, float]:
         """Against the base's images, as they were kept at step 0."""
-        files, said = list_images(folder), self.sampler.texts.said(self.sampler.texts.held)
+        files, said = kept_images(folder), self.sampler.texts.said(self.sampler.texts.held)
         if len(files) != len(images):
             return {}
         base, seen = read_images(files), {}
@@ -212,6 +212,10 @@ class Watcher:
             with self.sampler.precision():
                 total += self.sampler.model.offline_loss(clean, text, seeds).item() * len(rows)
         return total / len(real.held)
+
+
+def kept_images(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
 
 
 def split_rows(rows: Mapping[str, Tensor]) -> tuple[Tensor, Conditioning]:

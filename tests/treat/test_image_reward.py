@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
 
@@ -24,6 +25,22 @@ def world(tmp_path_factory):
     save_clip(folder / "clip")
     (folder / "prompts.txt").write_text("".join(f"a thing {i}\n" for i in range(20)))
     return folder
+
+
+def renamed(folder):
+    """One weight under another name, which transformers would take for a missing one."""
+    weights = load_file(folder / "model.safetensors")
+    weights["projection.weight"] = weights.pop("text_projection.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_prompt_reads_the_same_whoever_asks_first(world):
+    first, second = load_reward(world / "clip"), load_reward(world / "clip")
+    with torch.autocast("cpu", torch.bfloat16):
+        within = first.text("a hand")
+        seen = first(pictures(32, 32), PROMPTS)
+    assert torch.equal(within, second.text("a hand"))
+    assert not torch.equal(seen, second(pictures(32, 32), PROMPTS))  # control: autocast acts
 
 
 def pictures(height, width):
@@ -104,6 +121,9 @@ def test_its_memory_is_counted(world):
         (lambda f: (f / "model.safetensors").unlink(), "safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 50), "damaged"),
         (lambda f: [path.unlink() for path in f.glob("*token*")], "no tokenizer"),
+        (lambda f: (f / "tokenizer.json").write_text('{"model": '), "tokenizer.json is damaged"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json is damaged"),
+        (lambda f: renamed(f), "do not fit its config.json .'text_projection.weight'."),
     ],
 )
 def test_a_bad_folder_is_refused_before_the_base_is_opened(world, tmp_path, change, message):
@@ -116,3 +136,9 @@ def test_a_bad_folder_is_refused_before_the_base_is_opened(world, tmp_path, chan
 def test_a_weight_without_a_reward_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="image_weight needs an image_reward"):
         config(world, tmp_path, image_weight=1.0)
+
+
+def test_a_lock_without_a_detector_is_refused(world, tmp_path):
+    own = {"image_reward": world / "clip", "image_weight": 1.0, "pixel_weight": 0.0}
+    with pytest.raises(ValueError, match="set lock_weight to 0"):
+        config(world, tmp_path, lock_weight=1.0, **own)
