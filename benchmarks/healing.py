@@ -34,7 +34,7 @@ CEILING = {"threshold": 0.1, "lock_weight": 10.0, "lock_inside": 0.0}
 its target is the nearest valid image already."""
 
 WATCHED = {"watch_every": 40, "watch_images": 100}
-"""By fewer images the second detector chooses worse."""
+"""More than the demo, whose time is short: the second detector chooses by them."""
 
 
 class Config(core.config.Config):

@@ -82,7 +82,7 @@ def main(config: Config) -> int | None:
         for name in config.which:
             read_description(config.start / name)  # refuses what is no detector, before drawing
     for folder in config.also:
-        ShardStore(folder)
+        ShardStore(folder)  # refuses what is no store, before drawing
     newest, said = str(base_folder("newest")), split()["train"]
     small = [prompt for prompt in said if category_of(prompt) in SMALL_FLAWS]
     for name in config.which:
