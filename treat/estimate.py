@@ -22,6 +22,7 @@ from rich.table import Table
 import core.config
 from base_models.checkpointing import recompute_blocks
 from base_models.outline import open_outline
+from base_models.quantise import outline_quantised
 from core.contracts import Latents
 from core.counting import Cost, DryRun
 from core.errors import UserError
@@ -132,6 +133,8 @@ def check_memory(config: settings.Config, memory: int) -> None:
         "--two-pass-decode": phase == REWARD and not config.two_pass_decode,
         "--checkpoint-blocks": phase in (LEARNING, OFFLINE) and not config.checkpoint_blocks,
         "--batch 1 with more --accumulation": config.batch > 1,
+        "--quantise int8": phase not in ONCE and config.quantise == "no",
+        "--quantise nf4": phase not in ONCE and config.quantise in ("int8", "fp8"),
     }
     helps = [option for option, unused in options.items() if unused]
     raise UserError(
@@ -156,6 +159,7 @@ def count(config: settings.Config, number: int) -> Estimate:
     model, networks = open_outline(config.base, dtype)
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
     add_lora(model.network, config.rank, model.lora_targets(config.targets), config.seed)
+    outline_quantised(model.network, config.quantise)
     sides = config.height, config.width
     with dry.counting():
         for name in [name for name in networks if networks[name] is not model.network]:

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 import core.config
+from base_models.quantise import Quantisation
 from detector.augment import Augmentation
 from detector.learning import OptimizerName
 from treat.choice import Rule, number_of
@@ -114,6 +115,9 @@ class Config(core.config.Config):
     """Largest norm of an update's gradient."""
     mixed_precision: Literal["no", "bf16"] = "no"
     base_dtype: Literal["float32", "bfloat16"] = "float32"
+    quantise: Quantisation = "no"
+    """The frozen network's weights in fewer bits: `int8` or `fp8` (half of bfloat16's memory), or
+    `nf4` (about a quarter). The adapters stay in float32."""
 
     annotator: tuple[str, ...] = ()
     """Command that labels a folder (see treat/annotate.py), for the refreshes."""

@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 import core.config
 from base_models.checkpointing import recompute_blocks
 from base_models.load import check_size, load_base
+from base_models.quantise import check_quantisation, quantise
 from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel
 from core.errors import UserError
@@ -150,6 +151,7 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
     for path in filter(None, (config.picture_prompts, config.watch_prompts)):
         read_prompts(path)
     check_size(config.base, config.height, config.width)
+    check_quantisation(config.quantise)
     detectors = config.detector, config.second_detector, *config.further_detectors
     for folder in filter(None, detectors):
         read_description(folder)
@@ -188,9 +190,10 @@ def open_model(
             rows = cache_offline(cache, model, config.base, images, *sides)
             real = RealRows(rows, images.captions, device)
     model.drop_text_encoders()
-    model.to(device)
     targets = model.lora_targets(config.targets)
     add_lora(model.network, config.rank, targets, seeding.mix(config.seed, LORA))
+    quantise(model.network, config.quantise)
+    model.to(device)
     return model, texts, real
 
 

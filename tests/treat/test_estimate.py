@@ -188,6 +188,16 @@ def test_the_second_detector_stays_too_and_must_be_there(world, tmp_path):
         estimate.estimate(settings(world, second_detector=tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_quantised_network_is_small_and_learns_as_much(world, kind):
+    plain, small = (estimate.count(settings(world, quantise=bits), 1) for bits in ("no", kind))
+    saved = plain.resident["network"] - small.resident["network"]
+    assert 0.3 * plain.resident["network"] < saved < 0.75 * plain.resident["network"]
+    for phase in (estimate.DRAWING, estimate.REWARD, estimate.LEARNING, estimate.OFFLINE):
+        assert small.phases[phase].flops == plain.phases[phase].flops
+        assert plain.phases[phase].peak - small.phases[phase].peak == pytest.approx(saved, rel=0.1)
+
+
 def test_bf16_weights_are_half(world):
     full, half = (
         estimate.count(settings(world, base_dtype=kind), 1).resident["vae"]

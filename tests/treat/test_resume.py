@@ -92,3 +92,17 @@ def test_a_signal_and_a_fresh_process(world, reference, tmp_path):
     _, said = child.communicate(timeout=120)
     assert child.returncode == 0, said
     assert (digest(out, STEPS), losses(out)) == reference
+
+
+def test_on_a_quantised_base_as_well(world, reference, tmp_path, monkeypatch):
+    ended = []
+    for name in ("whole", "stopped"):
+        settings = config(world, tmp_path / name, steps=STEPS, quantise="int8")
+        if name == "stopped":
+            with monkeypatch.context() as patch:
+                stop_at(patch, 3)
+                assert train.main(settings) == PAUSED
+        assert train.main(settings) == 0
+        ended.append((digest(tmp_path / name, STEPS), losses(tmp_path / name)))
+    assert ended[0] == ended[1] != reference
+    assert ended[0][1][1]["pixel"] == pytest.approx(reference[1][1]["pixel"], rel=0.2)
