@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+QUANT := $(VENV)/quant
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test install clean
@@ -12,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: $(INSTALLED)
 	$(BIN)/diffdoctor demo --out runs/demo
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(QUANT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -27,6 +28,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# Apart: diffusers and peft import these wherever they are installed, and warn of their versions.
+$(QUANT): requirements-quant.lock $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-quant.lock
 	touch $@
 
 clean:

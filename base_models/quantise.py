@@ -25,7 +25,7 @@ def check_quantisation(kind: Quantisation) -> None:
     """Raise `UserError` where the library of that kind is missing."""
     library = LIBRARIES.get(kind)
     if library is not None and find_spec(library) is None:
-        raise UserError(f"{kind} weights need {library}: pip install 'diffdoctor[quant]'.")
+        raise UserError(f"{kind} weights need {library}: pip install {library}.")
 
 
 def quantise(network: nn.Module, kind: Quantisation) -> None:

@@ -174,17 +174,20 @@ def _split_config(words: list[str]) -> tuple[Path | None, list[str]]:
     return (None if path is None else Path(path)), rest
 
 
+def presets(cls: type[BaseModel]) -> list[str]:
+    """Names that `--config` finds beside files."""
+    folder = getattr(cls, "presets", None)
+    return [] if folder is None else sorted(path.stem for path in folder.glob("*.yaml"))
+
+
 def _found(cls: type[BaseModel], path: Path | None) -> Path | None:
     """A file as it is; else the preset of that name."""
-    folder = getattr(cls, "presets", None)
-    if path is None or folder is None or path.exists() or path.parent != Path() or path.suffix:
-        return path
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    if not known:
+    known = presets(cls)
+    if path is None or not known or path.exists() or path.parent != Path() or path.suffix:
         return path
     if path.name not in known:
         raise UserError(f"there is no file or preset {path}; presets are {', '.join(known)}.")
-    return folder / f"{path.name}.yaml"
+    return cls.presets / f"{path.name}.yaml"  # pyright: ignore
 
 
 def _partial(cls: type[C], values: Mapping[str, Any], where: str) -> C:
@@ -209,7 +212,8 @@ def _partial(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 def _parse_words(cls: type[C], words: list[str], default: Any, prog: str | None) -> C:
     """tyro, with its boxes turned into one sentence."""
     complaint = io.StringIO()
-    description = f"{cls.__doc__ or ''}\n\nSettings may also come from --config FILE.yaml first."
+    description = f"{cls.__doc__ or ''}\n\nSettings may also come from --config FILE.yaml first"
+    description += "".join(f", or {name}" for name in presets(cls)) + "."
     try:
         with contextlib.redirect_stderr(complaint):
             config, left = tyro.cli(

@@ -21,6 +21,7 @@ from rich.table import Table
 
 import core.config
 from base_models.checkpointing import recompute_blocks
+from base_models.load import locate, read_parts
 from base_models.outline import open_outline
 from base_models.quantise import outline_quantised
 from core.contracts import Latents
@@ -37,6 +38,7 @@ from treat.ensemble import ensemble
 from treat.image_reward import outline_of_reward
 from treat.lora import add_lora, lora_parameters
 from treat.offline import LATENTS, images_at_once
+from treat.shard import sharded
 from treat.step import Chain, autocast, latent_gradient, replay
 from treat.terms import RewardTerm, Score, lock_to_base, offline_term
 from treat.update import Update
@@ -47,6 +49,12 @@ REWARD, LEARNING, OFFLINE, OPTIMIZER = "reward", "learning", "offline term", "op
 """The phases, in their order."""
 ONCE = (PROMPTS, REAL)
 GIB = 2**30
+PRESETS = {
+    "FluxPipeline": "flux",
+    "StableDiffusionXLPipeline": "sdxl",
+    "KolorsPipeline": "kolors",
+}
+"""How the presets call the families."""
 SUSTAINED = 1e14
 """Operations a second for which the hours are told: a round number, no device's own."""
 Costs = dict[str, Cost]
@@ -113,8 +121,12 @@ def estimate(config: settings.Config) -> Estimate:
 
 
 def check_fits(config: settings.Config, device: torch.device | None) -> None:
-    """Raise `UserError` where a GPU is too small for a new run, with what would help."""
-    if device is None or device.type != "cuda" or (config.out / "checkpoints").exists():
+    """Raise `UserError` where a GPU is too small for a new run, with what would help.
+
+    A network that is shared out needs less than is counted, and is not checked.
+    """
+    resumed = (config.out / "checkpoints").exists()
+    if device is None or device.type != "cuda" or resumed or sharded():
         return
     check_memory(config, torch.cuda.get_device_properties(device).total_memory)
 
@@ -136,12 +148,22 @@ def check_memory(config: settings.Config, memory: int) -> None:
         "--quantise int8": phase not in ONCE and config.quantise == "no",
         "--quantise nf4": phase not in ONCE and config.quantise in ("int8", "fp8"),
     }
-    helps = [option for option, unused in options.items() if unused]
+    cures = [option for option, unused in options.items() if unused][:1]
+    cures += [f"--config {preset}" for preset in preset_for(config, memory)]
     raise UserError(
         f"this treatment needs {found.peak / GIB:.3g} GiB ({phase}) and the device has "
-        f"{memory / GIB:.3g}: try {helps[0] if helps else 'smaller images, or a larger device'} "
+        f"{memory / GIB:.3g}: try {' or '.join(cures) or 'smaller images'} "
         "(`diffdoctor estimate` shows where it goes; --no-check-memory starts all the same)."
     )
+
+
+def preset_for(config: settings.Config, memory: int) -> list[str]:
+    """The largest preset of the base's family that was counted for a device of so many bytes."""
+    kind = PRESETS.get(read_parts(locate(config.base, weights=False))[0])
+    named = [name.split("-") for name in core.config.presets(settings.Config)]
+    sizes = [int(size.removesuffix("gb")) for of, size in named if of == kind]
+    fitting = [size for size in sizes if size * 10**9 <= memory]
+    return [f"{kind}-{max(fitting)}gb"] if fitting else []
 
 
 def extended(one: Cost, two: Cost, number: int) -> Cost:

@@ -38,6 +38,7 @@ class Ledger:
         picture_every: int,
         watch_every: int,
         patience: int,
+        together: bool = False,
     ):
         self.run, self.network, self.update = run, network, update
         self.watcher, self.refresher, self.best, self.guard = watcher, refresher, best, guard
@@ -49,6 +50,8 @@ class Ledger:
         }
         self.patience = patience
         self.place = this_process()
+        self.draws = self.place.is_main_process or together
+        """Whether this process takes part in drawings: a network that is shared out needs all."""
         self.step = 0
         self.saved: int | None = None
         self.sound: int | None = None
@@ -89,6 +92,8 @@ class Ledger:
             self.run.event("info", f"refreshing the detector after step {self.step}")
             sampler = self.watcher.sampler
             done = [self.refresher.refresh(self.step, sampler, lambda: self.run.interrupted)]
+        elif self.draws:
+            self.refresher.drawn(self.step, self.watcher.sampler)
         if self.place.num_processes > 1:
             broadcast_object_list(done)
             for tensor in self.refresher.detector.state_dict().values():
@@ -172,8 +177,8 @@ class Ledger:
         """The same figures on every process."""
         if not self._due("watch"):
             return {}
-        kept = self.run.folder / "watched"
-        said = [self.watcher.figures(kept, step) if self.place.is_main_process else {}]
+        kept = self.run.folder / "watched" if self.place.is_main_process else None
+        said = [self.watcher.figures(kept, step) if self.draws else {}]
         if self.place.num_processes > 1:
             broadcast_object_list(said)
         if step == 0:
@@ -215,9 +220,11 @@ class Ledger:
         self.run.event("warn" if blind else "info", told, drawn=drawn, real=real)
 
     def _picture(self) -> None:
-        if self.every["picture"] and self.place.is_main_process:
-            begun = time.perf_counter()
+        if not self.every["picture"] or not self.draws:
+            return
+        begun, picture = time.perf_counter(), self.watcher.picture()
+        if self.place.is_main_process:
             path = self.run.pictures / f"step-{self.step:08d}.png"
-            write_image(path, self.watcher.picture())
+            write_image(path, picture)
             spent = round(time.perf_counter() - begun, 1)
             self.run.event("info", f"wrote {path.name} in {spent} s")

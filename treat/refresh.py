@@ -119,17 +119,21 @@ class Refresher:
 
     def refresh(self, step: int, sampler: Sampler, stop: Callable[[], bool]) -> bool:
         """False if `stop` asked to end before the labels were there: do it again later."""
-        train = sampler.texts.train
-        rows = batch_indices(len(train), self.images, seeding.mix(self.seed, REFRESH), step)
-        seeds = [seeding.mix(self.seed, REFRESH, step, i) for i in range(self.images)]
-        images = sampler(rows, seeds)
-        samples = labelled(self._folder(step), images, sampler.texts.said(rows), self.command, stop)
+        images, prompts = self.drawn(step, sampler)
+        samples = labelled(self._folder(step), images, prompts, self.command, stop)
         if samples is None:
             return False
         new = [sample for past in self.done for sample in read_labelled(self._folder(past))]
         learnt = [*new, *samples]
         fine_tuned(self.detector, self.old, learnt, seeding.mix(self.seed, step), self.tuning)
         return True
+
+    def drawn(self, step: int, sampler: Sampler) -> tuple[Images, list[str]]:
+        """What is to be labelled after this step, and the prompts."""
+        train = sampler.texts.train
+        rows = batch_indices(len(train), self.images, seeding.mix(self.seed, REFRESH), step)
+        seeds = [seeding.mix(self.seed, REFRESH, step, i) for i in range(self.images)]
+        return sampler(rows, seeds), sampler.texts.said(rows)
 
     def note(self, step: int) -> None:
         self.done.append(step)

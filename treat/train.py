@@ -36,6 +36,7 @@ from treat.offline import RealRows, cache_offline, read_offline
 from treat.prompts import read_prompts
 from treat.refresh import Refresher
 from treat.settings import NO_DETECTOR, Config
+from treat.shard import check_sharding, shard, sharded
 from treat.step import Chain, autocast
 from treat.terms import RewardTerm, Score, lock_to_base, offline_term
 from treat.texts import Sampler, Texts, encode_texts, split_prompts
@@ -151,6 +152,7 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
     for path in filter(None, (config.picture_prompts, config.watch_prompts)):
         read_prompts(path)
     check_size(config.base, config.height, config.width)
+    check_sharding(config.quantise)
     check_quantisation(config.quantise)
     detectors = config.detector, config.second_detector, *config.further_detectors
     for folder in filter(None, detectors):
@@ -193,6 +195,8 @@ def open_model(
     targets = model.lora_targets(config.targets)
     add_lora(model.network, config.rank, targets, seeding.mix(config.seed, LORA))
     quantise(model.network, config.quantise)
+    if sharded():
+        shard(model.network)
     model.to(device)
     return model, texts, real
 
@@ -253,6 +257,7 @@ def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> L
         picture_every=config.picture_every,
         watch_every=config.watch_every,
         patience=config.patience,
+        together=sharded(),
     )
 
 

@@ -103,16 +103,21 @@ class Watcher:
         self.sampler, self.detectors, self.scorer = sampler, detectors, scorer
         self.real, self.seed = real, seed
 
-    def figures(self, kept: Path, step: int) -> dict[str, float]:
+    def figures(self, kept: Path | None, step: int) -> dict[str, float]:
         """Scores of every detector by name, the meters of `treat.guard`, the loss on real images.
 
-        The images stay in `kept`, so that a judge who must not take part can read them later.
+        The images stay in `kept`, so that a judge who must not take part can read them later. None:
+        another process keeps them, and this one only draws along.
         """
         texts = self.sampler.texts
         images = self.sampler(texts.held, self._seeds(len(texts.held)))
+        lost = {} if self.real is None or not len(self.real.held) else self._offline(self.real)
+        if kept is None:
+            return lost
+        said = texts.said(texts.held)
         base, look = (kept / f"step-{number:08d}" for number in (0, step))
         look.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in texts.said(texts.held)]
+        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in said]
         write_atomic(kept / "prompts.jsonl", "".join(lines).encode())
         for i, image in enumerate(images):
             write_image(look / f"{i:05d}.png", image)
@@ -121,16 +126,13 @@ class Watcher:
             "sharpness": sharpness(images).mean().item(),
             "adapter_norm": sum(w.detach().float().square().sum().item() for w in weights) ** 0.5,
         }
-        said = texts.said(texts.held)
         for name, detector in self.detectors.items():
             figures |= scores(self._maps(detector, images, said), name)
         if self.scorer is not None:
             figures[FIT] = self._fit(self.scorer, images, said).mean().item()
         if step:
             figures |= self._changes(images, base)
-        if self.real is not None and len(self.real.held):
-            figures["watch_offline"] = self._offline_loss(self.real)
-        return figures
+        return figures | lost
 
     def real_frequency(self) -> float | None:
         """Share of held-out real images that the reward's detector flags, as the base shows them.
@@ -202,7 +204,7 @@ class Watcher:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _offline_loss(self, real: RealRows) -> float:
+    def _offline(self, real: RealRows) -> dict[str, float]:
         """The same real images at the same noise and times, whatever the step."""
         batch, total = self.sampler.batch, 0.0
         for at in range(0, len(real.held), batch):
@@ -211,7 +213,7 @@ class Watcher:
             seeds = [seeding.mix(self.seed, WATCH, OFFLINE, row) for row in rows]
             with self.sampler.precision():
                 total += self.sampler.model.offline_loss(clean, text, seeds).item() * len(rows)
-        return total / len(real.held)
+        return {"watch_offline": total / len(real.held)}
 
 
 def kept_images(folder: Path) -> list[Path]:

@@ -11,6 +11,9 @@ from core.errors import UserError
 from tests.base_models.families import CASES
 from treat.lora import add_lora, lora_parameters
 
+pytest.importorskip("torchao")  # `make test` installs both
+pytest.importorskip("bitsandbytes")
+
 KINDS = {"int8": 0.01, "fp8": 0.04, "nf4": 0.12}
 """The error of a product of random weights, at most, as a share of its norm."""
 

@@ -4,14 +4,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 
-from tests.treat.setting import build, losses
+from core.errors import UserError
+from tests.treat.setting import build, config, losses
+from tests.treat.two import HELD
+from treat import shard, train
+from treat.shard import check_sharding
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "accelerate_configs"
+SHARED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What `accelerate launch` says to each process for fsdp2.yaml."""
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +28,13 @@ def world(tmp_path_factory):
     return build(tmp_path_factory.mktemp("world"))
 
 
-def launch(processes, world, out):
+def launch(processes, world, out, **environment):
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words += ["--nproc_per_node", str(processes), "-m", "tests.treat.two", str(world), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
+    done = subprocess.run(
+        words, env={**os.environ, **own}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [
         safetensors.torch.load_file(f"{out}-rank{rank}.safetensors") for rank in range(processes)
@@ -37,6 +48,42 @@ def test_two_processes_end_in_the_bits_of_one(world, tmp_path):
     assert all(torch.equal(first[name], one[name]) for name in first)
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
     assert any(tensor.any() for name, tensor in one.items() if "lora_B" in name)
+
+
+def test_a_network_that_is_shared_out_learns_the_same(world, tmp_path):
+    whole = launch(2, world, tmp_path / "whole")
+    first, second = launch(2, world, tmp_path / "shared", **SHARED)
+    held = [ranks[HELD].item() for ranks in ((*whole, first, second))]
+    assert held[0] == held[1] and max(held[2:]) < 0.75 * held[0]  # the blocks are most of it
+    for name, weights in whole[0].items():
+        if name != HELD:
+            assert torch.equal(first[name], second[name])
+            torch.testing.assert_close(first[name], weights, rtol=1e-3, atol=1e-5)
+    for step, figures in losses(tmp_path / "whole").items():
+        assert losses(tmp_path / "shared")[step] == pytest.approx(figures, rel=1e-3, abs=1e-5)
+    assert (tmp_path / "shared/pictures/step-00000002.png").is_file()
+
+
+def test_what_cannot_be_shared_out_is_refused(world, tmp_path, monkeypatch):
+    for name, value in SHARED.items():
+        monkeypatch.setenv(name, value)
+    check_sharding("int8")  # one process: nothing to share out
+    two = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(shard, "this_process", lambda: two)
+    check_sharding("no")
+    with pytest.raises(UserError, match="int8 weights cannot be shared out"):
+        train.main(config(world, tmp_path / "run", quantise="int8"))
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(UserError, match="set fsdp_version to 2"):
+        train.main(config(world, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("*.yaml")])
+def test_accelerate_reads_every_configuration(name):
+    read = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert (read.num_machines > 1) == (name == "many_nodes")
+    assert (read.fsdp_config or {}).get("fsdp_version") == (2 if name == "fsdp2" else None)
 
 
 def test_accelerate_launches_the_program():

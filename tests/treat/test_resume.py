@@ -95,6 +95,7 @@ def test_a_signal_and_a_fresh_process(world, reference, tmp_path):
 
 
 def test_on_a_quantised_base_as_well(world, reference, tmp_path, monkeypatch):
+    pytest.importorskip("torchao")
     ended = []
     for name in ("whole", "stopped"):
         settings = config(world, tmp_path / name, steps=STEPS, quantise="int8")

@@ -11,6 +11,9 @@ from treat import train
 from treat.lora import lora_state
 from treat.update import this_process
 
+HELD = "numbers held"
+"""Of the frozen network, by this process."""
+
 
 def main(world: str, out: str) -> None:
     torch.set_num_threads(1)
@@ -27,9 +30,15 @@ def main(world: str, out: str) -> None:
     train.add_lora = add_own_lora
     accumulation = 2 // place.num_processes
     menu = {"sampling_steps": 4, "last": 3, "learning": "random", "redraws": 2, "lock_weight": 0}
-    train.main(config(Path(world), Path(out), steps=2, accumulation=accumulation, **menu))
-    file = f"{out}-rank{place.process_index}.safetensors"
-    safetensors.torch.save_file(lora_state(networks[0]), file)
+    settings = {"steps": 2, "accumulation": accumulation, "picture_every": 2} | menu
+    train.main(config(Path(world), Path(out), **settings))
+    parts = [getattr(weights, "to_local", lambda w=weights: w)() for weights in frozen(networks[0])]
+    here = {**lora_state(networks[0]), HELD: torch.tensor(sum(part.numel() for part in parts))}
+    safetensors.torch.save_file(here, f"{out}-rank{place.process_index}.safetensors")
+
+
+def frozen(network):
+    return [weights for weights in network.parameters() if not weights.requires_grad]
 
 
 if __name__ == "__main__":
