@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -156,9 +157,33 @@ def fold(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 
 def attach(network: nn.Module, adapter: Adapter) -> None:
     """Put the adapter on a fresh base; `UserError` where the base lacks one of its modules."""
+    check_modules(network, adapter)
+    add_lora(network, adapter.rank, adapter.modules, seed=0)
+    load_lora_state(network, in_full(adapter))
+
+
+def take_up(network: nn.Module, adapter: Adapter) -> None:
+    """Give the adapters that a network carries these weights; `UserError` where they do not fit."""
+    load_lora_state(network, in_full(adapter))
+
+
+@torch.no_grad()
+def fuse(network: nn.Module, adapter: Adapter) -> None:
+    """Add an adapter to the weights themselves, for good: W + B A, summed in float32."""
+    check_modules(network, adapter)
+    state = in_full(adapter)
+    for name in adapter.modules:
+        weight: Any = network.get_submodule(name).weight
+        a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
+        weight.copy_((weight.float() + (b @ a).to(weight.device)).to(weight.dtype))
+
+
+def check_modules(network: nn.Module, adapter: Adapter) -> None:
     there = {name for name, _ in network.named_modules()}
     lost = [name for name in adapter.modules if name not in there]
     if lost:
         raise UserError(f"the base has no module '{lost[0]}': the adapter is of another base.")
-    add_lora(network, adapter.rank, adapter.modules, seed=0)
-    load_lora_state(network, {name: tensor.float() for name, tensor in adapter.tensors.items()})
+
+
+def in_full(adapter: Adapter) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in adapter.tensors.items()}

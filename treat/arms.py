@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.images import write_image
 from core.seeds import mix
 from core.storage import write_atomic
-from treat.adapter import Adapter, attach, read_adapter
+from treat.adapter import Adapter, attach, fuse, read_adapter
 from treat.sample import sample
 
 BASE = "base"
@@ -43,6 +43,8 @@ class Sampling(NamedTuple):
     batch: int
     device: str
     dtype: str
+    beside: Path | None = None
+    """What is part of the base in every arm."""
 
 
 def named(words: Sequence[str]) -> dict[str, str]:
@@ -110,6 +112,8 @@ def claim(folder: Path, digest: str) -> None:
 def load_arm(sampling: Sampling, adapter: Adapter | None) -> DiffusionModel:
     """A fresh base for every arm, so that no adapter can leave a trace in the next."""
     model = load_base(sampling.base, device=sampling.device, dtype=DTYPES[sampling.dtype])
+    if sampling.beside is not None:
+        fuse(model.network, read_adapter(sampling.beside))
     if adapter is not None:
         attach(model.network, adapter)
     return model

@@ -20,8 +20,10 @@ from core.heatmap import overlay
 from core.images import contact_sheet, read_images, write_image
 from core.run import PAUSED, Run
 from core.storage import write_atomic
+from detector.measure import device
 from detector.storage import load_detector
 from treat import figures
+from treat.adapter import read_adapter
 from treat.arms import BASE, Draw, Sampling, draw_arm, image_path, named, open_arms, plan
 from treat.curves import run_curves
 from treat.prompts import read_prompts
@@ -42,6 +44,8 @@ class Config(BaseConfig):
     """Held-out prompts: .txt (one a line), or .jsonl or .csv with a column `prompt`."""
     adapters: tuple[str, ...] = ()
     """NAME=PATH each: a LoRA file, a run folder of `diffdoctor treat`, or one checkpoint."""
+    beside: Path | None = None
+    """An adapter that is part of the base in every arm (`treat --beside`)."""
     control: str | None = None
     """The adapter that the others are also compared to."""
     detectors: tuple[str, ...] = ()
@@ -64,8 +68,8 @@ class Config(BaseConfig):
     """Which checkpoint of a run folder: best, last or a number."""
     shown: int = Field(default=12, ge=0)
     """Pairs in the report and on the sheet: always the first ones, never chosen."""
-    device: str = "cpu"
-    """Where the base model runs."""
+    device: str = "auto"
+    """Where the base model runs: `auto`, or a torch device."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the base model's weights."""
 
@@ -85,6 +89,8 @@ def main(
     """
     paths = named(config.adapters)
     arms = open_arms(paths, config.step)
+    if config.beside:
+        read_adapter(config.beside)
     check_control(config.control, paths)
     detectors = {name: load_detector(Path(path)) for name, path in named(config.detectors).items()}
     if judge is None:
@@ -127,8 +133,9 @@ def sampling(config: Config) -> Sampling:
         config.height,
         config.width,
         config.batch,
-        config.device,
+        str(device(config.device)),
         config.dtype,
+        config.beside,
     )
 
 

@@ -104,6 +104,11 @@ class Config(core.config.Config):
     lock_dilation: int = Field(3, ge=0)
     """Pixels that the lock's mask is grown by."""
 
+    start: Path | None = None
+    """Adapters to go on from: a run folder, one of its checkpoints, or a LoRA file in PEFT names.
+    Of the same rank and targets."""
+    beside: Path | None = None
+    """The same, but frozen: it becomes part of the base, and the new adapters belong beside it."""
     rank: int = Field(16, ge=1)
     targets: str = "attention+mlp"
     """What carries adapters: `attention` or `attention+mlp`."""

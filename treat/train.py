@@ -24,6 +24,7 @@ from core.errors import UserError
 from core.run import Run
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
+from treat.adapter import fuse, read_adapter, take_up
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
 from treat.ensemble import ensemble
@@ -154,6 +155,11 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
     check_size(config.base, config.height, config.width)
     check_sharding(config.quantise)
     check_quantisation(config.quantise)
+    if config.beside:
+        read_adapter(config.beside)
+    start = read_adapter(config.start) if config.start else None
+    if start and start.rank != config.rank:
+        raise UserError(f"{config.start} has rank {start.rank}: set rank to {start.rank}.")
     detectors = config.detector, config.second_detector, *config.further_detectors
     for folder in filter(None, detectors):
         read_description(folder)
@@ -192,8 +198,12 @@ def open_model(
             rows = cache_offline(cache, model, config.base, images, *sides)
             real = RealRows(rows, images.captions, device)
     model.drop_text_encoders()
+    if config.beside:
+        fuse(model.network, read_adapter(config.beside))
     targets = model.lora_targets(config.targets)
     add_lora(model.network, config.rank, targets, seeding.mix(config.seed, LORA))
+    if config.start:
+        take_up(model.network, read_adapter(config.start))
     quantise(model.network, config.quantise)
     if sharded():
         shard(model.network)

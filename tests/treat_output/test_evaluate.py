@@ -111,6 +111,13 @@ def test_an_adapter_that_does_nothing_changes_nothing(finished):
     )
 
 
+def test_what_stands_beside_is_in_every_arm(files, finished, tmp_path):
+    own = {"beside": files / "something.safetensors", "adapters": (), "control": None}
+    evaluate.main(settings(files, tmp_path, **own), judge=dark)
+    beside, treated = pictures(tmp_path, "base"), pictures(finished, "treated")
+    assert (beside - treated).abs().max() <= 2 / 255
+
+
 def test_prompts_repeat_with_new_seeds():
     draws = plan(["a", "b"], 5, seed=0)
     assert [draw.prompt for draw in draws] == ["a", "b", "a", "b", "a"]
