@@ -33,8 +33,9 @@ CEILING = {"threshold": 0.1, "lock_weight": 10.0, "lock_inside": 0.0}
 """Its map is a distance in RGB, no probability: few pixels lie more than .5 from their target. And
 its target is the nearest valid image already."""
 
-WATCHED = {"watch_every": 40, "watch_images": 100}
-"""More than the demo, whose time is short: the second detector chooses by them."""
+WATCHED = {"watch_every": 40, "watch_images": 100, "guard": "warn"}
+"""More than the demo, whose time is short: the second detector chooses by them. Every arm has all
+its updates."""
 
 
 class Config(core.config.Config):

@@ -3,7 +3,7 @@
     python -m benchmarks.prompt_lists
 
 People, hands, faces, animals and words, in equal shares. Who does what (the head of a prompt)
-stands once in all, in one of the two lists: what is judged on held-out prompts was never learnt.
+stands once in all, in one of the two lists: a combination that is judged on was never learnt.
 The lists are our own and free for any use (CC0-1.0).
 """
 

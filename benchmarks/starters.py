@@ -18,6 +18,7 @@ from pydantic import Field
 
 import core.config
 import detector.train
+from core.errors import UserError
 from core.shards import ShardStore, ShardWriter
 from detector.storage import load_detector, read_description, save_detector
 from diffdoctor import demo_data
@@ -44,7 +45,7 @@ class Config(core.config.Config):
     """Further images of the newest grade, of all categories but bicycles."""
     sampling_steps: int = Field(6, ge=1)
     also: tuple[Path, ...] = ()
-    """Further shard folders for each, such as an earlier base's; its labels are as true."""
+    """Further shard folders, for one of the two, such as an earlier base's: as true."""
     faults: int = Field(800, ge=1)
     """Planted faults for each."""
     renders: int = Field(3000, ge=1)
@@ -81,6 +82,8 @@ def main(config: Config) -> int | None:
     if config.start:
         for name in config.which:
             read_description(config.start / name)  # refuses what is no detector, before drawing
+    if config.also and len(config.which) > 1:
+        raise UserError("the two detectors share no image: give --which beside --also.")
     for folder in config.also:
         ShardStore(folder)  # refuses what is no store, before drawing
     newest, said = str(base_folder("newest")), split()["train"]
@@ -108,14 +111,12 @@ def main(config: Config) -> int | None:
             )
             aligning = {**ALIGNING, "alignment_data": (redrawn,)}
             stages["aligned"] = aligning, config.aligned_steps
-        run = config.out / name
         for stage, (settings, steps) in stages.items():
-            run = config.out / stage
-            code = train({**settings, **given, "out": run}, steps)
+            code = train({**settings, **given, "out": config.out / stage}, steps)
             if code:
                 return code
-            given["init"] = run / "detector"
-        publish(config, name, run)
+            given["init"] = config.out / stage / "detector"
+        publish(config, name, config.out / list(stages)[-1])
     return None
 
 

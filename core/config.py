@@ -46,17 +46,22 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def load_config(
-    cls: type[C], path: Path | None = None, overrides: Sequence[str] = (), prog: str | None = None
+    cls: type[C],
+    files: Path | Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+    prog: str | None = None,
 ) -> C:
-    """Settings from the YAML file at `path`, then command-line words, which win.
+    """Settings from one YAML file or several, of which later ones win, then command-line words.
 
     Fields without a default may come from either. `--help` prints the fields and exits.
     Raises `UserError` with one sentence for an unknown key, a missing or an invalid value.
     """
-    given = {} if path is None else read_yaml(path)
-    if not overrides and path is not None:
-        return from_mapping(cls, given, where=str(path))
-    default = _partial(cls, given, where=str(path)) if given else tyro.MISSING
+    paths = [files] if isinstance(files, Path) else files
+    given = {name: value for path in paths for name, value in read_yaml(path).items()}
+    where = ", ".join(map(str, paths))
+    if not overrides and paths:
+        return from_mapping(cls, given, where)
+    default = _partial(cls, given, where) if given else tyro.MISSING
     return _parse_words(cls, list(overrides), default, prog)
 
 
@@ -146,8 +151,8 @@ def run_program(
     becomes the exit code; a second Ctrl-C ends with 130.
     """
     try:
-        path, words = _split_config(list(sys.argv[1:] if argv is None else argv))
-        code = main(load_config(cls, _found(cls, path), words, prog))
+        paths, words = _split_config(list(sys.argv[1:] if argv is None else argv))
+        code = main(load_config(cls, [_found(cls, path) for path in paths], words, prog))
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -158,20 +163,21 @@ def run_program(
         raise SystemExit(code)
 
 
-def _split_config(words: list[str]) -> tuple[Path | None, list[str]]:
-    """Take `--config FILE` (or `--config=FILE`) out of the words."""
-    path, rest = None, []
+def _split_config(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Take every `--config FILE` (or `--config=FILE`) out of the words."""
+    paths, rest = [], []
     remaining = iter(words)
     for word in remaining:
         if word == "--config":
             path = next(remaining, None)
             if path is None:
                 raise UserError("--config needs a YAML file; write --config FILE.yaml.")
+            paths.append(Path(path))
         elif word.startswith("--config="):
-            path = word.removeprefix("--config=")
+            paths.append(Path(word.removeprefix("--config=")))
         else:
             rest.append(word)
-    return (None if path is None else Path(path)), rest
+    return paths, rest
 
 
 def presets(cls: type[BaseModel]) -> list[str]:
@@ -180,10 +186,10 @@ def presets(cls: type[BaseModel]) -> list[str]:
     return [] if folder is None else sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def _found(cls: type[BaseModel], path: Path | None) -> Path | None:
+def _found(cls: type[BaseModel], path: Path) -> Path:
     """A file as it is; else the preset of that name."""
     known = presets(cls)
-    if path is None or not known or path.exists() or path.parent != Path() or path.suffix:
+    if not known or path.exists() or path.parent != Path() or path.suffix:
         return path
     if path.name not in known:
         raise UserError(f"there is no file or preset {path}; presets are {', '.join(known)}.")
@@ -212,8 +218,8 @@ def _partial(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 def _parse_words(cls: type[C], words: list[str], default: Any, prog: str | None) -> C:
     """tyro, with its boxes turned into one sentence."""
     complaint = io.StringIO()
-    description = f"{cls.__doc__ or ''}\n\nSettings may also come from --config FILE.yaml first"
-    description += "".join(f", or {name}" for name in presets(cls)) + "."
+    files = ", ".join(["FILE.yaml", *presets(cls)])
+    description = f"{cls.__doc__ or ''}\n\nSettings may also come first: --config {files}."
     try:
         with contextlib.redirect_stderr(complaint):
             config, left = tyro.cli(

@@ -55,7 +55,7 @@ class Settings:
             "last": 3,
             "gamma": 0.0,  # an eighth of the variance: docs/numbers.md
             "recompute": False,
-            "selection": "root",  # more signal for its noise than the mean: docs/numbers.md
+            "selection": "root",  # heals more in as many updates: docs/numbers.md
             "pixel_weight": 4.0,
             "threshold": 0.5,  # what is less likely an artifact than not is held, not healed
             "offline_weight": 1.0,

@@ -18,9 +18,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from base_models.outline import open_outline
 from core import checkpoint
 from core.config import read_yaml
 from core.errors import UserError
+from core.storage import write_atomic
 from treat.lora import add_lora, load_lora_state
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -119,7 +121,10 @@ def chosen_step(folder: Path, step: str) -> int:
         summary = folder / "summary.json"
         said = json.loads(summary.read_text()).get("best_step") if summary.is_file() else None
         if said is None:
-            raise UserError(f"{folder} names no best step yet: finish the run, or say --step last.")
+            raise UserError(
+                f"{folder} names no best step yet: finish the run, say --step last, or name one of "
+                "its checkpoint folders."
+            )
         return int(said)
     if not step.isdigit():
         raise UserError(f"no step '{step}': say best, last or one of {present}.")
@@ -175,7 +180,23 @@ def fuse(network: nn.Module, adapter: Adapter) -> None:
     for name in adapter.modules:
         weight: Any = network.get_submodule(name).weight
         a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
+        if weight.shape != (b.shape[0], a.shape[1]):
+            raise UserError(f"'{name}' has other sides in this base: the adapter is of another.")
         weight.copy_((weight.float() + (b @ a).to(weight.device)).to(weight.dtype))
+
+
+def check_adapters(
+    base: str, rank: int, targets: str, *, start: Adapter | None, beside: Adapter | None
+) -> None:
+    """Raise `UserError` unless both fit the base and its new adapters; the base's weights rest."""
+    if start is None and beside is None:
+        return
+    outline = open_outline(base, torch.float32)[0]
+    if beside is not None:
+        fuse(outline.network, beside)
+    if start is not None:
+        add_lora(outline.network, rank, outline.lora_targets(targets), seed=0)
+        take_up(outline.network, start)
 
 
 def check_modules(network: nn.Module, adapter: Adapter) -> None:
@@ -183,6 +204,16 @@ def check_modules(network: nn.Module, adapter: Adapter) -> None:
     lost = [name for name in adapter.modules if name not in there]
     if lost:
         raise UserError(f"the base has no module '{lost[0]}': the adapter is of another base.")
+
+
+def pin(path: Path, adapter: Adapter) -> None:
+    """Note which adapter it is; `UserError` where the file notes another one."""
+    if path.exists() and json.loads(path.read_text())["sha256"] != adapter.digest:
+        raise UserError(
+            f"{path.parent} was begun with another adapter: name the checkpoint that it had, or "
+            "choose another --out."
+        )
+    write_atomic(path, (json.dumps({"sha256": adapter.digest}) + "\n").encode())
 
 
 def in_full(adapter: Adapter) -> dict[str, Tensor]:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from base_models.load import load_base
-from core.contracts import DiffusionModel, Images
+from base_models.quantise import Quantisation, quantise
+from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError
 from core.images import write_image
 from core.seeds import mix
@@ -45,6 +47,7 @@ class Sampling(NamedTuple):
     dtype: str
     beside: Path | None = None
     """What is part of the base in every arm."""
+    quantise: Quantisation = "no"
 
 
 def named(words: Sequence[str]) -> dict[str, str]:
@@ -60,10 +63,21 @@ def named(words: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def open_arms(paths: Mapping[str, str], step: str) -> dict[str, Adapter | None]:
-    """Every arm by name, the base (no adapter) first; all files are read before any image."""
+def open_arms(
+    paths: Mapping[str, str], step: str, beside: Path | None = None
+) -> dict[str, Adapter | None]:
+    """Every arm by name, the base (no adapter) first; all files are read before any image.
+
+    `UserError` where one was trained beside another adapter than `beside`.
+    """
     arms: dict[str, Adapter | None] = {BASE: None}
-    return arms | {name: read_adapter(Path(path), step) for name, path in paths.items()}
+    for name, path in paths.items():
+        adapter = read_adapter(Path(path), step)
+        own = adapter.run.get("beside")
+        if own and own != str(beside):
+            raise UserError(f"'{name}' was trained beside {own}: give --beside {own}.")
+        arms[name] = adapter
+    return arms
 
 
 def plan(prompts: Sequence[str], n: int | None, seed: int) -> list[Draw]:
@@ -88,14 +102,20 @@ def draw_arm(
     progress: Callable[[Sequence[int]], Iterable[int]],
 ) -> None:
     """Draw the images of one arm that are not there yet; `progress` may end the loop early."""
-    claim(folder / "images" / name, "" if adapter is None else adapter.digest)
+    beside = [read_adapter(sampling.beside).digest] if sampling.beside else []
+    own = [] if adapter is None else [adapter.digest]
+    claim(folder / "images" / name, " ".join(own + beside))
     missing = [i for i in range(len(draws)) if not image_path(folder, name, i).exists()]
     if not missing:
         return
     model = load_arm(sampling, adapter)
+    text = encode(model, draws, sampling.device)
+    model.drop_text_encoders()
+    model.to(sampling.device)
     for start in progress(range(0, len(missing), sampling.batch)):
         chosen = missing[start : start + sampling.batch]
-        images = draw_images(model, [draws[i] for i in chosen], sampling)
+        rows = {name: part[chosen].to(sampling.device) for name, part in text.items()}
+        images = draw_images(model, rows, [draws[i].seed for i in chosen], sampling)
         for index, image in zip(chosen, images, strict=True):
             write_image(image_path(folder, name, index), image)
 
@@ -110,21 +130,33 @@ def claim(folder: Path, digest: str) -> None:
 
 
 def load_arm(sampling: Sampling, adapter: Adapter | None) -> DiffusionModel:
-    """A fresh base for every arm, so that no adapter can leave a trace in the next."""
-    model = load_base(sampling.base, device=sampling.device, dtype=DTYPES[sampling.dtype])
+    """A fresh base for every arm, so that no adapter can leave a trace in the next; on the CPU."""
+    model = load_base(sampling.base, dtype=DTYPES[sampling.dtype])
     if sampling.beside is not None:
         fuse(model.network, read_adapter(sampling.beside))
     if adapter is not None:
         attach(model.network, adapter)
+    quantise(model.network, sampling.quantise)
     return model
 
 
-@torch.no_grad()
-def draw_images(model: DiffusionModel, draws: Sequence[Draw], sampling: Sampling) -> Images:
-    prompts, seeds = zip(*draws, strict=True)
+def encode(model: DiffusionModel, draws: Sequence[Draw], device: str) -> dict[str, Tensor]:
+    """The conditioning of every draw, on the CPU; each prompt is read once.
+
+    Before the network comes to the device: encoders and network together need not fit.
+    """
+    model.encoders_to(device)
+    prompts = list(dict.fromkeys(draw.prompt for draw in draws))
+    place = [prompts.index(draw.prompt) for draw in draws]
+    return {name: rows.cpu()[place] for name, rows in model.encode_prompts(prompts).items()}
+
+
+def draw_images(
+    model: DiffusionModel, text: Conditioning, seeds: Sequence[int], sampling: Sampling
+) -> Images:
     return sample(
         model,
-        list(prompts),
+        text,
         list(seeds),
         steps=sampling.steps,
         height=sampling.height,

@@ -162,7 +162,8 @@ def preset_for(config: settings.Config, memory: int) -> list[str]:
     kind = PRESETS.get(read_parts(locate(config.base, weights=False))[0])
     named = [name.split("-") for name in core.config.presets(settings.Config)]
     sizes = [int(size.removesuffix("gb")) for of, size in named if of == kind]
-    fitting = [size for size in sizes if size * 10**9 <= memory]
+    # A device has some per cent less than its name says, and the presets leave room for that.
+    fitting = [size for size in sizes if 0.95e9 * size <= memory]
     return [f"{kind}-{max(fitting)}gb"] if fitting else []
 
 
@@ -213,7 +214,7 @@ def count(config: settings.Config, number: int) -> Estimate:
         seeds = list(range(config.batch))
         noise = model.noise(seeds, *sides)
         if config.rewarded:
-            term = RewardTerm(config.pixel_weight, config.selection, config.threshold)
+            term = RewardTerm(**config.pixel_numbers)
             if detectors:
                 resident["detector"] = sum(map(dry.materialise, detectors))
                 term.detector = ensemble(detectors)
@@ -244,9 +245,7 @@ def count_reward(
         term.detector = Views(detector, config.views, [config.seed] * config.batch)
         if config.lock_weight:
             with work(LOCK):
-                lock = config.lock_weight, config.lock_inside, config.threshold
-                dilation = config.lock_dilation
-                term.lock = lock_to_base(chain, noise, detector, *lock, dilation)
+                term.lock = lock_to_base(chain, noise, detector, **config.lock_numbers)
     seeds = [config.seed] * len(noise) if config.redraws else None
     learning = [0] * number if config.redraws else list(range(number))
     drawn = drawings(chain, noise, learning, seeds, config.recompute)

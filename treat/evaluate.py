@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from base_models.quantise import Quantisation, check_quantisation
 from core.config import Config as BaseConfig
 from core.contracts import ArtifactMap, Detector, Images
 from core.errors import UserError
@@ -72,6 +73,8 @@ class Config(BaseConfig):
     """Where the base model runs: `auto`, or a torch device."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the base model's weights."""
+    quantise: Quantisation = "no"
+    """The network in fewer bits (`treat --quantise`), for a device that it does not fit."""
 
 
 def main(
@@ -88,9 +91,10 @@ def main(
     how floats, integers and texts are read). Returns an exit code when interrupted.
     """
     paths = named(config.adapters)
-    arms = open_arms(paths, config.step)
+    check_quantisation(config.quantise)
     if config.beside:
         read_adapter(config.beside)
+    arms = open_arms(paths, config.step, config.beside)
     check_control(config.control, paths)
     detectors = {name: load_detector(Path(path)) for name, path in named(config.detectors).items()}
     if judge is None:
@@ -136,6 +140,7 @@ def sampling(config: Config) -> Sampling:
         str(device(config.device)),
         config.dtype,
         config.beside,
+        config.quantise,
     )
 
 

@@ -177,7 +177,7 @@ def modelspec(config: Config, adapter: Adapter, kind: Kind, whole: str) -> dict[
         "modelspec.description": "Fewer artifacts: trained against a frozen artifact detector.",
         "modelspec.resolution": "x".join(map(str, sides)) if all(sides) else None,
         "modelspec.license": config.license,
-        "modelspec.usage_hint": "Always on, strength 1.0; no trigger word.",
+        "modelspec.usage_hint": f"Always on, strength 1.0; no trigger word.{beside(adapter)}",
         "modelspec.tags": "artifact removal, diffdoctor",
         "modelspec.hash_sha256": "0x" + whole,
     }
@@ -209,6 +209,13 @@ def provenance(adapter: Adapter, figures: Mapping[str, float]) -> dict[str, Any]
         "diffdoctor.artifact_frequency_before": figures.get("before"),
         "diffdoctor.artifact_frequency_after": figures.get("after"),
     }
+
+
+def beside(adapter: Adapter) -> str:
+    """What has to be loaded with it, if it was trained beside another adapter."""
+    other = adapter.run.get("beside")
+    name = Path(str(other)).name
+    return f" Load it with {name}, beside which it was trained." if other else ""
 
 
 def digest(content: bytes) -> str:
@@ -243,6 +250,7 @@ def card(config: Config, adapter: Adapter, kind: Kind, figures: Mapping[str, flo
         base=base,
         rank=adapter.rank,
         measured=measured,
+        beside=beside(adapter),
         pipeline=kind.pipeline,
         # ComfyUI itself loads no Kolors.
         comfyui=COMFYUI_TEXT.format(file=file) if kind.kohya_version else "",
@@ -253,7 +261,7 @@ def card(config: Config, adapter: Adapter, kind: Kind, figures: Mapping[str, flo
 CARD_TEXT = """# {title}
 
 A LoRA (rank {rank}) for {base} that makes fewer artifacts, trained with DiffDoctor: a frozen
-pixel-level artifact detector gives the gradient. Always on, strength 1.0; no trigger word.
+pixel-level artifact detector gives the gradient. Always on, strength 1.0; no trigger word.{beside}
 {measured}
 ## diffusers
 

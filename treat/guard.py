@@ -33,8 +33,10 @@ WRONG_WAY = {
 """Where each meter must not go: blur and noise, grey and garish; alike, astray; worse, unfit."""
 THUMBNAIL = 8
 """Pixels a side of what is compared between images: composition and colour, no detail."""
-FEWEST = 3
-"""Of fewer images no spread can be told."""
+FEWEST = 16
+"""Of fewer images neither a spread nor an error can be told: healthy runs were stopped."""
+NARROWEST = 0.005
+"""No spread counts as less, be the base's images ever so alike (all meters lie about in 0 to 1)."""
 EPS = 1e-8
 PerImage = Float[Tensor, " b"]
 
@@ -45,9 +47,9 @@ def changes(
     """By how many of the base's spreads each meter has surely moved: 0 where it may not have.
 
     `seen`, by the name of a meter, is what a second detector or an image reward said of the images
-    and of the base's. Fewer than three images say nothing.
+    and of the base's. Fewer than `FEWEST` images say nothing.
     """
-    if len(images) < 3:
+    if len(images) < FEWEST:
         return {}
     now, before = meters(images, base), meters(base, base)
     for name, (found, known) in seen.items():
@@ -65,7 +67,8 @@ def changes(
 def sure_change(moved: PerImage, spread: Float[Tensor, ""]) -> float:
     """The mean less two standard errors, never past zero, over the spread."""
     mean, error = moved.mean(), moved.std() / len(moved) ** 0.5
-    return float(mean.sign() * (mean.abs() - 2 * error).clamp_min(0) / (spread + EPS))
+    moved_surely = mean.sign() * (mean.abs() - 2 * error).clamp_min(0)
+    return float(moved_surely / spread.clamp_min(NARROWEST))
 
 
 def meters(images: Images, base: Images) -> dict[str, PerImage]:
@@ -137,4 +140,6 @@ class Guard:
 
     def _too_far(self, figures: Mapping[str, float], name: str, ways: tuple[int, ...]) -> bool:
         change = figures.get(PREFIX + name)
-        return change is not None and any(change * way > self.tolerance for way in ways)
+        if change is None:
+            return False
+        return not all(change * way <= self.tolerance for way in ways)  # nan is too far as well

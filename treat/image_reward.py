@@ -97,7 +97,15 @@ def check_reward(folder: Path) -> None:
         held |= check_safetensors(path)
     if not held:
         raise UserError(f"{folder} has no .safetensors weights: save them with safe_serialization.")
-    for name, tensor in _on_meta(folder).state_dict().items():
+    try:
+        outline: Any = _on_meta(folder)
+        _frozen(outline, folder)
+    except Exception as error:  # whatever transformers and tokenizers make of what they read
+        raise UserError(
+            f"{folder} cannot be read as a CLIP with its tokenizer "
+            f"({' '.join(str(error).split())[:200]}): copy or download it again."
+        ) from error
+    for name, tensor in outline.state_dict().items():
         if held.get(name) != tuple(tensor.shape):  # transformers would draw it at random
             raise UserError(
                 f"the weights in {folder} do not fit its {CONFIG} ({name!r}): copy or download "
@@ -128,4 +136,6 @@ def _frozen(model: CLIPModel, folder: Path) -> ImageReward:
     said = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     mean, std = said.get("image_mean", MEAN), said.get("image_std", STD)
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"{PREPROCESSOR} gives no three values for image_mean and image_std")
     return freeze(ImageReward(model, tokenizer, mean, std))

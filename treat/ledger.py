@@ -29,9 +29,9 @@ class Ledger:
         update: Update,
         watcher: Watcher,
         refresher: Refresher | None,
+        *,
         best: Best,
         guard: Guard | None,
-        *,
         steps: int,
         stop_at_collapse: bool,
         checkpoint_every: int,
@@ -74,9 +74,11 @@ class Ledger:
         load_lora_state(self.network, found.tensors["adapter"])
         self.update.restore(found.tensors["optimizer"], found.state["update"])
         self.best.restore(found.state["best"])
-        self.sound, self.collapsed = found.state["sound"], found.state["collapsed"]
+        # Absent where the run began before there was a guard.
+        self.sound = found.state.get("sound")
+        self.collapsed = self.stop_at_collapse and found.state.get("collapsed", False)
         if self.guard:
-            self.guard.before = found.state["amiss"]
+            self.guard.before = found.state.get("amiss", ())
         if self.refresher:
             self.refresher.restore(found.tensors.get("detector", {}), found.state["refreshes"])
         checkpoint.unpack_rng(found.tensors["rng"])
@@ -163,7 +165,8 @@ class Ledger:
                 "info", f"stopped after step {self.step} of {self.steps}: the same command resumes"
             )
             return PAUSED
-        best = self.step if self.best.step is None and not self.collapsed else self.kept
+        amiss = self.collapsed or bool(self.guard and self.guard.before)
+        best = self.kept if amiss or self.best.step is not None else self.step
         self.run.summary(
             {"steps": self.step, "best_step": best, "second_mean": self.best.known, **self.last}
         )
@@ -199,6 +202,7 @@ class Ledger:
         if alarms:
             moved = ", ".join(f"{name} {watched[PREFIX + name]:+.1f}" for name in alarms)
             told = f"the images collapse after step {self.step} (in spreads of the base: {moved})"
+            told += "; --guard warn goes on all the same" if self.stop_at_collapse else ""
             self.run.event("warn", told, step=self.step)
             self.collapsed = self.stop_at_collapse
         sound = not self.guard.before and self.step > 0

@@ -4,7 +4,7 @@ Apart from `treat.train`, so that the method there fits one screen.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -211,6 +211,25 @@ class Config(core.config.Config):
     def rewarded(self) -> bool:
         """Whether anything is drawn to learn from."""
         return bool(self.pixel_weight or self.image_weight)
+
+    @property
+    def pixel_numbers(self) -> dict[str, Any]:
+        """What `treat.terms.RewardTerm` takes."""
+        return {
+            "weight": self.pixel_weight,
+            "selection": self.selection,
+            "threshold": self.threshold,
+        }
+
+    @property
+    def lock_numbers(self) -> dict[str, Any]:
+        """What `treat.terms.lock_to_base` takes."""
+        return {
+            "weight": self.lock_weight,
+            "share": self.lock_inside,
+            "threshold": self.threshold,
+            "dilation": self.lock_dilation,
+        }
 
     @property
     def gradient_steps(self) -> int:

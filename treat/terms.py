@@ -76,6 +76,7 @@ def lock_to_base(
     chain: Chain,
     noise: Latents,
     detector: Detector,
+    *,
     weight: float,
     share: float,
     threshold: float,

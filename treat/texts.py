@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from core.contracts import Conditioning, DiffusionModel, Images
+from core.errors import UserError
 from treat.cache import RowCache
 from treat.offline import cache_prompts
 from treat.prompts import read_prompts
@@ -44,6 +45,11 @@ def split_prompts(
         held = min(held, max(1, len(prompts) // 5))
         prompts, watched = prompts[:-held], prompts[-held:]
     train = [prompt for prompt in prompts if prompt not in set(watched)]
+    if not train and len(set(prompts + watched)) > 1:
+        raise UserError(
+            f"every prompt of {path} is watched, and none is left to learn from: give other "
+            "watch_prompts, or fewer watch_images."
+        )
     shown = read_prompts(pictures) if pictures else watched[:PICTURES]
     return Split(train or watched, watched, shown)
 

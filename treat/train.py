@@ -8,6 +8,7 @@ Source: DiffDoctor (arXiv 2501.12382), section 3.3; the choices: docs/decisions.
 """
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -19,12 +20,12 @@ from base_models.checkpointing import recompute_blocks
 from base_models.load import check_size, load_base
 from base_models.quantise import check_quantisation, quantise
 from core import seeds as seeding
-from core.contracts import Detector, DiffusionModel
+from core.contracts import Detector, DiffusionModel, Latents
 from core.errors import UserError
 from core.run import Run
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
-from treat.adapter import fuse, read_adapter, take_up
+from treat.adapter import check_adapters, fuse, pin, read_adapter, take_up
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
 from treat.ensemble import ensemble
@@ -34,13 +35,12 @@ from treat.image_reward import ImageReward, check_reward, load_reward
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, cache_offline, read_offline
-from treat.prompts import read_prompts
 from treat.refresh import Refresher
 from treat.settings import NO_DETECTOR, Config
 from treat.shard import check_sharding, shard, sharded
 from treat.step import Chain, autocast
 from treat.terms import RewardTerm, Score, lock_to_base, offline_term
-from treat.texts import Sampler, Texts, encode_texts, split_prompts
+from treat.texts import Sampler, Split, Texts, encode_texts, split_prompts
 from treat.update import (
     LORA,
     NOISE,
@@ -56,6 +56,9 @@ from treat.update import (
 from treat.views import Views
 from treat.watch import Best, DetectorFor, Watcher
 
+MAY_CHANGE = {"steps", "guard", "tolerance"}
+"""Settings in which a run that goes on may differ from what it was."""
+
 
 def main(
     config: Config, reward: Detector | None = None, reward_for: DetectorFor | None = None
@@ -68,7 +71,7 @@ def main(
     place = this_process()
     given = reward_for or (always(reward) if reward else None)
     check(config, given, place)
-    with Run.start(config, config.out, "treat", place.is_main_process, {"steps"}) as run:
+    with Run.start(config, config.out, "treat", place.is_main_process, MAY_CHANGE) as run:
         device = place.device or torch.device("cpu")
         model, texts, real = open_model(config, place, device)
         run.event("info", f"{len(texts.train)} prompts teach, {len(texts.held)} are watched")
@@ -95,15 +98,8 @@ def main(
                     noise = model.noise(places.seeds(NOISE, step, micro), *sides)
                     said, text = texts.said(rows), texts.conditioning(rows)
                     chain = Chain(model, schedule, text, config.gamma, precision)
-                    term = RewardTerm(*pixel_numbers(config))
-                    if config.pixel_weight:
-                        detector = detectors["reward"](said)
-                        views = places.seeds(VIEWS, step, micro)
-                        term.detector = Views(detector, config.views, views)
-                        if config.lock_weight:
-                            term.lock = lock_to_base(chain, noise, detector, *lock_numbers(config))
-                    if scorer is not None and config.image_weight:
-                        term.score = Score(config.image_weight, partial(scorer, prompts=said))
+                    views = places.seeds(VIEWS, step, micro)
+                    term = reward_term(config, detectors, scorer, chain, noise, said, views=views)
                     learning = learning_steps(config, step)
                     redraws = places.seeds(REDRAWS, step, micro) if config.redraws else None
                     drawn = drawings(chain, noise, learning, redraws, config.recompute)
@@ -122,19 +118,33 @@ def main(
         return ledger.close()
 
 
+def reward_term(
+    config: Config,
+    detectors: Mapping[str, DetectorFor],
+    scorer: ImageReward | None,
+    chain: Chain,
+    noise: Latents,
+    prompts: list[str],
+    *,
+    views: list[int],
+) -> RewardTerm:
+    """What is lowered: the detector's map, the change it makes, the image reward's negative."""
+    term = RewardTerm(**config.pixel_numbers)
+    if config.pixel_weight:
+        detector = detectors["reward"](prompts)
+        term.detector = Views(detector, config.views, views)
+        if config.lock_weight:
+            term.lock = lock_to_base(chain, noise, detector, **config.lock_numbers)
+    if scorer is not None and config.image_weight:
+        term.score = Score(config.image_weight, partial(scorer, prompts=prompts))
+    return term
+
+
 def learning_steps(config: Config, step: int) -> list[int]:
     """Of one update; the same in every micro-batch and process."""
     seed = seeding.mix(config.seed, STEPS, step)
     found = choose(config.learning, config.gradient_steps, config.sampling_steps, seed)
     return drawn_among(found, config.redraws, seed) if config.redraws else found
-
-
-def pixel_numbers(config: Config) -> tuple[float, str, float]:
-    return config.pixel_weight, config.selection, config.threshold
-
-
-def lock_numbers(config: Config) -> tuple[float, float, float, int]:
-    return config.lock_weight, config.lock_inside, config.threshold, config.lock_dilation
 
 
 def rate(config: Config, step: int) -> float:
@@ -149,17 +159,12 @@ def always(detector: Detector) -> DetectorFor:
 
 def check(config: Config, given: DetectorFor | None, place: PartialState) -> None:
     """Everything that can be wrong, before anything heavy; raises `UserError`."""
-    prompts = read_prompts(config.prompts)
-    for path in filter(None, (config.picture_prompts, config.watch_prompts)):
-        read_prompts(path)
+    prompts = split(config).train
     check_size(config.base, config.height, config.width)
     check_sharding(config.quantise)
     check_quantisation(config.quantise)
-    if config.beside:
-        read_adapter(config.beside)
-    start = read_adapter(config.start) if config.start else None
-    if start and start.rank != config.rank:
-        raise UserError(f"{config.start} has rank {start.rank}: set rank to {start.rank}.")
+    start, beside = (read_adapter(a) if a else None for a in (config.start, config.beside))
+    check_adapters(config.base, config.rank, config.targets, start=start, beside=beside)
     detectors = config.detector, config.second_detector, *config.further_detectors
     for folder in filter(None, detectors):
         read_description(folder)
@@ -180,6 +185,11 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
         )
 
 
+def split(config: Config) -> Split:
+    shown = config.watch_images, config.picture_prompts, config.watch_prompts
+    return split_prompts(config.prompts, *shown)
+
+
 def open_model(
     config: Config, place: PartialState, device: torch.device
 ) -> tuple[DiffusionModel, Texts, RealRows | None]:
@@ -187,11 +197,9 @@ def open_model(
     model = load_base(config.base, dtype=getattr(torch, config.base_dtype))
     model.encoders_to(device)
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
-    shown = config.watch_images, config.picture_prompts, config.watch_prompts
-    split = split_prompts(config.prompts, *shown)
     cache, real = config.out / "cache", None
     with place.main_process_first():
-        texts = encode_texts(cache, model, config.base, split, device)
+        texts = encode_texts(cache, model, config.base, split(config), device)
         if config.offline:
             images = read_offline(config.offline, config.offline_limit)
             sides = config.height, config.width
@@ -199,7 +207,9 @@ def open_model(
             real = RealRows(rows, images.captions, device)
     model.drop_text_encoders()
     if config.beside:
-        fuse(model.network, read_adapter(config.beside))
+        beside = read_adapter(config.beside)
+        pin(config.out / "beside.json", beside)
+        fuse(model.network, beside)
     targets = model.lora_targets(config.targets)
     add_lora(model.network, config.rank, targets, seeding.mix(config.seed, LORA))
     if config.start:
@@ -259,8 +269,8 @@ def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> L
         update,
         watcher,
         refresher,
-        Best(config.offline_rise),
-        Guard(config.tolerance) if config.guard != "off" else None,
+        best=Best(config.offline_rise),
+        guard=Guard(config.tolerance) if config.guard != "off" else None,
         steps=config.steps,
         stop_at_collapse=config.guard == "stop",
         checkpoint_every=config.checkpoint_every,

@@ -4,6 +4,7 @@ Every update ends in one all-reduce: the flat adapter gradient with the figures 
 wish to stop behind it. No wrapper around the network, so none that a hand-written loop could lose.
 """
 
+import datetime
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +34,12 @@ def this_process() -> PartialState:
     """
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
     alone = parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=alone or (many and not torch.accelerator.is_available()))
+    cpu = alone or (many and not torch.accelerator.is_available())
+    return PartialState(cpu=cpu, timeout=PATIENCE)
+
+
+PATIENCE = datetime.timedelta(days=7)
+"""For the other processes: while the main one encodes prompts, or waits for an annotator."""
 
 
 class Update:

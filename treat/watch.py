@@ -102,6 +102,8 @@ class Watcher:
     ):
         self.sampler, self.detectors, self.scorer = sampler, detectors, scorer
         self.real, self.seed = real, seed
+        self.base_seen: dict[str, Float[Tensor, " b"]] | None = None
+        """What the second detector and the image reward say of the base's images."""
 
     def figures(self, kept: Path | None, step: int) -> dict[str, float]:
         """Scores of every detector by name, the meters of `treat.guard`, the loss on real images.
@@ -126,12 +128,17 @@ class Watcher:
             "sharpness": sharpness(images).mean().item(),
             "adapter_norm": sum(w.detach().float().square().sum().item() for w in weights) ** 0.5,
         }
+        seen = {}
         for name, detector in self.detectors.items():
-            figures |= scores(self._maps(detector, images, said), name)
+            maps = self._maps(detector, images, said)
+            figures |= scores(maps, name)
+            if name == SECOND:
+                seen[SECOND] = maps.mean((1, 2, 3))
         if self.scorer is not None:
-            figures[FIT] = self._fit(self.scorer, images, said).mean().item()
+            seen[FIT] = self._fit(self.scorer, images, said)
+            figures[FIT] = seen[FIT].mean().item()
         if step:
-            figures |= self._changes(images, base)
+            figures |= self._changes(images, seen, base)
         return figures | lost
 
     def real_frequency(self) -> float | None:
@@ -166,21 +173,23 @@ class Watcher:
         lines = [[column[i] for column in columns] for i in range(len(rows))]
         return contact_sheet(lines, [short(prompt) for prompt in prompts], names)
 
-    def _changes(self, images: Images, folder: Path) -> dict[str, float]:
+    def _changes(
+        self, images: Images, seen: Mapping[str, Float[Tensor, " b"]], folder: Path
+    ) -> dict[str, float]:
         """Against the base's images, as they were kept at step 0."""
-        files, said = kept_images(folder), self.sampler.texts.said(self.sampler.texts.held)
+        files = kept_images(folder)
         if len(files) != len(images):
             return {}
-        base, seen = read_images(files), {}
-        if "second" in self.detectors:
-            second = self.detectors["second"]
-            now, before = (self._maps(second, shown, said) for shown in (images, base))
-            seen[SECOND] = now.mean((1, 2, 3)), before.mean((1, 2, 3))
-        if self.scorer is not None:
-            scorer = self.scorer
-            now, before = (self._fit(scorer, shown, said) for shown in (images, base))
-            seen[FIT] = now, before
-        return changes(images, base, seen)
+        base = read_images(files)
+        if self.base_seen is None:
+            said = self.sampler.texts.said(self.sampler.texts.held)
+            self.base_seen = {}
+            if SECOND in self.detectors:
+                maps = self._maps(self.detectors[SECOND], base, said)
+                self.base_seen[SECOND] = maps.mean((1, 2, 3))
+            if self.scorer is not None:
+                self.base_seen[FIT] = self._fit(self.scorer, base, said)
+        return changes(images, base, {n: (s, self.base_seen[n]) for n, s in seen.items()})
 
     def _seeds(self, n: int) -> list[int]:
         return [seeding.mix(self.seed, WATCH, i) for i in range(n)]

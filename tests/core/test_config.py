@@ -182,7 +182,12 @@ def test_presets_are_found_by_name(tmp_path, monkeypatch, capsys):
         ["--config=own.yaml"],
     ):
         run_program(lambda config: found.append(config.size), WithPresets, words)
-    assert found == [9, 8, 3]
+    run_program(
+        lambda config: found.append(config.size),
+        WithPresets,
+        ["--config", "large", "--config", "own.yaml"],
+    )
+    assert found == [9, 8, 3, 3]
     for name, message in (("huge", "presets are large"), ("huge.yaml", "check --config")):
         with pytest.raises(SystemExit):
             run_program(lambda config: None, WithPresets, ["--config", name])

@@ -39,11 +39,11 @@ def test_json_is_an_option_of_the_command_line(detector, tmp_path):
     from core.config import load_config
 
     words = ["--detector", str(detector), "--data", "a", "b", "--json"]
-    assert load_config(evaluate.Config, None, [*words, "f.json"]).json_file is not None
+    assert load_config(evaluate.Config, (), [*words, "f.json"]).json_file is not None
     with pytest.raises(UserError, match="no folder .*nowhere; create it"):
-        load_config(evaluate.Config, None, [*words, str(tmp_path / "nowhere/f.json")])
+        load_config(evaluate.Config, (), [*words, str(tmp_path / "nowhere/f.json")])
     with pytest.raises(UserError, match="is a folder"):
-        load_config(evaluate.Config, None, [*words, str(tmp_path)])
+        load_config(evaluate.Config, (), [*words, str(tmp_path)])
 
 
 def test_groups_are_the_figures_of_their_rows():

@@ -35,7 +35,7 @@ def task() -> tuple[torch.Tensor, list[str]]:
 def test_masks_are_the_oracles_grown_by_the_brush(task, tmp_path: Path):
     images, said = task
     write_task(tmp_path, images, said)
-    label.main(load_config(label.Config, None, [str(tmp_path), "--grow", "2"]))
+    label.main(load_config(label.Config, (), [str(tmp_path), "--grow", "2"]))
     masks = read_masks(tmp_path, 64, 64)
     expected = grow(Oracle()(images, said), 2)
     torch.testing.assert_close(masks, expected, atol=0.5 / 255 + 1e-6, rtol=0)

@@ -9,7 +9,8 @@ import torch
 
 from base_models.flux import Flux
 from base_models.load import load_base
-from core.counting import Tally
+from core.config import load_config, presets
+from core.counting import Cost, Tally
 from core.errors import UserError
 from detector.segformer import freeze
 from detector.storage import load_detector
@@ -18,6 +19,7 @@ from tests.tiny import SIZE
 from tests.treat.setting import build, config
 from treat import estimate
 from treat.lora import add_lora
+from treat.settings import Config
 from treat.step import Chain
 from treat.terms import RewardTerm
 
@@ -153,6 +155,27 @@ def test_what_does_not_fit_is_refused_with_the_next_thing_to_try(world):
     halves = {"mixed_precision": "bf16", "base_dtype": "bfloat16"}
     with pytest.raises(UserError, match="needs .* [(]reward[)] .* try --checkpoint-decoder"):
         estimate.check_memory(settings(world, **halves), 1000)
+
+
+def test_every_preset_is_read_and_named_for_its_device(world, monkeypatch):
+    names = presets(Config)
+    assert {name.split("-")[0] for name in names} <= set(estimate.PRESETS.values())
+    own = ["--prompts", "p.txt", "--out", "o", "--detector", "d", "--offline", "f"]
+    for name in names:
+        found = load_config(Config, Config.presets / f"{name}.yaml", own)
+        assert found.base_dtype == "bfloat16" and found.batch == 1 == found.last
+    flux = settings(world)
+    sizes = {10: [], 17: ["flux-16gb"], 25: ["flux-24gb"], 150: ["flux-80gb"]}
+    for size, named in sizes.items():
+        assert estimate.preset_for(flux, int(size * 1e9)) == named
+    with pytest.raises(UserError, match="or --config flux-16gb"):
+        monkeypatch.setattr(estimate, "estimate", lambda config: Huge())
+        estimate.check_memory(flux, int(17e9))
+
+
+class Huge:
+    peak = 10**12
+    phases = {estimate.LEARNING: Cost(10**12, 0)}
 
 
 def test_only_a_gpu_and_only_a_new_run_is_checked(world, tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from miniature.paint import render
 from tests.treat.setting import build, config, losses
 from treat import guard, train
 from treat.adapter import read_adapter
-from treat.guard import PREFIX, Guard, changes
+from treat.guard import FEWEST, PREFIX, WRONG_WAY, Guard, changes
+from treat.watch import Watcher
 
 LOOKS = 3
 """In so many a collapse must be seen."""
@@ -25,12 +26,12 @@ def pool():
 
 
 class Trial:
-    """32 images of a base, and looks at models that were treated from it."""
+    """n images of a base, and looks at models that were treated from it."""
 
-    def __init__(self, pool, seed):
-        self.g = torch.Generator().manual_seed(seed)
-        self.base = pool[torch.randperm(len(pool), generator=self.g)[:32]]
-        self.score = (torch.randn(32, generator=self.g) * 0.7 - 5).exp()
+    def __init__(self, pool, seed, n=32):
+        self.g, self.n = torch.Generator().manual_seed(seed), n
+        self.base = pool[torch.randperm(len(pool), generator=self.g)[:n]]
+        self.score = (torch.randn(n, generator=self.g) * 0.7 - 5).exp()
 
     def uniform(self, low, high):
         return low + (high - low) * torch.rand((), generator=self.g).item()
@@ -40,13 +41,13 @@ class Trial:
         images = self.base.clone()
         for image in images:
             top, left = torch.randint(52, (2,), generator=self.g).tolist()
-            other = self.base[torch.randint(32, (), generator=self.g)]
+            other = self.base[torch.randint(self.n, (), generator=self.g)]
             image[:, top : top + 12, left : left + 12] = other[:, :12, :12]
         images = images.lerp(blurred(images, 1), self.uniform(-0.1, 0.1))
         images = images.lerp(grey(images), self.uniform(-0.05, 0.05)) + self.uniform(-0.02, 0.02)
         images = images + 0.005 * torch.randn(images.shape, generator=self.g)
         scores = self.score * self.uniform(0.6, 1.05)
-        return images, scores * (0.2 * torch.randn(32, generator=self.g)).exp()
+        return images, scores * (0.2 * torch.randn(self.n, generator=self.g)).exp()
 
     def changes(self, images, scores):
         return changes(images.clamp(0, 1), self.base, {"second": (scores, self.score)})
@@ -112,8 +113,8 @@ def seen(pool, collapse, seed):
     return any(watch.look(figures) for figures in looks)
 
 
-def alarmed(pool, seed, looks=50):
-    trial, watch = Trial(pool, seed), Guard()
+def alarmed(pool, seed, looks=50, n=32):
+    trial, watch = Trial(pool, seed, n), Guard()
     return any(watch.look(trial.changes(*trial.healthy())) for _ in range(looks))
 
 
@@ -122,8 +123,9 @@ def test_collapse_is_seen_within_three_looks(pool, collapse):
     assert sum(seen(pool, collapse, seed) for seed in range(10)) == 10
 
 
-def test_healthy_runs_are_not_stopped(pool):
-    assert sum(alarmed(pool, seed, looks=20) for seed in range(10)) == 0
+@pytest.mark.parametrize("n", [FEWEST, 32])
+def test_healthy_runs_are_not_stopped(pool, n):
+    assert sum(alarmed(pool, seed, looks=20, n=n) for seed in range(10)) == 0
 
 
 @pytest.mark.trial
@@ -143,10 +145,20 @@ def test_one_look_alone_is_no_alarm():
 
 
 def test_each_meter_has_its_wrong_way():
-    for name, better in (("variety", 2.0), ("likeness", 2.0), ("second", -2.0)):
-        watch = Guard()
-        assert not any(watch.look({PREFIX + name: better}) for _ in range(3))
-        assert [watch.look({PREFIX + name: -better}) for _ in range(2)][1] == [name]
+    worse = {"variety": [-1], "likeness": [-1], "image_reward": [-1], "second": [1]}
+    for name in WRONG_WAY:
+        for way in (-1, 1):
+            watch = Guard()
+            looks = [watch.look({PREFIX + name: 2.0 * way}) for _ in range(2)]
+            assert looks == [[], [name] if way in worse.get(name, [-1, 1]) else []]
+    broken = Guard()
+    assert [broken.look({PREFIX + "second": float("nan")}) for _ in range(2)] == [[], ["second"]]
+
+
+def test_images_that_are_all_alike_may_still_differ_a_little():
+    grey = torch.full((20, 3, 16, 16), 0.5)
+    moved = grey + 0.002 * torch.linspace(0, 1, 16)
+    assert abs(changes(moved, grey, {})[PREFIX + "contrast"]) < 0.3
 
 
 def test_what_may_be_chance_is_no_change():
@@ -161,13 +173,13 @@ def test_what_may_be_chance_is_no_change():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = build(tmp_path_factory.mktemp("world"))
-    (folder / "prompts.txt").write_text("".join(f"a thing {i}\n" for i in range(20)))
+    (folder / "prompts.txt").write_text("".join(f"a thing {i}\n" for i in range(100)))
     return folder
 
 
 def ruin(world, out, **changes):
     """A rate at which nothing stays as it was."""
-    given = {"learning_rate": 3.0, "watch_every": 1, "watch_images": 4, "steps": 8}
+    given = {"learning_rate": 3.0, "watch_every": 1, "watch_images": FEWEST, "steps": 8}
     return config(world, out, **(given | {"offline_rise": 1e9} | changes))
 
 
@@ -182,6 +194,13 @@ def test_a_collapse_stops_the_run_and_the_best_step_is_kept(world, tmp_path):
     assert 2 <= ended < 8 and any("collapse after" in told for told in warnings(tmp_path / "run"))
     assert train.main(settings) == 0  # the same command again: nothing more is learnt
     assert max(losses(tmp_path / "run")) == ended
+
+
+def test_a_stopped_run_goes_on_if_it_is_told_to(world, tmp_path):
+    assert train.main(ruin(world, tmp_path)) == 0
+    ended = max(losses(tmp_path))
+    assert train.main(ruin(world, tmp_path, guard="warn")) == 0
+    assert ended < max(losses(tmp_path)) == 8
 
 
 def test_who_only_wants_to_be_told_is(world, tmp_path):
@@ -227,21 +246,40 @@ def test_a_run_that_was_never_sound_exports_nothing_by_itself(world, tmp_path, m
 
 
 def test_a_guard_that_cannot_see_says_so_once(world, tmp_path):
-    told = "the guard sees nothing: it needs 3 watched images"
-    for images in (2, 3):
+    told = f"the guard sees nothing: it needs {FEWEST} watched images"
+    for images in (FEWEST - 1, FEWEST):
         out = tmp_path / str(images)
         settings = config(world, out, watch_every=1, watch_images=images, steps=3)
         assert train.main(settings) == 0
-        assert sum(told in message for message in warnings(out)) == (images == 2)
+        assert sum(told in message for message in warnings(out)) == (images < FEWEST)
 
 
 def test_a_look_whose_pictures_were_removed_is_no_end(world, tmp_path):
-    settings = config(world, tmp_path, watch_every=1, watch_images=3, steps=1)
+    settings = config(world, tmp_path, watch_every=1, watch_images=FEWEST, steps=1)
     assert train.main(settings) == 0
     for path in (tmp_path / "watched/step-00000000").glob("*"):
         path.unlink()
     assert train.main(settings.model_copy(update={"steps": 2})) == 0
     assert any("the guard sees nothing" in message for message in warnings(tmp_path))
+
+
+def test_a_last_look_that_is_amiss_is_not_exported(world, tmp_path, monkeypatch):
+    from treat import watch
+
+    far = iter([0.0, 0.1, -0.7])
+    monkeypatch.setattr(watch, "changes", lambda *_: {PREFIX + "sharpness": next(far)})
+    settings = ruin(world, tmp_path, learning_rate=1e-3, second_detector=None, steps=3)
+    assert train.main(settings) == 0
+    assert read_adapter(tmp_path).step == 2
+
+
+def test_a_detector_that_flags_what_is_real_is_warned_of(world, tmp_path, monkeypatch):
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(Watcher, "real_frequency", lambda self, share=share: share)
+        out = tmp_path / str(share)
+        train.main(config(world, out, steps=1))
+        drawn = losses(out)[0]["reward_frequency"]
+        assert any("cannot tell them apart" in told for told in warnings(out)) == (share >= drawn)
 
 
 def test_the_detector_is_asked_what_it_flags_before_it_teaches(world, tmp_path):

@@ -108,6 +108,9 @@ def test_split_by_line(tmp_path):
     split = split_prompts(path, held=2, watched_file=apart)
     assert split.held == ["prompt 3", "other"]
     assert len(split.train) == 9 and split.train.count("prompt 0") == 2
+    path.write_text("prompt 3\nother\n")
+    with pytest.raises(UserError, match="none is left to learn from"):
+        split_prompts(path, held=2, watched_file=apart)
     path.write_text("one\n")
     assert split_prompts(path, held=5).train == split_prompts(path, held=5).held == ["one"]
 

@@ -28,9 +28,10 @@ def world(tmp_path_factory):
     return build(tmp_path_factory.mktemp("world"))
 
 
-def launch(processes, world, out, **environment):
+def launch(processes, world, out, menu="redraws", steps=2, **environment):
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words += ["--nproc_per_node", str(processes), "-m", "tests.treat.two", str(world), str(out)]
+    words += [menu, str(steps)]
     own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
     done = subprocess.run(
         words, env={**os.environ, **own}, capture_output=True, text=True, timeout=300
@@ -51,8 +52,9 @@ def test_two_processes_end_in_the_bits_of_one(world, tmp_path):
 
 
 def test_a_network_that_is_shared_out_learns_the_same(world, tmp_path):
-    whole = launch(2, world, tmp_path / "whole")
-    first, second = launch(2, world, tmp_path / "shared", **SHARED)
+    whole = launch(2, world, tmp_path / "whole", "chain")
+    launch(2, world, tmp_path / "shared", "chain", steps=1, **SHARED)  # and resumed:
+    first, second = launch(2, world, tmp_path / "shared", "chain", **SHARED)
     held = [ranks[HELD].item() for ranks in ((*whole, first, second))]
     assert held[0] == held[1] and max(held[2:]) < 0.75 * held[0]  # the blocks are most of it
     for name, weights in whole[0].items():

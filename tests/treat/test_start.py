@@ -1,6 +1,7 @@
 """Treating goes on from an adapter, or beside one that stays frozen."""
 
 import pytest
+import safetensors.torch
 import torch
 
 from core.errors import UserError
@@ -8,7 +9,7 @@ from core.images import list_images, read_images
 from tests.treat.setting import build, config, losses
 from treat import train
 from treat.adapter import attach, fuse, read_adapter
-from treat.arms import Sampling, load_arm
+from treat.arms import Sampling, load_arm, open_arms
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +68,43 @@ def test_an_adapter_in_the_weights_does_what_it_did_beside_them(world, treated):
     assert (steps["none"] - steps["attached"]).abs().max() > 1e-2
 
 
+def test_a_base_with_other_sides_is_not_fused(world, treated):
+    network = load_arm(Sampling(str(world / "base"), 2, 16, 16, 1, "cpu", "fp32"), None).network
+    adapter = read_adapter(treated, "last")
+    name = adapter.modules[0]
+    network.get_submodule(name).weight = torch.nn.Parameter(torch.ones(3, 3))
+    with pytest.raises(UserError, match=f"'{name}' has other sides"):
+        fuse(network, adapter)
+
+
+def test_what_stands_beside_may_not_change_midway(world, treated, tmp_path):
+    first = treated / "checkpoints/step-00000002"
+    assert train.main(settings(world, tmp_path / "run", beside=first, steps=1)) == 0
+    again = settings(world, tmp_path / "run", beside=first, steps=2)
+    (tmp_path / "run/beside.json").write_text('{"sha256": "another"}')
+    with pytest.raises(UserError, match="begun with another adapter"):
+        train.main(again)
+    (tmp_path / "run/beside.json").unlink()
+    assert train.main(again) == 0
+
+
+def test_a_comparison_must_know_what_stands_beside(world, treated, tmp_path):
+    assert train.main(settings(world, tmp_path / "run", beside=treated, steps=1)) == 0
+    with pytest.raises(UserError, match=f"'t' was trained beside {treated}: give --beside"):
+        open_arms({"t": str(tmp_path / "run")}, "best")
+    assert list(open_arms({"t": str(tmp_path / "run")}, "best", treated)) == ["base", "t"]
+
+
 @pytest.mark.parametrize("name", ["start", "beside"])
 def test_what_is_no_adapter_is_refused_first(world, treated, tmp_path, name):
     with pytest.raises(UserError, match="holds no adapter"):
         train.main(settings(world, tmp_path / "run", **{name: world / "real"}))
+    with pytest.raises(UserError, match="no module|do not fit the base"):
+        foreign = {"blocks.0.to_q.lora_A.weight": torch.ones(2, 8)}
+        foreign["blocks.0.to_q.lora_B.weight"] = torch.ones(8, 2)
+        safetensors.torch.save_file(foreign, tmp_path / "foreign.safetensors")
+        train.main(settings(world, tmp_path / "run", **{name: tmp_path / "foreign.safetensors"}))
     if name == "start":
-        with pytest.raises(UserError, match="has rank 2: set rank to 2"):
+        with pytest.raises(UserError, match="use the base, rank and targets they came from"):
             train.main(settings(world, tmp_path / "run", start=treated, rank=4))
     assert not (tmp_path / "run").exists()

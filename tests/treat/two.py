@@ -15,7 +15,15 @@ HELD = "numbers held"
 """Of the frozen network, by this process."""
 
 
-def main(world: str, out: str) -> None:
+MENUS = {
+    "redraws": {"sampling_steps": 4, "last": 3, "learning": "random", "redraws": 2,
+                "lock_weight": 0},
+    "chain": {"sampling_steps": 3, "last": 2, "lock_weight": 1.0, "lock_inside": 1.0,
+              "checkpoint_blocks": True},
+}  # fmt: skip
+
+
+def main(world: str, out: str, menu: str, steps: str) -> None:
     torch.set_num_threads(1)
     place, networks, add_lora = this_process(), [], train.add_lora
 
@@ -29,9 +37,8 @@ def main(world: str, out: str) -> None:
 
     train.add_lora = add_own_lora
     accumulation = 2 // place.num_processes
-    menu = {"sampling_steps": 4, "last": 3, "learning": "random", "redraws": 2, "lock_weight": 0}
-    settings = {"steps": 2, "accumulation": accumulation, "picture_every": 2} | menu
-    train.main(config(Path(world), Path(out), **settings))
+    settings = {"steps": int(steps), "accumulation": accumulation, "picture_every": 2}
+    train.main(config(Path(world), Path(out), **settings, **MENUS[menu]))
     parts = [getattr(weights, "to_local", lambda w=weights: w)() for weights in frozen(networks[0])]
     here = {**lora_state(networks[0]), HELD: torch.tensor(sum(part.numel() for part in parts))}
     safetensors.torch.save_file(here, f"{out}-rank{place.process_index}.safetensors")

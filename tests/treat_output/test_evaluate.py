@@ -112,10 +112,15 @@ def test_an_adapter_that_does_nothing_changes_nothing(finished):
 
 
 def test_what_stands_beside_is_in_every_arm(files, finished, tmp_path):
-    own = {"beside": files / "something.safetensors", "adapters": (), "control": None}
+    own = {"beside": files / "something.safetensors", "control": None}
+    own["adapters"] = (f"nothing={files / 'nothing.safetensors'}",)
     evaluate.main(settings(files, tmp_path, **own), judge=dark)
-    beside, treated = pictures(tmp_path, "base"), pictures(finished, "treated")
-    assert (beside - treated).abs().max() <= 2 / 255
+    for arm in ("base", "nothing"):
+        moved = pictures(tmp_path, arm) - pictures(finished, "treated")
+        assert moved.abs().max() <= 2 / 255
+    assert (
+        pictures(tmp_path, "base") - pictures(finished, "base")
+    ).abs().max() > 4 / 255  # control
 
 
 def test_prompts_repeat_with_new_seeds():

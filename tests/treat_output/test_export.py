@@ -18,7 +18,7 @@ from detector.storage import save_detector
 from tests.tiny import SIZE, save_tiny
 from treat import export
 from treat.adapter import TRANSFORMER, Adapter, attach, read_adapter
-from treat.arms import Draw, Sampling, draw_images, load_arm
+from treat.arms import Draw, Sampling, draw_images, encode, load_arm
 from treat.lora import add_lora, lora_parameters, lora_state
 
 PROMPTS, SEEDS = ["a hand", "a face, blue eyes"], [3, 4]
@@ -76,7 +76,9 @@ def sampling(base, batch=1):
 
 
 def ours(model, base):
-    images = draw_images(model, list(map(Draw, PROMPTS, SEEDS)), sampling(base))
+    images = draw_images(
+        model, encode(model, list(map(Draw, PROMPTS, SEEDS)), "cpu"), SEEDS, sampling(base)
+    )
     return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
