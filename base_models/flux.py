@@ -22,7 +22,7 @@ from core.errors import UserError
 
 TEXT_TOKENS = {"schnell": 256, "dev": 512}
 """What the two releases were trained with; the tokenizer's own limit counts where it is lower."""
-CHUNK = 64
+CHUNK = 8
 """Prompts sent through the text encoders at once."""
 ATTENTION = [
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),

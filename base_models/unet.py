@@ -23,7 +23,7 @@ from core import seeds as seeding
 from core.contracts import Conditioning, Images, Latents, Schedule
 from core.errors import UserError
 
-CHUNK = 64
+CHUNK = 8
 """Prompts sent through the text encoders at once."""
 EMPTY = "empty_"
 """Before the names of what the empty prompt says."""
