@@ -23,7 +23,7 @@ from core import checkpoint
 from core.config import read_yaml
 from core.errors import UserError
 from core.storage import write_atomic
-from treat.lora import add_lora, load_lora_state
+from treat.lora import add_lora, check_lora_state, load_lora_state
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
@@ -196,7 +196,7 @@ def check_adapters(
         fuse(outline.network, beside)
     if start is not None:
         add_lora(outline.network, rank, outline.lora_targets(targets), seed=0)
-        take_up(outline.network, start)
+        check_lora_state(outline.network, start.tensors)
 
 
 def check_modules(network: nn.Module, adapter: Adapter) -> None:

@@ -56,12 +56,17 @@ def lora_state(network: nn.Module) -> dict[str, Tensor]:
 
 def load_lora_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put `lora_state` back; raise `UserError` unless every tensor finds its place."""
+    check_lora_state(network, state)
+    set_peft_model_state_dict(network, dict(state), adapter_name=ADAPTER)
+
+
+def check_lora_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` unless the adapters of a network have these names and shapes."""
     here = {name: tensor.shape for name, tensor in lora_state(network).items()}
     if here != {name: tensor.shape for name, tensor in state.items()}:
         raise UserError(
             "These adapters do not fit the base: use the base, rank and targets they came from."
         )
-    set_peft_model_state_dict(network, dict(state), adapter_name=ADAPTER)
 
 
 @contextmanager
