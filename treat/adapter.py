@@ -206,14 +206,15 @@ def check_modules(network: nn.Module, adapter: Adapter) -> None:
         raise UserError(f"the base has no module '{lost[0]}': the adapter is of another base.")
 
 
-def pin(path: Path, adapter: Adapter) -> None:
-    """Note which adapter it is; `UserError` where the file notes another one."""
-    if path.exists() and json.loads(path.read_text())["sha256"] != adapter.digest:
+def pin(path: Path, digest: str) -> None:
+    """Note which adapters a folder is made with; `UserError` where the file notes others."""
+    note = (json.dumps({"sha256": digest}) + "\n").encode()
+    if path.exists() and path.read_bytes() != note:
         raise UserError(
             f"{path.parent} was begun with another adapter: name the checkpoint that it had, or "
             "choose another --out."
         )
-    write_atomic(path, (json.dumps({"sha256": adapter.digest}) + "\n").encode())
+    write_atomic(path, note)
 
 
 def in_full(adapter: Adapter) -> dict[str, Tensor]:

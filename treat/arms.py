@@ -4,7 +4,6 @@ An arm is the base model or the base with one adapter. Image i of every arm has 
 and the same noise; images that are already on disk are not drawn again.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +17,7 @@ from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError
 from core.images import write_image
 from core.seeds import mix
-from core.storage import write_atomic
-from treat.adapter import Adapter, attach, fuse, read_adapter
+from treat.adapter import Adapter, attach, fuse, pin, read_adapter
 from treat.sample import sample
 
 BASE = "base"
@@ -104,7 +102,8 @@ def draw_arm(
     """Draw the images of one arm that are not there yet; `progress` may end the loop early."""
     beside = [read_adapter(sampling.beside).digest] if sampling.beside else []
     own = [] if adapter is None else [adapter.digest]
-    claim(folder / "images" / name, " ".join(own + beside))
+    (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+    pin(folder / "images" / name / "adapter.json", " ".join(own + beside))
     missing = [i for i in range(len(draws)) if not image_path(folder, name, i).exists()]
     if not missing:
         return
@@ -118,15 +117,6 @@ def draw_arm(
         images = draw_images(model, rows, [draws[i].seed for i in chosen], sampling)
         for index, image in zip(chosen, images, strict=True):
             write_image(image_path(folder, name, index), image)
-
-
-def claim(folder: Path, digest: str) -> None:
-    """Refuse a folder with images of another adapter of the same name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    note = folder / "adapter.json"
-    if note.exists() and json.loads(note.read_text())["sha256"] != digest:
-        raise UserError(f"{folder} holds images of another adapter: choose another --out.")
-    write_atomic(note, (json.dumps({"sha256": digest}) + "\n").encode())
 
 
 def load_arm(sampling: Sampling, adapter: Adapter | None) -> DiffusionModel:
@@ -147,8 +137,9 @@ def encode(model: DiffusionModel, draws: Sequence[Draw], device: str) -> dict[st
     """
     model.encoders_to(device)
     prompts = list(dict.fromkeys(draw.prompt for draw in draws))
-    place = [prompts.index(draw.prompt) for draw in draws]
-    return {name: rows.cpu()[place] for name, rows in model.encode_prompts(prompts).items()}
+    place = {prompt: row for row, prompt in enumerate(prompts)}
+    chosen = [place[draw.prompt] for draw in draws]
+    return {name: rows.cpu()[chosen] for name, rows in model.encode_prompts(prompts).items()}
 
 
 def draw_images(

@@ -194,6 +194,9 @@ def open_model(
     config: Config, place: PartialState, device: torch.device
 ) -> tuple[DiffusionModel, Texts, RealRows | None]:
     """The base with its adapters; prompts and real images encoded once, into the run folder."""
+    beside = read_adapter(config.beside) if config.beside else None
+    if beside is not None:
+        pin(config.out / "beside.json", beside.digest)
     model = load_base(config.base, dtype=getattr(torch, config.base_dtype))
     model.encoders_to(device)
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
@@ -206,9 +209,7 @@ def open_model(
             rows = cache_offline(cache, model, config.base, images, *sides)
             real = RealRows(rows, images.captions, device)
     model.drop_text_encoders()
-    if config.beside:
-        beside = read_adapter(config.beside)
-        pin(config.out / "beside.json", beside)
+    if beside is not None:
         fuse(model.network, beside)
     targets = model.lora_targets(config.targets)
     add_lora(model.network, config.rank, targets, seeding.mix(config.seed, LORA))

@@ -23,6 +23,8 @@ FIGURES = ("pixel", "lock", "image", "offline")
 """What a step may report besides its gradient; zero where a term is off."""
 MAX_SKIPPED = 3
 """Updates in a row that may come out not finite before the run stops."""
+TIMEOUT = datetime.timedelta(days=7)
+"""Of the other processes: while the main one encodes prompts, or waits for an annotator."""
 LORA, NOISE, OFFLINE, PROMPTS, WATCH, REFRESH, VIEWS, STEPS, REDRAWS = range(1, 10)
 """What a draw is for; see `core.seeds`."""
 
@@ -35,11 +37,7 @@ def this_process() -> PartialState:
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
     alone = parse_flag_from_env("ACCELERATE_USE_CPU")
     cpu = alone or (many and not torch.accelerator.is_available())
-    return PartialState(cpu=cpu, timeout=PATIENCE)
-
-
-PATIENCE = datetime.timedelta(days=7)
-"""For the other processes: while the main one encodes prompts, or waits for an annotator."""
+    return PartialState(cpu=cpu, timeout=TIMEOUT)
 
 
 class Update:

@@ -37,7 +37,7 @@ def treated(kind):
     for weights in lora_parameters(network):
         weights.data += 0.01
     quantise(network, kind)
-    return network.eval().to("cpu")
+    return network.train(False).to("cpu")
 
 
 def stored(layer):

@@ -1,5 +1,6 @@
 """Two processes (gloo) against one: the adapters are equal across ranks, and to one process's."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,11 @@ from treat.shard import check_sharding
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "accelerate_configs"
-SHARED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+SHARED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",  # else transformers leaves weights of the others out
+}
 """What `accelerate launch` says to each process for fsdp2.yaml."""
 
 
@@ -86,6 +91,16 @@ def test_accelerate_reads_every_configuration(name):
     read = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     assert (read.num_machines > 1) == (name == "many_nodes")
     assert (read.fsdp_config or {}).get("fsdp_version") == (2 if name == "fsdp2" else None)
+
+
+def test_accelerate_says_to_each_process_what_shares_the_network_out(tmp_path):
+    (tmp_path / "said.py").write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    words += [str(CONFIGS / "fsdp2.yaml"), "--num_processes", "1", str(tmp_path / "said.py")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert {name: said.get(name) for name in SHARED} == SHARED
 
 
 def test_accelerate_launches_the_program():

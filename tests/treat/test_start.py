@@ -81,9 +81,10 @@ def test_what_stands_beside_may_not_change_midway(world, treated, tmp_path):
     first = treated / "checkpoints/step-00000002"
     assert train.main(settings(world, tmp_path / "run", beside=first, steps=1)) == 0
     again = settings(world, tmp_path / "run", beside=first, steps=2)
-    (tmp_path / "run/beside.json").write_text('{"sha256": "another"}')
-    with pytest.raises(UserError, match="begun with another adapter"):
-        train.main(again)
+    for another in ('{"sha256": "another"}', "damaged"):
+        (tmp_path / "run/beside.json").write_text(another)
+        with pytest.raises(UserError, match="begun with another adapter"):
+            train.main(again)
     (tmp_path / "run/beside.json").unlink()
     assert train.main(again) == 0
 

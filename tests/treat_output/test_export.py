@@ -150,6 +150,21 @@ def test_card(run, tmp_path):
     assert str(run.parent) not in text
 
 
+def test_what_it_was_trained_beside_is_named(run, tmp_path):
+    config, said = run / "config.yaml", "Load it with hands.safetensors"
+    settings = config.read_text()
+    try:
+        config.write_text(settings + "beside: adapters/hands.safetensors\n")
+        export.main(export.Config(run=run, out=tmp_path / "beside"))
+    finally:
+        config.write_text(settings)
+    export.main(export.Config(run=run, out=tmp_path / "alone"))
+    for folder, named in (("beside", True), ("alone", False)):
+        file = (tmp_path / folder / "pytorch_lora_weights.safetensors").read_bytes()
+        assert (said.encode() in file) == named
+        assert (said in (tmp_path / folder / "README.md").read_text()) == named
+
+
 def test_foreign_scale_is_folded(run, tmp_path):
     """alpha = 2 rank in the header: B doubles, and the file written again says alpha = rank."""
     source = read_adapter(run)
