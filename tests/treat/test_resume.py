@@ -94,6 +94,24 @@ def test_a_signal_and_a_fresh_process(world, reference, tmp_path):
     assert (digest(out, STEPS), losses(out)) == reference
 
 
+@pytest.mark.trial
+def test_stopped_at_twenty_random_steps(world, tmp_path, monkeypatch):
+    """Each resumed in a fresh process."""
+    steps = 24
+    assert train.main(config(world, tmp_path / "whole", steps=steps)) == 0
+    ended = digest(tmp_path / "whole", steps), losses(tmp_path / "whole")
+    for stop in random.Random(0).sample(range(1, steps), 20):
+        out = tmp_path / f"stop-{stop}"
+        settings = config(world, out, steps=steps)
+        with monkeypatch.context() as patch:
+            stop_at(patch, stop)
+            assert train.main(settings) == PAUSED
+        child = run_program(settings, tmp_path)
+        _, said = child.communicate(timeout=120)
+        assert child.returncode == 0, said
+        assert (digest(out, steps), losses(out)) == ended
+
+
 def test_on_a_quantised_base_as_well(world, reference, tmp_path, monkeypatch):
     pytest.importorskip("torchao")
     ended = []
