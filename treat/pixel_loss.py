@@ -3,6 +3,7 @@
 Legend: b batch, h w pixels. Source: DiffDoctor (arXiv 2501.12382), section 3.3: M * C, M = C > 0.1.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,23 @@ from core.contracts import ArtifactMap, Images
 
 EPS = 1e-5
 """Keeps the mean over no pixels at zero."""
+SUREST = 1 - 1e-5
+"""Above it a logarithm is no longer taken."""
 PerImage = Float[Tensor, " b"]
 
 
-def pixel_loss(maps: ArtifactMap, selection: str, threshold: float = 0.1) -> Float[Tensor, ""]:
-    """Mean over the batch of one of `SELECTIONS`; the selection itself carries no gradient."""
+def pixel_loss(
+    maps: ArtifactMap, selection: str, threshold: float = 0.1, penalty: str = "probability"
+) -> Float[Tensor, ""]:
+    """Mean over the batch of one of `SELECTIONS`; the selection itself carries no gradient.
+
+    `penalty` is what a pixel costs: its probability p, whose gradient fades in a detector's
+    sigmoid where it is sure, or `log`, -log(1 - p), whose gradient does not (the non-saturating
+    loss of Goodfellow et al., arXiv 1406.2661, section 3).
+    """
+    if penalty == "log":
+        maps = -torch.log1p(-maps.clamp(max=SUREST))
+        threshold = -math.log1p(-threshold)
     return SELECTIONS[selection](maps.flatten(1), threshold).mean()
 
 

@@ -90,6 +90,9 @@ class Config(core.config.Config):
     """Which pixels of a map count, and for how much: the mean of those above the threshold (the
     paper's); their sum over the root of their number, by which images pull equally hard whatever
     the size of an artifact; over the image's area; all pixels; the worst one."""
+    pixel_penalty: Literal["probability", "log"] = "probability"
+    """What a pixel costs: its probability p (the paper's), or -log(1 - p), whose gradient does not
+    fade where the detector is sure."""
     threshold: float = Field(0.1, ge=0, lt=1)
     """Probability above which a pixel counts, in the loss and in the lock's mask."""
     pixel_weight: float = Field(1.0, ge=0)
@@ -219,6 +222,7 @@ class Config(core.config.Config):
             "weight": self.pixel_weight,
             "selection": self.selection,
             "threshold": self.threshold,
+            "penalty": self.pixel_penalty,
         }
 
     @property

@@ -49,6 +49,7 @@ class RewardTerm:
     detector: Detector | None = None
     lock: Lock | None = None
     score: Score | None = None
+    penalty: str = "probability"
     figures: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, images: Images) -> Float[Tensor, ""]:
@@ -56,7 +57,7 @@ class RewardTerm:
         total = images.new_zeros(())
         if self.detector is not None:
             maps = self.detector(images).float()
-            pixel = pixel_loss(maps, self.selection, self.threshold)
+            pixel = pixel_loss(maps, self.selection, self.threshold, self.penalty)
             total = self._add(total, "pixel", self.weight, pixel)
         if self.lock is not None:
             lock = lock_loss(images, self.lock.base, self.lock.inside, self.lock.share)

@@ -63,8 +63,7 @@ def compare(given, folder):
     own = tally.live
     with tally:
         work = functools.partial(tally.work, costs)
-        numbers = given.pixel_weight, given.selection, given.threshold
-        term = RewardTerm(*numbers, detector)
+        term = RewardTerm(**given.pixel_numbers, detector=detector)
         estimate.count_reward(given, chain, noise, term, number, work)
     found = estimate.count(given, number)
     stays = sum(size for name, size in found.resident.items() if "text_encoder" not in name)
