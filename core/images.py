@@ -40,6 +40,11 @@ def read_image(path: Path) -> Picture:
     return from_uint8(_flatten(open_image(Path(path)))[None])[0]
 
 
+def picture_of(content: bytes, name: str) -> Picture:
+    """The same from encoded bytes; `name` is what errors call them."""
+    return from_uint8(_flatten(decode_image(content, name))[None])[0]
+
+
 def read_images(paths: Sequence[Path]) -> Images:
     """Pictures of equal size as one batch; `UserError` naming the first that differs."""
     if not paths:

@@ -1,7 +1,8 @@
 """Real images with captions in; their latents and encoded captions out, cached on disk.
 
 A folder of images takes its captions from `metadata.jsonl` (`file_name`, and `text`, `caption` or
-`prompt`), else from `<stem>.txt`; a folder of shards from its records (`caption`, else `prompt`).
+`prompt`), else from `<stem>.txt`; a folder of shards from its records (`caption`, else `prompt`);
+Parquet files from a column of one of these names beside the column `image`.
 
 Legend: b batch, h w pixels.
 """
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.images import from_uint8, list_images, read_image
+from core.parquet import SUFFIX, ParquetRows
 from core.shards import ShardStore
 from treat.cache import CHUNK, RowCache, Rows, digest
 
@@ -42,13 +44,15 @@ class RealImages:
 
 
 def read_offline(path: Path, limit: int | None = None) -> RealImages:
-    """Open a folder of images or of shards, at most `limit` samples of it.
+    """Open a folder of images, of shards or of Parquet files, at most `limit` samples of it.
 
     Raises `UserError` for a missing folder, no images, or images without captions.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not path.exists():
         raise UserError(f"there is no folder {path} of real images: name one that exists.")
+    if path.is_file() or any(path.rglob(f"*{SUFFIX}")):
+        return _parquet(path, limit)
     return _shards(path, limit) if any(path.glob("*.manifest.jsonl")) else _folder(path, limit)
 
 
@@ -60,13 +64,26 @@ def _shards(path: Path, limit: int | None) -> RealImages:
     return RealImages(captions, lambda i: from_uint8(store[i].image[None]), name)
 
 
+def _parquet(path: Path, limit: int | None) -> RealImages:
+    rows = ParquetRows(path)
+    captions = rows.texts(CAPTION_FIELDS)[:limit]
+    if "" in captions:
+        raise UserError(f"{path} has no caption in row {captions.index('')}: write one.")
+    name = digest([*map(_stamp, rows.files), *captions])
+    return RealImages(captions, lambda i: rows.picture(i)[None], name)
+
+
 def _folder(path: Path, limit: int | None) -> RealImages:
     files = list_images(path)[:limit]
     said = _metadata(path / "metadata.jsonl")
     captions = [said.get(file.name) or _sidecar(file) for file in files]
-    stamps = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    name = digest([str(path.resolve()), *stamps, *captions])
+    name = digest([str(path.resolve()), *map(_stamp, files), *captions])
     return RealImages(captions, lambda i: read_image(files[i])[None], name)
+
+
+def _stamp(file: Path) -> str:
+    status = file.stat()
+    return f"{file.name} {status.st_size} {status.st_mtime_ns}"
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.errors import UserError
+from core.parquet import SUFFIX, ParquetRows
 
 MAX_BYTES = 64 * 1024 * 1024
 
@@ -17,25 +18,29 @@ def read_prompts(path: Path) -> list[str]:
     Raises `UserError` for a missing file, another format, a missing column, or no prompt at all.
     """
     path = Path(path)
+    found = ParquetRows(path).texts(["prompt"]) if path.suffix == SUFFIX else _text(path)
+    prompts = [prompt.strip() for prompt in found if prompt and prompt.strip()]
+    if not prompts:
+        raise UserError(f"{path} holds no prompt: write one a line.")
+    return prompts
+
+
+def _text(path: Path) -> list[str]:
     if path.suffix not in FORMATS:
-        known = ", ".join(FORMATS)
+        known = ", ".join((*FORMATS, SUFFIX))
         raise UserError(f"{path} is no prompt list: write the prompts to a {known} file.")
     try:
         with path.open("rb") as stream:
             text = stream.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise UserError(f"{path} is larger than {MAX_BYTES} bytes: split the prompts.")
-        found = FORMATS[path.suffix](text.decode("utf-8-sig"))
+        return FORMATS[path.suffix](text.decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the prompts {path} ({error.strerror}): check it.") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} has no column 'prompt': name the text column so.") from error
     except ValueError as error:
         raise UserError(f"{path} does not parse ({' '.join(str(error).split())}).") from error
-    prompts = [prompt.strip() for prompt in found if prompt and prompt.strip()]
-    if not prompts:
-        raise UserError(f"{path} holds no prompt: write one a line.")
-    return prompts
 
 
 def _lines(text: str) -> list[str]:

@@ -43,7 +43,7 @@ class Config(core.config.Config):
     """Folder of a CLIP that says how well an image fits its prompt: CLIP itself, PickScore or HPS
     v2, in transformers' format. It guards the prompt; with an `image_weight` it also teaches."""
     offline: Path | None = None
-    """Real images with captions: a folder, or shards."""
+    """Real images with captions: a folder, shards, or Parquet files."""
     offline_limit: int | None = Field(None, ge=1)
     """Use at most so many of them."""
     seed: int = Field(0, ge=0)
