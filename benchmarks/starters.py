@@ -5,9 +5,10 @@
 
 Each learns from labelled images of all grades, planted faults and sound renders, and shares no
 image with the other: the first may teach a treatment, the second only watches. So the first is
-hardened against steps along its gradient and, if asked, aligned on renders that the newest grade
-has redrawn. Both are written to `miniature/detectors/`. What ships went on from earlier weights
-(`--start`), with the settings that its card names.
+hardened against steps along its gradient, its weights drawn back part of the way to those before,
+which are more precise (Wortsman et al., arXiv 2109.01903), and, if asked, aligned on renders that
+the newest grade has redrawn. Both are written to `miniature/detectors/`. What ships went on from
+earlier weights (`--start`), with the settings that its card names.
 """
 
 from collections.abc import Mapping
@@ -52,6 +53,8 @@ class Config(core.config.Config):
     """Sound renders for each."""
     steps: int = Field(5000, ge=1)
     hardened_steps: int = Field(500, ge=1)
+    hardened_share: float = Field(1.0, ge=0, le=1)
+    """How far from the weights before hardening to those after it."""
     aligned_steps: int = Field(0, ge=0)
     """A treatment's own detector is aligned in the demo; here it costs precision early."""
     redrawn: int = Field(9000, ge=1)
@@ -116,13 +119,24 @@ def main(config: Config) -> int | None:
             if code:
                 return code
             given["init"] = config.out / stage / "detector"
-        publish(config, name, config.out / list(stages)[-1])
+            if stage == "hardened":
+                given["init"] = between(config.out / name, config.out / stage, config)
+        publish(config, name, given["init"])
     return None
 
 
 def train(settings: Mapping[str, Any], steps: int) -> int | None:
     values = {**settings, "steps": steps, "valid_every": steps}
     return detector.train.main(checked(detector.train.Config, values))
+
+
+def between(before: Path, after: Path, config: Config) -> Path:
+    """Write the detector between those of two runs; returns its folder."""
+    detector, hardened = load_detector(before), load_detector(after).state_dict()
+    for key, tensor in detector.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(hardened[key], config.hardened_share)  # in place: the detector's own
+    return save_detector(detector, config.out / "between", read_description(after).card)
 
 
 def publish(config: Config, name: str, run: Path) -> None:
