@@ -10,6 +10,7 @@ between updates: looks, pictures, refreshes of the detector.
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -183,7 +184,7 @@ def count(config: settings.Config, number: int) -> Estimate:
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
     add_lora(model.network, config.rank, model.lora_targets(config.targets), config.seed)
     outline_quantised(model.network, config.quantise)
-    sides = config.height, config.width
+    sides = max(config.every_size, key=math.prod)
     with dry.counting():
         for name in [name for name in networks if networks[name] is not model.network]:
             resident[name] = dry.materialise(networks.pop(name))

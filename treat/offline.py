@@ -8,6 +8,7 @@ Legend: b batch, h w pixels.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from core.parquet import SUFFIX, ParquetRows
 from core.shards import ShardStore
 from treat.cache import CHUNK, RowCache, Rows, digest
 
-LATENTS = "latents"
+LATENTS, SHAPES = "latents", "shapes"
 ENCODED = 2**20
 """Pixels that the autoencoder is given at once; a single larger image goes alone."""
 HELD = 32
@@ -41,6 +42,12 @@ class RealImages:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def only(self, chosen: Sequence[int]) -> "RealImages":
+        """Those of them, as a set of their own."""
+        captions = [self.captions[i] for i in chosen]
+        name = digest([self.name, *map(str, chosen)])
+        return RealImages(captions, lambda i: self.picture(chosen[i]), name)
 
 
 def read_offline(path: Path, limit: int | None = None) -> RealImages:
@@ -127,6 +134,29 @@ def cache_offline(
     return RowCache(folder / name, len(images)).fill(compute)
 
 
+def by_size(
+    folder: Path, images: RealImages, sizes: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], RealImages]:
+    """The images by the size (height, width) whose shape is nearest to theirs; most of all first.
+
+    A size to which none is near is left out. Every image is opened once for its shape.
+    """
+    if len(sizes) == 1:
+        return {sizes[0]: images}
+
+    def measure(start: int, stop: int) -> dict[str, Tensor]:
+        shapes = [images.picture(i).shape[-2:] for i in range(start, stop)]
+        return {SHAPES: torch.tensor(shapes)}
+
+    shapes = RowCache(folder / digest([images.name, SHAPES]), len(images)).fill(measure)
+    found: dict[tuple[int, int], list[int]] = {size: [] for size in sizes}
+    for i, (height, width) in enumerate(shapes.rows(range(len(images)))[SHAPES].tolist()):
+        near = min(sizes, key=lambda size: abs(math.log(size[0] * width / size[1] / height)))
+        found[near].append(i)
+    order = sorted(sizes, key=lambda size: -len(found[size]))
+    return {size: images.only(found[size]) for size in order if found[size]}
+
+
 def images_at_once(height: int, width: int) -> int:
     """How many the autoencoder is given."""
     return min(CHUNK, max(1, ENCODED // (height * width)))
@@ -165,3 +195,13 @@ class RealRows:
 
     def said(self, indices: Sequence[int]) -> list[str]:
         return [self.captions[i] for i in indices]
+
+
+def drawn_from(shapes: Sequence[RealRows], seed: int) -> RealRows:
+    """One of them, each as likely as it has images to learn from."""
+    place = seed % sum(len(rows.train) for rows in shapes)
+    for rows in shapes:
+        if place < len(rows.train):
+            return rows
+        place -= len(rows.train)
+    raise AssertionError("unreachable")

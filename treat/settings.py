@@ -19,6 +19,7 @@ NO_DETECTOR = "pixel_weight needs a detector: give --detector, or --pixel-weight
 Selection = Literal["threshold", "root", "area", "all", "max"]
 Number = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+Sides = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
 Listed = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
@@ -30,7 +31,7 @@ class Config(core.config.Config):
     base: str
     """Pipeline folder or Hub id of the base model."""
     prompts: Path
-    """What to draw while learning: .txt (one a line), or .jsonl or .csv with `prompt`."""
+    """What to draw while learning: .txt (one a line), or .jsonl, .csv or .parquet with `prompt`."""
     out: Path
     """Run folder; the same command resumes it."""
     detector: Path | None = None
@@ -56,6 +57,9 @@ class Config(core.config.Config):
 
     height: int = Field(512, ge=8)
     width: int = Field(512, ge=8)
+    sizes: tuple[Sides, ...] = ()
+    """Further sizes, each HEIGHTxWIDTH: an update draws images of one of all, and a real image is
+    fitted to the one nearest to its shape. What is watched has `height` and `width`."""
     sampling_steps: int = Field(4, ge=1)
     """T, the steps of one drawing."""
     last: Number | Share | None = None
@@ -209,6 +213,12 @@ class Config(core.config.Config):
         if self.patience and not (self.second_detector and self.watch_every):
             raise ValueError("patience needs a second_detector and watch_every")
         return self
+
+    @property
+    def every_size(self) -> list[tuple[int, int]]:
+        """(height, width) of what is drawn while learning."""
+        further = (size.split("x") for size in self.sizes)
+        return [(self.height, self.width), *((int(h), int(w)) for h, w in further)]
 
     @property
     def rewarded(self) -> bool:

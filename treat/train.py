@@ -34,7 +34,7 @@ from treat.guard import Guard
 from treat.image_reward import ImageReward, check_reward, load_reward
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
-from treat.offline import RealRows, cache_offline, read_offline
+from treat.offline import RealRows, by_size, cache_offline, drawn_from, read_offline
 from treat.refresh import Refresher
 from treat.settings import NO_DETECTOR, Config
 from treat.shard import check_sharding, shard, sharded
@@ -47,6 +47,8 @@ from treat.update import (
     OFFLINE,
     PROMPTS,
     REDRAWS,
+    SHAPE,
+    SIZE,
     STEPS,
     VIEWS,
     Places,
@@ -76,26 +78,28 @@ def main(
         model, texts, real = open_model(config, place, device)
         run.event("info", f"{len(texts.train)} prompts teach, {len(texts.held)} are watched")
         sides = config.height, config.width
-        schedule = model.schedule(config.sampling_steps, *sides)
+        schedules = [model.schedule(config.sampling_steps, *size) for size in config.every_size]
         precision = autocast(device.type, config.mixed_precision)
         places = Places(config.seed, config.batch, config.accumulation)
         share, two_pass = places.share, config.two_pass_decode
         update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
         detectors, scorer = open_detectors(config, device, given), open_scorer(config, device)
         sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
-        watcher = Watcher(sampler, detectors, scorer, real, config.seed)
+        watcher = Watcher(sampler, detectors, scorer, real[0] if real else None, config.seed)
         ledger = open_ledger(config, run, update, watcher)
         set_seed(seeding.mix(config.seed) % 2**32)  # for what libraries may draw by themselves
         ledger.begin()
         for step in run.progress(ledger.remaining(), config.steps, ledger.step, "treat"):
             begun = time.perf_counter()
+            schedule = schedules[seeding.mix(config.seed, SIZE, step) % len(schedules)]
             if not ledger.refresh():
                 break
             for micro in range(config.accumulation):
                 figures = {}
                 if config.rewarded:
                     rows = places.rows(PROMPTS, len(texts.train), step, micro)
-                    noise = model.noise(places.seeds(NOISE, step, micro), *sides)
+                    seeds = places.seeds(NOISE, step, micro)
+                    noise = model.noise(seeds, schedule.height, schedule.width)
                     said, text = texts.said(rows), texts.conditioning(rows)
                     chain = Chain(model, schedule, text, config.gamma, precision)
                     views = places.seeds(VIEWS, step, micro)
@@ -104,8 +108,9 @@ def main(
                     redraws = places.seeds(REDRAWS, step, micro) if config.redraws else None
                     drawn = drawings(chain, noise, learning, redraws, config.recompute)
                     figures |= accumulate_gradient(chain, drawn, term, share, two_pass)
-                if real is not None and config.offline_weight:
-                    rows = real.rows(places.rows(OFFLINE, len(real.train), step, micro))
+                if real and config.offline_weight:
+                    shown = drawn_from(real, seeding.mix(config.seed, SHAPE, step))
+                    rows = shown.rows(places.rows(OFFLINE, len(shown.train), step, micro))
                     seeds = places.seeds(OFFLINE, step, micro)
                     loss = offline_term(model, rows, seeds, precision)
                     (loss * (config.offline_weight * share)).backward()
@@ -160,7 +165,8 @@ def always(detector: Detector) -> DetectorFor:
 def check(config: Config, given: DetectorFor | None, place: PartialState) -> None:
     """Everything that can be wrong, before anything heavy; raises `UserError`."""
     prompts = split(config).train
-    check_size(config.base, config.height, config.width)
+    for size in config.every_size:
+        check_size(config.base, *size)
     check_sharding(config.quantise)
     check_quantisation(config.quantise)
     start, beside = (read_adapter(a) if a else None for a in (config.start, config.beside))
@@ -192,7 +198,7 @@ def split(config: Config) -> Split:
 
 def open_model(
     config: Config, place: PartialState, device: torch.device
-) -> tuple[DiffusionModel, Texts, RealRows | None]:
+) -> tuple[DiffusionModel, Texts, list[RealRows]]:
     """The base with its adapters; prompts and real images encoded once, into the run folder."""
     beside = read_adapter(config.beside) if config.beside else None
     if beside is not None:
@@ -200,14 +206,14 @@ def open_model(
     model = load_base(config.base, dtype=getattr(torch, config.base_dtype))
     model.encoders_to(device)
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
-    cache, real = config.out / "cache", None
+    cache, real = config.out / "cache", []
     with place.main_process_first():
         texts = encode_texts(cache, model, config.base, split(config), device)
         if config.offline:
             images = read_offline(config.offline, config.offline_limit)
-            sides = config.height, config.width
-            rows = cache_offline(cache, model, config.base, images, *sides)
-            real = RealRows(rows, images.captions, device)
+            for size, near in by_size(cache, images, config.every_size).items():
+                rows = cache_offline(cache, model, config.base, near, *size)
+                real.append(RealRows(rows, near.captions, device))
     model.drop_text_encoders()
     if beside is not None:
         fuse(model.network, beside)

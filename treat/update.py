@@ -25,7 +25,7 @@ MAX_SKIPPED = 3
 """Updates in a row that may come out not finite before the run stops."""
 TIMEOUT = datetime.timedelta(days=7)
 """Of the other processes: while the main one encodes prompts, or waits for an annotator."""
-LORA, NOISE, OFFLINE, PROMPTS, WATCH, REFRESH, VIEWS, STEPS, REDRAWS = range(1, 10)
+LORA, NOISE, OFFLINE, PROMPTS, WATCH, REFRESH, VIEWS, STEPS, REDRAWS, SIZE, SHAPE = range(1, 12)
 """What a draw is for; see `core.seeds`."""
 
 

@@ -17,7 +17,7 @@ HELD = "numbers held"
 
 MENUS = {
     "redraws": {"sampling_steps": 4, "last": 3, "learning": "random", "redraws": 2,
-                "lock_weight": 0},
+                "sizes": ["32x16"], "lock_weight": 0},
     "chain": {"sampling_steps": 3, "last": 2, "lock_weight": 1.0, "lock_inside": 1.0,
               "checkpoint_blocks": True},
 }  # fmt: skip
