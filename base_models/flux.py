@@ -5,6 +5,7 @@ Follows `FluxPipeline` to the bit in fp32; the sampling loop is open so that gra
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -15,13 +16,15 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from base_models import flow
 from base_models.latents import check_sides, starting_noise
-from core import seeds as seeding
 from core.contracts import Conditioning, Images, Latents, Schedule
 from core.errors import UserError
 
 TEXT_TOKENS = {"schnell": 256, "dev": 512}
 """What the two releases were trained with; the tokenizer's own limit counts where it is lower."""
+TOP_SHIFT = 1.15
+"""The pipeline's own, for a scheduler that does not say."""
 CHUNK = 8
 """Prompts sent through the text encoders at once."""
 ATTENTION = [
@@ -53,11 +56,7 @@ class Flux:
     ) -> None:
         for module in (network, vae, text["text_encoder"], text["text_encoder_2"]):
             module.requires_grad_(False).eval()
-        if scheduler.config.get("stochastic_sampling"):
-            raise UserError(
-                "This base's scheduler is stochastic, and treating needs a deterministic one: set "
-                "stochastic_sampling to false in scheduler/scheduler_config.json."
-            )
+        flow.check_deterministic(scheduler)
         self.network = network
         self.vae = vae
         self.scheduler = scheduler
@@ -176,53 +175,26 @@ class Flux:
     # Pixels and latents
 
     def decode(self, latents: Latents) -> Images:
-        z = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float() * 0.5 + 0.5
+        return flow.decode(self.vae, latents)
 
     @torch.no_grad()
     def encode(self, images: Images) -> Latents:
         """(z - shift) * scale, z the mode of the posterior."""
         self._latent_size(*images.shape[-2:])
-        z = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mode().float()
-        return (z - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+        return flow.encode(self.vae, images)
 
     # Training
 
     def offline_loss(
         self, clean: Latents, conditioning: Conditioning, seeds: Sequence[int]
     ) -> Float[Tensor, ""]:
-        """Mean of |v - (eps - x0)|^2 at x = (1 - sigma) x0 + sigma eps.
-
-        sigma: logit-normal (Esser et al. 2024, arXiv 2403.03206, section 3.1), then the
-        scheduler's shift, so that the times met in training are those met in sampling.
-        """
-        sigma, eps = self._draw_times(clean, seeds)
-        x = (1 - sigma) * clean + sigma * eps
-        times = sigma.flatten() * self.scheduler.config.num_train_timesteps
-        v = self._velocity(x, times, conditioning)
-        return (v - (eps - clean)).square().mean()
-
-    def _draw_times(
-        self, clean: Latents, seeds: Sequence[int]
-    ) -> tuple[Float[Tensor, "b 1 1 1"], Latents]:
-        generators = [seeding.generator(seed) for seed in seeds]
-        times = torch.stack([torch.randn(1, 1, 1, generator=g) for g in generators]).sigmoid()
-        eps = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in generators])
-        sigma = self._shift(times, clean.shape[-2] * clean.shape[-1] // 4)
-        return sigma.to(clean), eps.to(clean)
-
-    def _shift(self, times: Tensor, tokens: int) -> Tensor:
-        if self.scheduler.config.use_dynamic_shifting:
-            return self.scheduler.time_shift(self._mu(tokens), 1.0, times)
-        return self.scheduler.shift * times / (1 + (self.scheduler.shift - 1) * times)
+        """See `base_models.flow.flow_loss`."""
+        mu = self._mu(clean.shape[-2] * clean.shape[-1] // 4)
+        predict = partial(self._velocity, conditioning=conditioning)
+        return flow.flow_loss(predict, self.scheduler, mu, clean, seeds)
 
     def _mu(self, tokens: int) -> float:
-        """The pipeline's line through (base tokens, base shift) and (max tokens, max shift)."""
-        config = self.scheduler.config
-        base, top = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        slope = (high - low) / (top - base)
-        return tokens * slope + (low - slope * base)
+        return flow.dynamic_shift(self.scheduler, tokens, TOP_SHIFT)
 
     def lora_targets(self, preset: str) -> list[str]:
         """`attention`, or `attention+mlp`; the network's last projection stays as it is."""

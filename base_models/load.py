@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from base_models import flux, kolors, sd, sdxl, unet
+from base_models import flux, kolors, sd, sd3, sdxl, unet
 from base_models.latents import check_sides
 from core.contracts import DiffusionModel
 from core.errors import UserError
@@ -37,6 +37,7 @@ FAMILIES = {
     "FluxPipeline": Family(flux.Flux.from_pipeline, flux.grain),
     "StableDiffusionXLPipeline": Family(sdxl.from_pipeline, unet.grain),
     "StableDiffusionPipeline": Family(sd.from_pipeline, unet.grain),
+    "StableDiffusion3Pipeline": Family(sd3.StableDiffusion3, sd3.grain),
     "KolorsPipeline": Family(kolors.from_pipeline, unet.grain),
 }
 """By `_class_name` in model_index.json, which is also the class in diffusers."""
@@ -86,7 +87,7 @@ def read_parts(path: Path) -> tuple[str, Path, dict[str, tuple[str, str]]]:
 def _open(name: str, path: Path, dtype: torch.dtype) -> Any:
     """The pipeline of a checked folder or file."""
     pipeline, folder = getattr(diffusers, name), _folder(path)
-    unused = dict.fromkeys(UNUSED & _read_index(folder).keys())
+    unused = left_out(folder)
     if folder == path:
         return pipeline.from_pretrained(
             path, dtype=dtype, local_files_only=True, use_safetensors=True, **unused
@@ -102,6 +103,12 @@ def _open(name: str, path: Path, dtype: torch.dtype) -> Any:
     if any(tensor.is_meta for network in networks for tensor in network.parameters()):
         raise broken  # a tensor that the file lacks stays without memory
     return loaded
+
+
+def left_out(folder: Path) -> dict[str, None]:
+    """The components that are not loaded: unused here, or absent (SD 3 without its T5)."""
+    entries = {n: entry for n, entry in _read_index(folder).items() if isinstance(entry, list)}
+    return {n: None for n, entry in entries.items() if n in UNUSED or entry[0] is None}
 
 
 def _folder(path: Path) -> Path:

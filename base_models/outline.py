@@ -10,7 +10,7 @@ import diffusers
 import torch
 from diffusers.utils import logging
 
-from base_models.load import FAMILIES, UNUSED, locate, read_parts
+from base_models.load import FAMILIES, left_out, locate, read_parts
 from core.contracts import DiffusionModel
 from core.errors import UserError
 
@@ -27,7 +27,7 @@ def open_outline(
     as `load_base` does.
     """
     name, folder, parts = read_parts(locate(base, weights=False))
-    unused = dict.fromkeys(UNUSED & parts.keys())
+    unused = left_out(folder)
     classes = {part: _class(*where) for part, where in parts.items() if part not in unused}
     networks = {part: _without_weights(cls, folder / part, dtype)
                 for part, cls in classes.items() if issubclass(cls, torch.nn.Module)}  # fmt: skip

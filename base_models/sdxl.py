@@ -24,10 +24,15 @@ class TwoClips:
     def __init__(self, pipeline: Any) -> None:
         self.encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
         self.tokenizers = [pipeline.tokenizer, pipeline.tokenizer_2]
-        self.empty_is_zero = pipeline.config.force_zeros_for_empty_prompt
+        self.empty_is_zero = pipeline.config.get("force_zeros_for_empty_prompt", False)
 
     def read(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """`text`: the last hidden states but one, joined; `pooled`: the second's projection."""
+        words, pooled = self.states(prompts)
+        return {"text": torch.cat(words, dim=-1), "pooled": pooled[1]}
+
+    def states(self, prompts: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each encoder: the last hidden states but one, and the projected summary, if any."""
         said = [
             encoder(
                 clip_tokens(tokenizer, prompts).input_ids.to(encoder.device),
@@ -35,5 +40,4 @@ class TwoClips:
             )
             for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
         ]
-        text = torch.cat([one.hidden_states[-2] for one in said], dim=-1)
-        return {"text": text, "pooled": said[1].text_embeds}
+        return [one.hidden_states[-2] for one in said], [one[0] for one in said]

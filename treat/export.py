@@ -51,7 +51,7 @@ class Config(BaseConfig):
     license: str = ""
     """Of the adapter; the base model's own holds besides."""
     architecture: Architecture | None = None
-    """What the base is (default: what the run's base says; of FLUX, schnell)."""
+    """What the base is (default: what the run's base says; of a transformer, FLUX.1 schnell)."""
     base_model: str = ""
     """Hub id for the card (default: the folder's name of the run's base)."""
     evaluation: Path | None = None
@@ -183,12 +183,16 @@ def modelspec(config: Config, adapter: Adapter, kind: Kind, whole: str) -> dict[
     }
 
 
+MODULES = {"flux": "networks.lora_flux", "stable-diffusion-3": "networks.lora_sd3"}
+"""kohya's modules by a kind's tag; the UNets have one for all."""
+
+
 def kohya(adapter: Adapter, kind: Kind) -> dict[str, Any]:
     """What kohya's tools and the web interfaces after them read."""
     return {
         "ss_network_dim": adapter.rank,
         "ss_network_alpha": float(adapter.rank),
-        "ss_network_module": "networks.lora" if kind.prefix == UNET else "networks.lora_flux",
+        "ss_network_module": MODULES.get(kind.tag, "networks.lora"),
         "ss_base_model_version": kind.kohya_version,
         "ss_learning_rate": adapter.run.get("learning_rate"),
         "ss_steps": adapter.step,

@@ -10,7 +10,7 @@ from base_models.load import locate, read_json, read_parts
 from core.errors import UserError
 from treat.adapter import TRANSFORMER, UNET, Adapter
 
-Architecture = Literal["schnell", "dev", "sdxl", "sd1", "sd2", "sd2-768", "kolors"]
+Architecture = Literal["schnell", "dev", "sdxl", "sd1", "sd2", "sd2-768", "sd3", "kolors"]
 
 
 class Kind(NamedTuple):
@@ -22,7 +22,7 @@ class Kind(NamedTuple):
     modelspec: str | None
     """`modelspec.architecture`, as sd-scripts writes it; it knows no Kolors."""
     kohya_version: str | None
-    """`ss_base_model_version`, likewise."""
+    """`ss_base_model_version`, likewise; it says more of an SD 3 than a run knows."""
     tag: str
 
 
@@ -37,9 +37,11 @@ KINDS: dict[str, Kind] = {
                 "stable-diffusion"),
     "sd2-768": Kind(UNET, "StableDiffusionPipeline", "stable-diffusion-v2-768-v/lora", "sd_v2_v",
                     "stable-diffusion"),
+    "sd3": Kind(TRANSFORMER, "StableDiffusion3Pipeline", "stable-diffusion-3/lora", None,
+                "stable-diffusion-3"),
     "kolors": Kind(UNET, "KolorsPipeline", None, None, "kolors"),
 }  # fmt: skip
-FLUX_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+TRANSFORMER_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 UNET_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 SD2_WIDTH = 1024
 """Of the text that SD 2 reads; SD 1 reads 768."""
@@ -50,12 +52,12 @@ HALVES = {"lora_A": "lora_down", "lora_B": "lora_up"}
 def kind_of(adapter: Adapter, asked: Architecture | None) -> Kind:
     """The kind that was asked for, or that of the run's base; `UserError` where it does not fit."""
     names = tuple(adapter.tensors)
-    prefix = TRANSFORMER if all(name.startswith(FLUX_BLOCKS) for name in names) else UNET
-    strange = [name for name in names if not name.startswith(FLUX_BLOCKS + UNET_BLOCKS)]
+    prefix = TRANSFORMER if all(name.startswith(TRANSFORMER_BLOCKS) for name in names) else UNET
+    strange = [name for name in names if not name.startswith(TRANSFORMER_BLOCKS + UNET_BLOCKS)]
     if strange:
         raise UserError(
-            f"'{strange[0]}' belongs to neither a FLUX transformer nor a UNet, and only adapters "
-            "of these can be exported: give another --run."
+            f"'{strange[0]}' belongs to neither a FLUX or SD 3 transformer nor a UNet, and only "
+            "adapters of these can be exported: give another --run."
         )
     chosen = asked or guessed(adapter, prefix)
     if chosen is None:
@@ -71,12 +73,14 @@ def options(prefix: str) -> str:
 
 
 def guessed(adapter: Adapter, prefix: str) -> Architecture | None:
-    """By the configs of the run's base, if they can be had; a FLUX without a base is schnell."""
+    """By the configs of the run's base, if they can be had; a transformer without is schnell."""
     try:
         family, folder, _ = read_parts(locate(str(adapter.run["base"]), weights=False))
         if family == "FluxPipeline":
             said = read_json(folder / "transformer/config.json")
             return "dev" if said.get("guidance_embeds") else "schnell"
+        if family == "StableDiffusion3Pipeline":
+            return "sd3"
         if family == "StableDiffusionPipeline":
             if read_json(folder / "unet/config.json").get("cross_attention_dim") != SD2_WIDTH:
                 return "sd1"

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from base_models import flux, kolors, sd, sdxl
+from base_models.sd3 import StableDiffusion3
 from tests.tiny import SIZE, T5_TOKENS, tiny_pipeline, unets
+from tests.tiny.sd3 import tiny_sd3
 
 HEIGHT, WIDTH = SIZE, SIZE + 16
 """Not square, so that no family can take one side for the other."""
@@ -35,6 +37,7 @@ Flux = functools.partial(Case, wrap=flux.Flux.from_pipeline, scaled=lambda z: (z
 SDXL = functools.partial(Case, wrap=sdxl.from_pipeline, scaled=lambda z: z * 0.7)
 SD = functools.partial(Case, wrap=sd.from_pipeline, scaled=lambda z: z * 0.7)
 Kolors = functools.partial(Case, wrap=kolors.from_pipeline, scaled=lambda z: z * 0.7)
+SD3 = functools.partial(Case, wrap=StableDiffusion3, scaled=lambda z: (z - 0.15) * 1.3)
 UNGUIDED = {"guidance": 1.0}
 V = {"prediction_type": "v_prediction"}
 
@@ -53,6 +56,10 @@ CASES = {
     "sd, unguided": SD(unets.tiny_sd, options=UNGUIDED),
     "sd, v": SD(lambda: unets.tiny_sd(unets.ddim(**V, set_alpha_to_one=True))),
     "sd, Euler": SD(lambda: unets.tiny_sd(unets.euler())),
+    "sd3": SD3(tiny_sd3),
+    "sd3, unguided": SD3(tiny_sd3, options=UNGUIDED),
+    "sd3, dynamic shift": SD3(lambda: tiny_sd3(dynamic_shift=True)),
+    "sd3, without T5": SD3(lambda: tiny_sd3(t5=False), options={"text_tokens": T5_TOKENS}),
     "kolors": Kolors(unets.tiny_kolors),
     "kolors, unguided": Kolors(unets.tiny_kolors, options=UNGUIDED),
     "kolors, v": Kolors(lambda: unets.tiny_kolors(unets.kolors_euler(**V))),

@@ -33,7 +33,7 @@ def gradient(case, precision, network, decoder):
 
 
 @pytest.mark.parametrize("precision", [fp32, bf16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("case", ["flux", "sdxl", "sd", "kolors"])
+@pytest.mark.parametrize("case", ["flux", "sdxl", "sd", "sd3", "kolors"])
 def test_the_gradient_is_the_same_to_the_bit(case, precision):
     kept, before = gradient(case, precision, False, False)
     for part in ("network", "decoder"):

@@ -97,7 +97,7 @@ def test_an_outline_holds_as_many_bytes(kind):
     assert outline.packed.numel() == stored(real)
 
 
-@pytest.mark.parametrize("case", ["flux", "sdxl", "sd", "kolors"])
+@pytest.mark.parametrize("case", ["flux", "sdxl", "sd", "sd3", "kolors"])
 def test_every_family_draws_with_small_weights(case, tmp_path):
     CASES[case].pipeline().save_pretrained(tmp_path)
     steps = {}

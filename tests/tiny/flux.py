@@ -26,7 +26,7 @@ def tiny_pipeline(
         first, second = clip_tokenizer(), t5_tokenizer()
         return FluxPipeline(
             transformer=_transformer(guidance_embeds),
-            vae=_vae(),
+            vae=tiny_vae(),
             text_encoder=clip(len(first)),
             text_encoder_2=t5(len(second)),
             tokenizer=first,
@@ -65,7 +65,7 @@ def _transformer(guidance_embeds: bool) -> FluxTransformer2DModel:
     return network
 
 
-def _vae() -> AutoencoderKL:
+def tiny_vae() -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,

@@ -50,8 +50,8 @@ def t5_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=T5_TOKENS)
 
 
-def t5(vocabulary: int) -> T5EncoderModel:
+def t5(vocabulary: int, width: int = WIDTH) -> T5EncoderModel:
     config = T5Config(
-        vocab_size=vocabulary, d_model=WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+        vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2
     )
     return T5EncoderModel(config)

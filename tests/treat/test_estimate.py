@@ -78,7 +78,7 @@ def test_as_with_real_tensors(world, changes):
     compare(settings(world, **changes), world)
 
 
-@pytest.mark.parametrize("case", ["sdxl", "sd", "kolors"])
+@pytest.mark.parametrize("case", ["sdxl", "sd", "sd3", "kolors"])
 def test_as_with_real_tensors_in_every_family(world, tmp_path, case):
     CASES[case].pipeline().save_pretrained(tmp_path)
     compare(settings(world, base=str(tmp_path)), world)

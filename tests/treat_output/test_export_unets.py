@@ -67,6 +67,22 @@ def test_kohyas_names_and_alphas(treated):
     assert KINDS[KIND[case]].pipeline in card and (export.KOHYA in card) == (case != "kolors")
 
 
+def test_an_sd3s_adapter_is_read_by_its_plain_pipeline(tmp_path):
+    pipeline = CASES["sd3"].pipeline()
+    model = with_adapters(CASES["sd3"].model())
+    source = {TRANSFORMER + name: tensor for name, tensor in lora_state(model.network).items()}
+    safetensors.torch.save_file(source, tmp_path / "trained.safetensors")
+    config = {"run": tmp_path / "trained.safetensors", "out": tmp_path / "out", "dtype": "fp32"}
+    export.main(export.Config(architecture="sd3", **config))
+    before = drawn(CASES["sd3"].model(pipeline))
+    pipeline.load_lora_weights(tmp_path / "out", weight_name="pytorch_lora_weights.safetensors")
+    after = drawn(CASES["sd3"].model(pipeline))
+    assert torch.equal(after, drawn(model)) and not torch.equal(after, before)
+    with safetensors.safe_open(tmp_path / "out" / export.WEIGHTS, framework="pt") as file:
+        assert file.metadata()["ss_network_module"] == "networks.lora_sd3"
+    assert "StableDiffusion3Pipeline.from_pretrained" in (tmp_path / "out/README.md").read_text()
+
+
 def of(*names):
     return Adapter({f"{n}.lora_{half}.weight": torch.ones(2, 2) for n in names for half in "AB"})
 
@@ -80,15 +96,16 @@ def test_what_the_base_is_must_be_known_and_fit():
         kind_of(unet, "schnell")
     with pytest.raises(UserError, match="of no sdxl"):
         kind_of(flux, "sdxl")
-    with pytest.raises(UserError, match="neither a FLUX transformer nor a UNet"):
+    with pytest.raises(UserError, match="neither a FLUX or SD 3 transformer nor a UNet"):
         kind_of(of("elsewhere.to_q"), "sdxl")
 
 
 def test_the_runs_base_says_what_it_is(tmp_path):
-    adapters = {"flux": of("transformer_blocks.0.attn.to_q"), "": of("down_blocks.0.attn1.to_q")}
+    adapters = {"": of("down_blocks.0.attn1.to_q")}
+    adapters["flux"] = adapters["sd3"] = of("transformer_blocks.0.attn.to_q")
     for case, name in {
         "flux": "schnell", "flux, guidance embedded": "dev", "sdxl": "sdxl", "sd": "sd1",
-        "sd, v": "sd2-768", "kolors": "kolors",
+        "sd, v": "sd2-768", "kolors": "kolors", "sd3": "sd3",
     }.items():  # fmt: skip
         CASES[case].pipeline().save_pretrained(tmp_path / case)
         if name == "sd2-768":
