@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
+from torch import Tensor
 
 import core.config
 from base_models.checkpointing import recompute_blocks
@@ -35,6 +36,7 @@ from treat.image_reward import ImageReward, check_reward, load_reward
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, by_size, cache_offline, drawn_from, read_offline
+from treat.pieces import Pieces
 from treat.refresh import Refresher
 from treat.settings import NO_DETECTOR, Config
 from treat.shard import check_sharding, shard, sharded
@@ -81,41 +83,47 @@ def main(
         schedules = [model.schedule(config.sampling_steps, *size) for size in config.every_size]
         precision = autocast(device.type, config.mixed_precision)
         places = Places(config.seed, config.batch, config.accumulation)
-        share, two_pass = places.share, config.two_pass_decode
         update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
+        pieces = Pieces(update.weights, run.event, may_halve=not sharded())
         detectors, scorer = open_detectors(config, device, given), open_scorer(config, device)
         sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
         watcher = Watcher(sampler, detectors, scorer, real[0] if real else None, config.seed)
         ledger = open_ledger(config, run, update, watcher)
+
+        def learn(step: int, here: range, share: float) -> dict[str, Tensor]:
+            """Add `share` of the gradient of these samples of the global batch; their figures."""
+            figures = {}
+            if config.rewarded:
+                schedule = schedules[seeding.mix(config.seed, SIZE, step) % len(schedules)]
+                seeds = places.seeds(NOISE, step, here)
+                noise = model.noise(seeds, schedule.height, schedule.width)
+                rows = places.rows(PROMPTS, len(texts.train), step, here)
+                said, text = texts.said(rows), texts.conditioning(rows)
+                chain = Chain(model, schedule, text, config.gamma, precision)
+                views = places.seeds(VIEWS, step, here)
+                term = reward_term(config, detectors, scorer, chain, noise, said, views=views)
+                learning = learning_steps(config, step)
+                redraws = places.seeds(REDRAWS, step, here) if config.redraws else None
+                drawn = drawings(chain, noise, learning, redraws, config.recompute)
+                figures |= accumulate_gradient(chain, drawn, term, share, config.two_pass_decode)
+            if real and config.offline_weight:
+                shown = drawn_from(real, seeding.mix(config.seed, SHAPE, step))
+                rows = shown.rows(places.rows(OFFLINE, len(shown.train), step, here))
+                seeds = places.seeds(OFFLINE, step, here)
+                loss = offline_term(model, rows, seeds, precision)
+                (loss * (config.offline_weight * share)).backward()
+                figures["offline"] = loss.detach()
+            return figures
+
         set_seed(seeding.mix(config.seed) % 2**32)  # for what libraries may draw by themselves
         ledger.begin()
         for step in run.progress(ledger.remaining(), config.steps, ledger.step, "treat"):
             begun = time.perf_counter()
-            schedule = schedules[seeding.mix(config.seed, SIZE, step) % len(schedules)]
             if not ledger.refresh():
                 break
             for micro in range(config.accumulation):
-                figures = {}
-                if config.rewarded:
-                    rows = places.rows(PROMPTS, len(texts.train), step, micro)
-                    seeds = places.seeds(NOISE, step, micro)
-                    noise = model.noise(seeds, schedule.height, schedule.width)
-                    said, text = texts.said(rows), texts.conditioning(rows)
-                    chain = Chain(model, schedule, text, config.gamma, precision)
-                    views = places.seeds(VIEWS, step, micro)
-                    term = reward_term(config, detectors, scorer, chain, noise, said, views=views)
-                    learning = learning_steps(config, step)
-                    redraws = places.seeds(REDRAWS, step, micro) if config.redraws else None
-                    drawn = drawings(chain, noise, learning, redraws, config.recompute)
-                    figures |= accumulate_gradient(chain, drawn, term, share, two_pass)
-                if real and config.offline_weight:
-                    shown = drawn_from(real, seeding.mix(config.seed, SHAPE, step))
-                    rows = shown.rows(places.rows(OFFLINE, len(shown.train), step, micro))
-                    seeds = places.seeds(OFFLINE, step, micro)
-                    loss = offline_term(model, rows, seeds, precision)
-                    (loss * (config.offline_weight * share)).backward()
-                    figures["offline"] = loss.detach()
-                update.collect(share, figures)
+                here = places.here(micro)
+                update.collect(places.share, pieces.run(partial(learn, step), here, places.share))
             figures = update.apply(step, config.seed, run.interrupted, rate(config, step))
             ledger.record(step, figures, time.perf_counter() - begun)
             if update.stopping or ledger.exhausted:

@@ -126,10 +126,10 @@ class Places:
         start = (micro * self.processes + self.rank) * self.batch
         return range(start, start + self.batch)
 
-    def rows(self, purpose: int, n: int, step: int, micro: int) -> list[int]:
+    def rows(self, purpose: int, n: int, step: int, here: range) -> list[int]:
         """Positions among `n` prompts or images; every epoch in an order of its own."""
         chosen = batch_indices(n, self.total, seeding.mix(self.seed, purpose), step)
-        return [chosen[place] for place in self.here(micro)]
+        return [chosen[place] for place in here]
 
-    def seeds(self, purpose: int, step: int, micro: int) -> list[int]:
-        return [seeding.mix(self.seed, purpose, step, place) for place in self.here(micro)]
+    def seeds(self, purpose: int, step: int, here: range) -> list[int]:
+        return [seeding.mix(self.seed, purpose, step, place) for place in here]

@@ -138,5 +138,5 @@ def test_a_global_batch_is_the_same_however_it_is_shared():
         for micro in range(2):
             for rank in range(2):
                 split.rank = rank
-                shared += getattr(split, call)(purpose, *extra, 7, micro)
-        assert shared == getattr(whole, call)(purpose, *extra, 7, 0)
+                shared += getattr(split, call)(purpose, *extra, 7, split.here(micro))
+        assert shared == getattr(whole, call)(purpose, *extra, 7, whole.here(0))

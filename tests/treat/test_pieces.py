@@ -1,0 +1,94 @@
+"""Out of memory anywhere in an update: smaller pieces, the same samples, order and sum."""
+
+import json
+
+import pytest
+import torch
+
+from core.errors import UserError
+from tests.treat.setting import build, config, losses
+from treat import train
+from treat.adapter import read_adapter
+
+SITES = ("lock_to_base", "drawings", "accumulate_gradient", "offline_term")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def plain(world, tmp_path_factory):
+    """A run that fits."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    assert train.main(settings(world, out)) == 0
+    return out
+
+
+def settings(world, out, **changes):
+    given = {"steps": 3, "batch": 4, "accumulation": 2, "guard": "off", "learning_rate": 1e-3}
+    return config(world, out, **(given | changes))
+
+
+def fits(monkeypatch, name, most, times=10**9):
+    """Let `name` hold `most` images at once; the first `times` larger calls fail, at its end."""
+    whole, failed = getattr(train, name), []
+
+    def limited(*given, **more):
+        found = whole(*given, **more)
+        rows = given[1] if name != "accumulate_gradient" else given[0].conditioning
+        n = len(next(iter(rows.values()))) if isinstance(rows, dict) else len(rows)
+        if n > most and len(failed) < times:
+            failed.append(n)
+            raise torch.OutOfMemoryError("Out of memory. Tried to allocate 20 GiB.")
+        return found
+
+    monkeypatch.setattr(train, name, limited)
+    return failed
+
+
+def compare(found, plain):
+    expected, adapters = losses(plain), read_adapter(plain, "last").tensors
+    figures = losses(found)
+    for step in (1, 2, 3):
+        for name in ("pixel", "lock", "offline", "gradient_norm"):
+            assert figures[step][name] == pytest.approx(expected[step][name], rel=1e-3), (
+                step,
+                name,
+            )
+    for name, tensor in read_adapter(found, "last").tensors.items():
+        torch.testing.assert_close(tensor, adapters[name], rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_the_same_sum_in_pieces(world, plain, tmp_path, monkeypatch, site):
+    failed = fits(monkeypatch, site, most=1)
+    assert train.main(settings(world, tmp_path)) == 0
+    assert failed == [4, 2]  # each size fails once, and is not tried again
+    compare(tmp_path, plain)
+    said = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    told = [line["message"] for line in said if "pieces" in line["message"]]
+    assert ["2 pieces" in told[0], "4 pieces" in told[1], len(told)] == [True, True, 2]
+
+
+def test_what_failed_in_the_middle_leaves_no_gradient_behind(world, plain, tmp_path, monkeypatch):
+    """The reward has learnt already when the offline term fails."""
+    failed = fits(monkeypatch, "offline_term", most=2, times=1)
+    assert train.main(settings(world, tmp_path)) == 0
+    assert failed == [4]
+    compare(tmp_path, plain)
+
+
+def test_a_single_image_that_does_not_fit_is_said(world, tmp_path, monkeypatch):
+    fits(monkeypatch, "drawings", most=0)
+    with pytest.raises(UserError, match="Out of memory: a single image does not fit"):
+        train.main(settings(world, tmp_path))
+
+
+def test_a_network_that_is_shared_out_is_not_halved(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "sharded", lambda: True)
+    monkeypatch.setattr(train, "shard", lambda network: network)
+    fits(monkeypatch, "drawings", most=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        train.main(settings(world, tmp_path))
