@@ -16,8 +16,8 @@ from core.contracts import ArtifactMap, Images
 
 EPS = 1e-5
 """Keeps the mean over no pixels at zero."""
-SUREST = 1 - 1e-5
-"""Above it a logarithm is no longer taken."""
+SUREST = 1 - 2**-24
+"""The float32 next to 1, which a sigmoid gives above a logit of 17: no further does `log` pull."""
 PerImage = Float[Tensor, " b"]
 
 

@@ -28,7 +28,7 @@ def test_the_mask_carries_no_gradient():
 
 
 def test_the_logarithm_pulls_at_a_pixel_that_is_sure():
-    logits = torch.tensor([-3.0, 1.0, 8.0]).view(1, 1, 1, 3)
+    logits = torch.tensor([-3.0, 1.0, 14.0]).view(1, 1, 1, 3)
     pulls = {}
     for penalty in ("probability", "log"):
         given = logits.clone().requires_grad_()
@@ -37,10 +37,11 @@ def test_the_logarithm_pulls_at_a_pixel_that_is_sure():
         pulls[penalty] = given.grad.flatten() * (2 + 1e-5)  # two of the three are marked
     p = logits.sigmoid().flatten()
     marked = torch.tensor([0.0, 1.0, 1.0])
-    torch.testing.assert_close(pulls["probability"], marked * p * (1 - p), rtol=1e-3, atol=0)
-    torch.testing.assert_close(pulls["log"], marked * p, rtol=1e-3, atol=0)
+    torch.testing.assert_close(pulls["probability"], marked * p * (1 - p), rtol=0.05, atol=0)
+    torch.testing.assert_close(pulls["log"], marked * p, rtol=0.05, atol=0)
+    assert pixel_loss(torch.ones(1, 1, 2, 2), "threshold", 0.5, "log").isfinite()
     cost = -(1 - p[1:]).log().mean().item()
-    assert loss.item() == pytest.approx(cost, rel=1e-3)
+    assert loss.item() == pytest.approx(cost, rel=0.05)
 
 
 def test_the_mean_is_blind_to_area_and_area_is_not():
