@@ -27,11 +27,11 @@ def check_deterministic(scheduler: Any) -> None:
         )
 
 
-def dynamic_shift(scheduler: Any, tokens: int, top_shift: float) -> float:
+def dynamic_shift(scheduler: Any, tokens: int) -> float:
     """mu: the pipelines' line through (base tokens, base shift) and (max tokens, max shift)."""
     config = scheduler.config
     base, top = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", top_shift)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (high - low) / (top - base)
     return tokens * slope + (low - slope * base)
 

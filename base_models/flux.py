@@ -23,8 +23,6 @@ from core.errors import UserError
 
 TEXT_TOKENS = {"schnell": 256, "dev": 512}
 """What the two releases were trained with; the tokenizer's own limit counts where it is lower."""
-TOP_SHIFT = 1.15
-"""The pipeline's own, for a scheduler that does not say."""
 CHUNK = 8
 """Prompts sent through the text encoders at once."""
 ATTENTION = [
@@ -194,7 +192,7 @@ class Flux:
         return flow.flow_loss(predict, self.scheduler, mu, clean, seeds)
 
     def _mu(self, tokens: int) -> float:
-        return flow.dynamic_shift(self.scheduler, tokens, TOP_SHIFT)
+        return flow.dynamic_shift(self.scheduler, tokens)
 
     def lora_targets(self, preset: str) -> list[str]:
         """`attention`, or `attention+mlp`; the network's last projection stays as it is."""

@@ -18,6 +18,14 @@ def check_sides(height: int, width: int, grain: int) -> None:
         )
 
 
+def check_places(height: int, width: int, places: int | None, grain: int) -> None:
+    """Raise `UserError` for sides of more tokens than a network has places for (None: any)."""
+    if places is not None and max(height, width) > places * grain:
+        raise UserError(
+            f"This base knows places up to {places * grain} pixels: draw smaller images."
+        )
+
+
 def starting_noise(seeds: Sequence[int], c: int, y: int, x: int) -> Latents:
     """The noise that pipelines draw for `torch.Generator().manual_seed(seed)`, image by image.
 

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from base_models import flux, kolors, sd, sd3, sdxl, unet
-from base_models.latents import check_sides
+from base_models.latents import check_places, check_sides
 from core.contracts import DiffusionModel
 from core.errors import UserError
 
@@ -64,7 +64,7 @@ def load_base(
 
     `base`: a pipeline folder, a Hub id, or a .safetensors file that stands in a folder with the
     configs and tokenizers of its family. `options` go to the family's wrapper (FLUX: `guidance`,
-    `text_tokens`; the others: `guidance`, `learn_empty`).
+    `text_tokens`; SD 3 besides `learn_empty`; the UNets: `guidance`, `learn_empty`).
     """
     path = locate(base, revision)
     name = check_base(path)
@@ -154,7 +154,11 @@ def check_size(base: str, height: int, width: int) -> None:
     if path.exists():
         family = FAMILIES[check_base(path)]
         channels = read_json(_folder(path) / "vae" / "config.json").get("block_out_channels", [0])
-        check_sides(height, width, family.grain(2 ** (len(channels) - 1)))
+        grain = family.grain(2 ** (len(channels) - 1))
+        check_sides(height, width, grain)
+        transformer = _folder(path) / "transformer/config.json"
+        places = read_json(transformer).get("pos_embed_max_size") if transformer.is_file() else None
+        check_places(height, width, places, grain)
     elif not _names_repository(base):
         raise UserError(f"There is no base model {base}: check the path.")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from base_models import flow
-from base_models.latents import check_sides, starting_noise
+from base_models.latents import check_places, check_sides, starting_noise
 from base_models.sdxl import TwoClips
 from base_models.unet import CHUNK, EMPTY
 from core.contracts import Conditioning, Images, Latents, Schedule
@@ -27,8 +27,6 @@ GUIDANCE = 7.0
 """The pipeline's default."""
 TEXT_TOKENS = 256
 """Of T5: the pipeline's default; the tokenizer's own limit counts where it is lower."""
-TOP_SHIFT = 1.16
-"""The pipeline's own, for a scheduler that does not say."""
 PATCH = 2
 """Cells on a token's side, in every release."""
 ATTENTION = [
@@ -214,7 +212,7 @@ class StableDiffusion3:
         return flow.flow_loss(predict, self.scheduler, mu, clean, seeds)
 
     def _mu(self, y: int, x: int) -> float:
-        return flow.dynamic_shift(self.scheduler, (y // PATCH) * (x // PATCH), TOP_SHIFT)
+        return flow.dynamic_shift(self.scheduler, (y // PATCH) * (x // PATCH))
 
     def lora_targets(self, preset: str) -> list[str]:
         """`attention`, or `attention+mlp`; what the last block asks for the text goes nowhere."""
@@ -228,9 +226,8 @@ class StableDiffusion3:
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
         check_sides(height, width, grain(self.cells))
-        most = self.network.config.pos_embed_max_size * grain(self.cells)
-        if max(height, width) > most:
-            raise UserError(f"This base knows places up to {most} pixels: draw smaller images.")
+        places = self.network.config.pos_embed_max_size
+        check_places(height, width, places, grain(self.cells))
         return height // self.cells, width // self.cells
 
 

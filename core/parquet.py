@@ -8,7 +8,7 @@ import bisect
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.errors import UserError
 from core.images import MAX_BYTES, Picture, picture_of
@@ -17,22 +17,39 @@ IMAGE = "image"
 SUFFIX = ".parquet"
 
 
+class Part(NamedTuple):
+    """A row group: what is read at once."""
+
+    file: Path
+    group: int
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The file itself, or those in a folder and below."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.rglob(f"*{SUFFIX}") if file.is_file())
+
+
 class ParquetRows:
     """The rows of a `.parquet` file, or of those of a folder.
 
-    Raises `UserError` for a file that is none, or is damaged.
+    Raises `UserError` where there is none, one is damaged, or (`pictures`) one has no pictures.
     """
 
-    def __init__(self, path: Path):
-        path = Path(path)
-        self.files = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
-        self._opened = [_open(file) for file in self.files]
-        self._groups = [
-            (which, group)
-            for which, opened in enumerate(self._opened)
-            for group in range(opened.num_row_groups)
-        ]
-        sizes = [self._opened[w].metadata.row_group(g).num_rows for w, g in self._groups]
+    def __init__(self, path: Path, pictures: bool = False):
+        self.files = parquet_files(path)
+        if not self.files:
+            raise UserError(f"there is no Parquet file {path}: check the path.")
+        sizes, self._parts = [], []
+        for file in self.files:
+            with _open(file) as opened:
+                if pictures:
+                    _require(file, opened, [IMAGE])
+                counted = range(opened.num_row_groups)
+                sizes += [opened.metadata.row_group(group).num_rows for group in counted]
+                self._parts += [Part(file, group) for group in counted]
         self._starts = [0, *accumulate(sizes)]
         self._held: tuple[int, list[Any]] = (-1, [])
         """The row group that was read last, and its pictures as bytes."""
@@ -42,21 +59,19 @@ class ParquetRows:
 
     def texts(self, names: Sequence[str]) -> list[str]:
         """Of each file the first of these columns that it has; empty where a cell is."""
-        return [text for which in range(len(self.files)) for text in self._texts(which, names)]
+        return [text for file in self.files for text in _texts(file, names)]
 
     def picture(self, row: int) -> Picture:
         """One picture; those of one row group are read together, so go through them in turn."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        group = bisect.bisect_right(self._starts, row) - 1
-        if self._held[0] != group:
-            which, number = self._groups[group]
-            self._require(which, [IMAGE])
-            cells = _column(self.files[which], self._opened[which], IMAGE, number)
-            self._held = group, cells
-        within = row - self._starts[group]
-        cell = self._held[1][within]
-        name = f"{self.files[self._groups[group][0]]}, row {row}"
+        which = bisect.bisect_right(self._starts, row) - 1
+        file, group = self._parts[which]
+        if self._held[0] != which:
+            with _open(file) as opened:
+                self._held = which, _column(file, opened, IMAGE, group)
+        cell = self._held[1][row - self._starts[which]]
+        name = f"{file}, row {row}"
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(content, bytes):
             raise UserError(f"{name} holds no picture: write its bytes, not its path.")
@@ -64,18 +79,25 @@ class ParquetRows:
             raise UserError(f"{name} is larger than {MAX_BYTES} bytes; shrink it.")
         return picture_of(content, name)
 
-    def _texts(self, which: int, names: Sequence[str]) -> list[str]:
-        name = self._require(which, names)
-        cells = _column(self.files[which], self._opened[which], name)
-        return [str(cell or "").strip() for cell in cells]
 
-    def _require(self, which: int, names: Sequence[str]) -> str:
-        there = self._opened[which].schema_arrow.names
-        for name in names:
-            if name in there:
-                return name
-        wanted = " or ".join(f"'{name}'" for name in names)
-        raise UserError(f"{self.files[which]} has no column {wanted}, only {', '.join(there)}.")
+def _texts(file: Path, names: Sequence[str]) -> list[str]:
+    with _open(file) as opened:
+        name = _require(file, opened, names)
+        cells = _column(file, opened, name)
+    other = [cell for cell in cells if not (cell is None or isinstance(cell, str))]
+    if other:
+        kind = type(other[0]).__name__
+        raise UserError(f"'{name}' of {file} holds a {kind} where a text should be: write texts.")
+    return [(cell or "").strip() for cell in cells]
+
+
+def _require(file: Path, opened: Any, names: Sequence[str]) -> str:
+    there = opened.schema_arrow.names
+    for name in names:
+        if name in there:
+            return name
+    wanted = " or ".join(f"'{name}'" for name in names)
+    raise UserError(f"{file} has no column {wanted}, only {', '.join(there)}.")
 
 
 def _open(file: Path) -> Any:
@@ -95,10 +117,9 @@ def _column(file: Path, opened: Any, name: str, group: int | None = None) -> lis
     import pyarrow
 
     try:
-        if group is None:
-            return opened.read([name]).column(name).to_pylist()
-        return opened.read_row_group(group, [name]).column(name).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = opened.read([name]) if group is None else opened.read_row_group(group, [name])
+        return rows.column(name).to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is damaged ({_line(error)}): download it again.") from error
 
 

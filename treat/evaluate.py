@@ -42,7 +42,7 @@ class Config(BaseConfig):
     base: str
     """Pipeline folder or Hub id of the base model."""
     prompts: Path
-    """Held-out prompts: .txt (one a line), or .jsonl or .csv with a column `prompt`."""
+    """Held-out prompts: .txt (one a line), or .jsonl, .csv or .parquet with `prompt`."""
     adapters: tuple[str, ...] = ()
     """NAME=PATH each: a LoRA file, a run folder of `diffdoctor treat`, or one checkpoint."""
     beside: Path | None = None

@@ -51,7 +51,7 @@ class Config(BaseConfig):
     license: str = ""
     """Of the adapter; the base model's own holds besides."""
     architecture: Architecture | None = None
-    """What the base is (default: what the run's base says; of a transformer, FLUX.1 schnell)."""
+    """What the base is (default: what the run's base says; of FLUX, schnell)."""
     base_model: str = ""
     """Hub id for the card (default: the folder's name of the run's base)."""
     evaluation: Path | None = None

@@ -41,6 +41,8 @@ KINDS: dict[str, Kind] = {
                 "stable-diffusion-3"),
     "kolors": Kind(UNET, "KolorsPipeline", None, None, "kolors"),
 }  # fmt: skip
+FLUX_BLOCKS = "single_transformer_blocks."
+"""No other family has them, and no FLUX adapter does without."""
 TRANSFORMER_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 UNET_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 SD2_WIDTH = 1024
@@ -59,7 +61,7 @@ def kind_of(adapter: Adapter, asked: Architecture | None) -> Kind:
             f"'{strange[0]}' belongs to neither a FLUX or SD 3 transformer nor a UNet, and only "
             "adapters of these can be exported: give another --run."
         )
-    chosen = asked or guessed(adapter, prefix)
+    chosen = asked or guessed(adapter)
     if chosen is None:
         raise UserError(f"the base of this adapter is not at hand: say {options(prefix)}.")
     if KINDS[chosen].prefix != prefix:
@@ -72,8 +74,8 @@ def options(prefix: str) -> str:
     return f"--architecture ({known})"
 
 
-def guessed(adapter: Adapter, prefix: str) -> Architecture | None:
-    """By the configs of the run's base, if they can be had; a transformer without is schnell."""
+def guessed(adapter: Adapter) -> Architecture | None:
+    """By the configs of the run's base, if they can be had; without, FLUX's blocks mean schnell."""
     try:
         family, folder, _ = read_parts(locate(str(adapter.run["base"]), weights=False))
         if family == "FluxPipeline":
@@ -87,7 +89,8 @@ def guessed(adapter: Adapter, prefix: str) -> Architecture | None:
             schedule = read_json(folder / "scheduler/scheduler_config.json")
             return "sd2-768" if schedule.get("prediction_type") == "v_prediction" else "sd2"
     except (KeyError, UserError):
-        return "schnell" if prefix == TRANSFORMER else None
+        flux = any(name.startswith(FLUX_BLOCKS) for name in adapter.tensors)
+        return "schnell" if flux else None
     return "sdxl" if family == "StableDiffusionXLPipeline" else "kolors"
 
 

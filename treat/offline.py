@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
-from core.images import from_uint8, list_images, read_image
-from core.parquet import SUFFIX, ParquetRows
+from core.images import SUFFIXES, from_uint8, list_images, read_image
+from core.parquet import ParquetRows, parquet_files
 from core.shards import ShardStore
 from treat.cache import CHUNK, RowCache, Rows, digest
 
@@ -58,9 +58,11 @@ def read_offline(path: Path, limit: int | None = None) -> RealImages:
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no folder {path} of real images: name one that exists.")
-    if path.is_file() or any(path.rglob(f"*{SUFFIX}")):
-        return _parquet(path, limit)
-    return _shards(path, limit) if any(path.glob("*.manifest.jsonl")) else _folder(path, limit)
+    if path.is_dir() and any(path.glob("*.manifest.jsonl")):
+        return _shards(path, limit)
+    if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+        return _folder(path, limit)
+    return _parquet(path, limit) if parquet_files(path) else _folder(path, limit)
 
 
 def _shards(path: Path, limit: int | None) -> RealImages:
@@ -72,7 +74,7 @@ def _shards(path: Path, limit: int | None) -> RealImages:
 
 
 def _parquet(path: Path, limit: int | None) -> RealImages:
-    rows = ParquetRows(path)
+    rows = ParquetRows(path, pictures=True)
     captions = rows.texts(CAPTION_FIELDS)[:limit]
     if "" in captions:
         raise UserError(f"{path} has no caption in row {captions.index('')}: write one.")
@@ -137,7 +139,7 @@ def cache_offline(
 def by_size(
     folder: Path, images: RealImages, sizes: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], RealImages]:
-    """The images by the size (height, width) whose shape is nearest to theirs; most of all first.
+    """The images by the size (height, width) whose shape is nearest to theirs, in order.
 
     A size to which none is near is left out. Every image is opened once for its shape.
     """
@@ -153,8 +155,7 @@ def by_size(
     for i, (height, width) in enumerate(shapes.rows(range(len(images)))[SHAPES].tolist()):
         near = min(sizes, key=lambda size: abs(math.log(size[0] * width / size[1] / height)))
         found[near].append(i)
-    order = sorted(sizes, key=lambda size: -len(found[size]))
-    return {size: images.only(found[size]) for size in order if found[size]}
+    return {size: images.only(found[size]) for size in sizes if found[size]}
 
 
 def images_at_once(height: int, width: int) -> int:
@@ -182,11 +183,13 @@ def fit(images: Images, height: int, width: int) -> Float[Tensor, "b 3 height wi
 
 
 class RealRows:
-    """Cached real images; the last tenth (at most `HELD`) is held out for looking."""
+    """Cached real images; the last tenth (at most `HELD`) may be held out for looking."""
 
-    def __init__(self, cache: RowCache, captions: Sequence[str], device: torch.device):
+    def __init__(
+        self, cache: RowCache, captions: Sequence[str], device: torch.device, hold: bool = True
+    ):
         self.cache, self.captions, self.device = cache, captions, device
-        held = min(HELD, len(cache) // 10)
+        held = min(HELD, len(cache) // 10) if hold else 0
         self.train, self.held = range(len(cache) - held), range(len(cache) - held, len(cache))
 
     def rows(self, indices: Sequence[int]) -> Rows:

@@ -6,25 +6,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.errors import UserError
+from treat.update import Update
 
-Figures = dict[str, Tensor]
-Learn = Callable[[range, float], Figures]
+Figures = dict[str, Tensor | float]
+Learn = Callable[[range, float], dict[str, Tensor]]
 """Adds the gradient of some samples (by their places) to `.grad`, and gives their mean figures."""
 
 
 class Pieces:
-    """How many pieces a micro-batch is computed in: one, and twice as many whenever memory ends.
+    """Computes micro-batches at once, and in half as large pieces whenever memory ends.
 
-    `tell` is told so. Without `may_halve` the error passes: processes that share a network out must
-    all do the same.
+    How large is kept in `update.most`, so that a run which goes on computes what it would have.
+    `tell` is told. Without `may_halve` it is an error: processes that share a network out must all
+    do the same.
     """
 
-    def __init__(self, weights: list[nn.Parameter], tell: Callable[..., Any], may_halve: bool):
-        self.weights, self.tell, self.may_halve = weights, tell, may_halve
-        self.number = 1
+    def __init__(self, update: Update, tell: Callable[..., Any], may_halve: bool):
+        self.update, self.tell, self.may_halve = update, tell, may_halve
 
     def run(self, learn: Learn, here: range, share: float) -> Figures:
         """All of `here`, at weight `share`; `UserError` where a single sample does not fit."""
@@ -32,31 +33,35 @@ class Pieces:
             try:
                 return self._run(learn, here, share)
             except torch.OutOfMemoryError as error:
-                if not self.may_halve:
-                    raise
                 said = str(error).split(". ")[0]
             self._halve(len(here), said)  # out of the handler: the error holds on to every tensor
 
     def _run(self, learn: Learn, here: range, share: float) -> Figures:
-        size = math.ceil(len(here) / self.number)
-        total: Figures = {}
-        for start in range(0, len(here), size):
-            piece = here[start : start + size]
+        most = min(len(here), self.update.most or len(here))
+        total: Figures = {"pieces": float(math.ceil(len(here) / most))}
+        for start in range(0, len(here), most):
+            piece = here[start : start + most]
             part = len(piece) / len(here)
             for name, value in learn(piece, share * part).items():
                 total[name] = total[name] + part * value if name in total else part * value
         return total
 
     def _halve(self, samples: int, said: str) -> None:
-        for weight in self.weights:
+        for weight in self.update.weights:
             weight.grad = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if self.number >= samples:
+        most = min(samples, self.update.most or samples)
+        if most == 1:
             raise UserError(
                 f"{said}: a single image does not fit. `diffdoctor estimate` counts what each "
                 "phase needs; try --checkpoint-blocks, --quantise, or smaller images."
             )
-        self.number = min(samples, 2 * self.number)
-        self.tell("warn", f"{said}: a micro-batch is computed in {self.number} pieces from here on")
+        if not self.may_halve:
+            raise UserError(
+                f"{said}: {most} images at once do not fit, and processes that share the network "
+                "out cannot each compute fewer: set --batch 1 and more --accumulation."
+            )
+        self.update.most = math.ceil(most / 2)
+        self.tell("warn", f"{said}: from here on {self.update.most} images are computed at once")

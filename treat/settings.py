@@ -59,7 +59,8 @@ class Config(core.config.Config):
     width: int = Field(512, ge=8)
     sizes: tuple[Sides, ...] = ()
     """Further sizes, each HEIGHTxWIDTH: an update draws images of one of all, and a real image is
-    fitted to the one nearest to its shape. What is watched has `height` and `width`."""
+    fitted to the one nearest to its shape. What is watched has `height` and `width`; so have the
+    real images that are looked at, if any are near to it."""
     sampling_steps: int = Field(4, ge=1)
     """T, the steps of one drawing."""
     last: Number | Share | None = None

@@ -10,6 +10,7 @@ Source: DiffDoctor (arXiv 2501.12382), section 3.3; the choices: docs/decisions.
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -21,7 +22,7 @@ from base_models.checkpointing import recompute_blocks
 from base_models.load import check_size, load_base
 from base_models.quantise import check_quantisation, quantise
 from core import seeds as seeding
-from core.contracts import Detector, DiffusionModel, Latents
+from core.contracts import Detector, DiffusionModel, Latents, Schedule
 from core.errors import UserError
 from core.run import Run
 from detector.segformer import SegformerDetector, freeze
@@ -40,7 +41,7 @@ from treat.pieces import Pieces
 from treat.refresh import Refresher
 from treat.settings import NO_DETECTOR, Config
 from treat.shard import check_sharding, shard, sharded
-from treat.step import Chain, autocast
+from treat.step import Chain, Precision, autocast
 from treat.terms import RewardTerm, Score, lock_to_base, offline_term
 from treat.texts import Sampler, Split, Texts, encode_texts, split_prompts
 from treat.update import (
@@ -84,37 +85,12 @@ def main(
         precision = autocast(device.type, config.mixed_precision)
         places = Places(config.seed, config.batch, config.accumulation)
         update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
-        pieces = Pieces(update.weights, run.event, may_halve=not sharded())
+        pieces = Pieces(update, run.event, may_halve=not sharded())
         detectors, scorer = open_detectors(config, device, given), open_scorer(config, device)
         sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
         watcher = Watcher(sampler, detectors, scorer, real[0] if real else None, config.seed)
         ledger = open_ledger(config, run, update, watcher)
-
-        def learn(step: int, here: range, share: float) -> dict[str, Tensor]:
-            """Add `share` of the gradient of these samples of the global batch; their figures."""
-            figures = {}
-            if config.rewarded:
-                schedule = schedules[seeding.mix(config.seed, SIZE, step) % len(schedules)]
-                seeds = places.seeds(NOISE, step, here)
-                noise = model.noise(seeds, schedule.height, schedule.width)
-                rows = places.rows(PROMPTS, len(texts.train), step, here)
-                said, text = texts.said(rows), texts.conditioning(rows)
-                chain = Chain(model, schedule, text, config.gamma, precision)
-                views = places.seeds(VIEWS, step, here)
-                term = reward_term(config, detectors, scorer, chain, noise, said, views=views)
-                learning = learning_steps(config, step)
-                redraws = places.seeds(REDRAWS, step, here) if config.redraws else None
-                drawn = drawings(chain, noise, learning, redraws, config.recompute)
-                figures |= accumulate_gradient(chain, drawn, term, share, config.two_pass_decode)
-            if real and config.offline_weight:
-                shown = drawn_from(real, seeding.mix(config.seed, SHAPE, step))
-                rows = shown.rows(places.rows(OFFLINE, len(shown.train), step, here))
-                seeds = places.seeds(OFFLINE, step, here)
-                loss = offline_term(model, rows, seeds, precision)
-                (loss * (config.offline_weight * share)).backward()
-                figures["offline"] = loss.detach()
-            return figures
-
+        lesson = Lesson(config, model, texts, real, schedules, precision, detectors, scorer, places)
         set_seed(seeding.mix(config.seed) % 2**32)  # for what libraries may draw by themselves
         ledger.begin()
         for step in run.progress(ledger.remaining(), config.steps, ledger.step, "treat"):
@@ -123,7 +99,8 @@ def main(
                 break
             for micro in range(config.accumulation):
                 here = places.here(micro)
-                update.collect(places.share, pieces.run(partial(learn, step), here, places.share))
+                figures = pieces.run(partial(learn, lesson, step), here, places.share)
+                update.collect(places.share, figures)
             figures = update.apply(step, config.seed, run.interrupted, rate(config, step))
             ledger.record(step, figures, time.perf_counter() - begun)
             if update.stopping or ledger.exhausted:
@@ -131,20 +108,52 @@ def main(
         return ledger.close()
 
 
+class Lesson(NamedTuple):
+    """What a micro-batch is learnt with; the settings choose among its terms."""
+
+    config: Config
+    model: DiffusionModel
+    texts: Texts
+    real: list[RealRows]
+    schedules: list[Schedule]
+    precision: Precision
+    detectors: Mapping[str, DetectorFor]
+    scorer: ImageReward | None
+    places: Places
+
+
+def learn(lesson: Lesson, step: int, here: range, share: float) -> dict[str, Tensor]:
+    """Add `share` of the gradient of these samples of the global batch; their mean figures."""
+    config, model, places, figures = lesson.config, lesson.model, lesson.places, {}
+    if config.rewarded:
+        schedule = lesson.schedules[seeding.mix(config.seed, SIZE, step) % len(lesson.schedules)]
+        seeds = places.seeds(NOISE, step, here)
+        noise = model.noise(seeds, schedule.height, schedule.width)
+        rows = places.rows(PROMPTS, len(lesson.texts.train), step, here)
+        text = lesson.texts.conditioning(rows)
+        chain = Chain(model, schedule, text, config.gamma, lesson.precision)
+        views = places.seeds(VIEWS, step, here)
+        term = reward_term(lesson, chain, noise, lesson.texts.said(rows), views)
+        redraws = places.seeds(REDRAWS, step, here) if config.redraws else None
+        drawn = drawings(chain, noise, learning_steps(config, step), redraws, config.recompute)
+        figures |= accumulate_gradient(chain, drawn, term, share, config.two_pass_decode)
+    if lesson.real and config.offline_weight:
+        shown = drawn_from(lesson.real, seeding.mix(config.seed, SHAPE, step))
+        rows = shown.rows(places.rows(OFFLINE, len(shown.train), step, here))
+        loss = offline_term(model, rows, places.seeds(OFFLINE, step, here), lesson.precision)
+        (loss * (config.offline_weight * share)).backward()
+        figures["offline"] = loss.detach()
+    return figures
+
+
 def reward_term(
-    config: Config,
-    detectors: Mapping[str, DetectorFor],
-    scorer: ImageReward | None,
-    chain: Chain,
-    noise: Latents,
-    prompts: list[str],
-    *,
-    views: list[int],
+    lesson: Lesson, chain: Chain, noise: Latents, prompts: list[str], views: list[int]
 ) -> RewardTerm:
     """What is lowered: the detector's map, the change it makes, the image reward's negative."""
+    config, scorer = lesson.config, lesson.scorer
     term = RewardTerm(**config.pixel_numbers)
     if config.pixel_weight:
-        detector = detectors["reward"](prompts)
+        detector = lesson.detectors["reward"](prompts)
         term.detector = Views(detector, config.views, views)
         if config.lock_weight:
             term.lock = lock_to_base(chain, noise, detector, **config.lock_numbers)
@@ -209,7 +218,7 @@ def open_model(
 ) -> tuple[DiffusionModel, Texts, list[RealRows]]:
     """The base with its adapters; prompts and real images encoded once, into the run folder."""
     beside = read_adapter(config.beside) if config.beside else None
-    if beside is not None:
+    if beside is not None and place.is_main_process:
         pin(config.out / "beside.json", beside.digest)
     model = load_base(config.base, dtype=getattr(torch, config.base_dtype))
     model.encoders_to(device)
@@ -221,7 +230,7 @@ def open_model(
             images = read_offline(config.offline, config.offline_limit)
             for size, near in by_size(cache, images, config.every_size).items():
                 rows = cache_offline(cache, model, config.base, near, *size)
-                real.append(RealRows(rows, near.captions, device))
+                real.append(RealRows(rows, near.captions, device, hold=not real))
     model.drop_text_encoders()
     if beside is not None:
         fuse(model.network, beside)

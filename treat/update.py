@@ -19,8 +19,9 @@ from core.checkpoint import optimizer_tensors, restore_optimizer
 from core.errors import UserError
 from core.shards import batch_indices
 
-FIGURES = ("pixel", "lock", "image", "offline")
-"""What a step may report besides its gradient; zero where a term is off."""
+FIGURES = ("pixel", "lock", "image", "offline", "pieces")
+"""What a step may report besides its gradient; zero where a term is off. `pieces`: in how many a
+micro-batch was computed, on the mean of all processes."""
 MAX_SKIPPED = 3
 """Updates in a row that may come out not finite before the run stops."""
 TIMEOUT = datetime.timedelta(days=7)
@@ -47,6 +48,8 @@ class Update:
         self.weights, self.clip = weights, clip
         self.skipped = 0
         self.stopping = False
+        self.most: int | None = None
+        """Samples that this process computes at once, where memory set a limit."""
         # foreach=False: one way of adding up on every device and version.
         self.optimizer = torch.optim.AdamW(weights, weight_decay=weight_decay, foreach=False)
         self.size = sum(weight.numel() for weight in weights)
@@ -100,11 +103,12 @@ class Update:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, plain = optimizer_tensors(self.optimizer)
-        return tensors, {"optimizer": plain, "skipped": self.skipped}
+        return tensors, {"optimizer": plain, "skipped": self.skipped, "most": self.most}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         restore_optimizer(self.optimizer, tensors, state["optimizer"])
         self.skipped = state["skipped"]
+        self.most = state.get("most")  # absent from earlier checkpoints
 
 
 class Places:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from base_models.load import load_base
+from base_models.load import check_size, load_base
 from base_models.sd3 import StableDiffusion3
 from core.errors import UserError
 from tests.base_models.families import draw
@@ -30,8 +30,13 @@ def test_t5_reads_as_many_tokens_as_it_was_trained_with():
     assert StableDiffusion3(long).text_tokens == 256
 
 
-def test_the_places_that_it_knows_are_not_left():
-    model = StableDiffusion3(tiny_sd3())  # 24 places of 4 pixels
+def test_the_places_that_it_knows_are_not_left(tmp_path):
+    pipeline = tiny_sd3()
+    model = StableDiffusion3(pipeline)  # 24 places of 4 pixels
+    pipeline.save_pretrained(tmp_path)
+    check_size(str(tmp_path), 96, 48)
+    with pytest.raises(UserError, match="places up to 96 pixels"):
+        check_size(str(tmp_path), 96, 128)
     assert model.noise([0], 96, 48).shape == (1, 4, 48, 24)
     with pytest.raises(UserError, match="places up to 96 pixels"):
         model.noise([0], 96, 100)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.images import encode_png, from_uint8, to_uint8
+from core.images import encode_png, from_uint8, to_uint8, write_image
 from core.parquet import ParquetRows
 from treat.offline import read_offline
 from treat.prompts import read_prompts
@@ -95,6 +95,25 @@ def test_what_is_refused(tmp_path):
             read_offline(file)
     with pytest.raises(UserError, match="there is no folder"):
         read_offline(tmp_path / "nothing")
+
+
+def test_images_beside_a_parquet_file_are_a_folder_of_images(tmp_path):
+    write_image(tmp_path / "a.png", PICTURES[0])
+    (tmp_path / "a.txt").write_text("a hand")
+    write(tmp_path / "metadata.parquet", [0, 1])
+    assert read_offline(tmp_path).captions == ["a hand"]
+
+
+def test_columns_that_are_no_text_and_files_without_pictures(tmp_path):
+    listed = write(tmp_path / "lists.parquet", [0, 1], text=[["a", "b"], ["c"]])
+    with pytest.raises(UserError, match="'text' of .* holds a list where a text should be"):
+        read_offline(listed)
+    words = tmp_path / "words.parquet"
+    parquet.write_table(pyarrow.table({"text": WORDS}), words)
+    with pytest.raises(UserError, match="no column 'image', only text"):
+        read_offline(words)
+    with pytest.raises(UserError, match="there is no Parquet file"):
+        read_prompts(tmp_path / "nothing.parquet")
 
 
 def test_damage_within_the_pages_is_said(folder):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from core.errors import UserError
-from tests.treat.setting import build, config, losses
+from tests.treat.setting import build, config, digest, losses
+from tests.treat.test_resume import stop_at
 from treat import train
 from treat.adapter import read_adapter
 
@@ -32,7 +33,7 @@ def settings(world, out, **changes):
 
 
 def fits(monkeypatch, name, most, times=10**9):
-    """Let `name` hold `most` images at once; the first `times` larger calls fail, at its end."""
+    """Let `name` hold `most` images at once; the first `times` larger calls fail when done."""
     whole, failed = getattr(train, name), []
 
     def limited(*given, **more):
@@ -68,8 +69,9 @@ def test_the_same_sum_in_pieces(world, plain, tmp_path, monkeypatch, site):
     assert failed == [4, 2]  # each size fails once, and is not tried again
     compare(tmp_path, plain)
     said = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    told = [line["message"] for line in said if "pieces" in line["message"]]
-    assert ["2 pieces" in told[0], "4 pieces" in told[1], len(told)] == [True, True, 2]
+    told = [line["message"] for line in said if "at once" in line["message"]]
+    assert ["on 2 images" in told[0], "on 1 images" in told[1], len(told)] == [True, True, 2]
+    assert [losses(tmp_path)[step]["pieces"] for step in (1, 2)] == [4.0, 4.0]
 
 
 def test_what_failed_in_the_middle_leaves_no_gradient_behind(world, plain, tmp_path, monkeypatch):
@@ -90,5 +92,29 @@ def test_a_network_that_is_shared_out_is_not_halved(world, tmp_path, monkeypatch
     monkeypatch.setattr(train, "sharded", lambda: True)
     monkeypatch.setattr(train, "shard", lambda network: network)
     fits(monkeypatch, "drawings", most=2)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match="4 images at once do not fit.*set --batch 1"):
         train.main(settings(world, tmp_path))
+
+
+def test_pieces_that_are_not_equal(world, tmp_path, monkeypatch):
+    """Three images in two and one: each counts a third."""
+    assert train.main(settings(world, tmp_path / "plain", batch=3)) == 0
+    failed = fits(monkeypatch, "offline_term", most=2)
+    assert train.main(settings(world, tmp_path / "pieces", batch=3)) == 0
+    assert failed == [3]
+    compare(tmp_path / "pieces", tmp_path / "plain")
+
+
+def test_a_run_that_goes_on_computes_as_many_at_once(world, tmp_path, monkeypatch):
+    """The limit is met again in no update, and the bits are the same nevertheless."""
+    fits(monkeypatch, "offline_term", most=2, times=1)
+    assert train.main(settings(world, tmp_path / "whole")) == 0
+    fits(monkeypatch, "offline_term", most=2, times=1)
+    stopped = settings(world, tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        train.main(stopped)
+    assert train.main(stopped) == 0
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert digest(tmp_path / "stopped", 3) == digest(tmp_path / "whole", 3)
+    assert losses(tmp_path / "stopped")[3]["pieces"] == 2.0

@@ -71,6 +71,13 @@ def test_a_network_that_is_shared_out_learns_the_same(world, tmp_path):
     assert (tmp_path / "shared/pictures/step-00000002.png").is_file()
 
 
+def test_what_stands_beside_is_noted_by_the_main_process_alone(world, tmp_path):
+    train.main(config(world, world / "beside", steps=1))
+    first, second = launch(2, world, tmp_path / "two", "beside", steps=1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (tmp_path / "two/beside.json").is_file()
+
+
 def test_what_cannot_be_shared_out_is_refused(world, tmp_path, monkeypatch):
     for name, value in SHARED.items():
         monkeypatch.setenv(name, value)

@@ -39,7 +39,7 @@ def test_real_images_by_the_nearest_shape(tmp_path):
 
     images = RealImages([f"caption {i}" for i in range(5)], picture, "a set")
     found = by_size(tmp_path, images, [(8, 8), TALL, WIDE])
-    assert list(found) == [WIDE, (8, 8)]  # most first; 8 : 12 is nearer to 1 : 2 than 8 : 11
+    assert list(found) == [(8, 8), WIDE]  # 8 : 12 is nearer to 1 : 2 than to 1 : 1
     assert found[WIDE].captions == ["caption 1", "caption 3", "caption 4"]
     assert found[WIDE].picture(2).max() == pytest.approx(0.4)
     assert len({images.name, *(near.name for near in found.values())}) == 3

@@ -1,6 +1,7 @@
 """What each process does in `test_processes`: a treatment, then its adapter into a file."""
 
 import sys
+import time
 from pathlib import Path
 
 import safetensors.torch
@@ -20,6 +21,7 @@ MENUS = {
                 "sizes": ["32x16"], "lock_weight": 0},
     "chain": {"sampling_steps": 3, "last": 2, "lock_weight": 1.0, "lock_inside": 1.0,
               "checkpoint_blocks": True},
+    "beside": {"sampling_steps": 2, "last": 1},
 }  # fmt: skip
 
 
@@ -36,8 +38,12 @@ def main(world: str, out: str, menu: str, steps: str) -> None:
         return network
 
     train.add_lora = add_own_lora
+    if menu == "beside" and place.is_main_process:
+        check = train.check
+        train.check = lambda *given: (time.sleep(5), check(*given))  # the others come first
     accumulation = 2 // place.num_processes
     settings = {"steps": int(steps), "accumulation": accumulation, "picture_every": 2}
+    settings["beside"] = Path(world) / "beside" if menu == "beside" else None
     train.main(config(Path(world), Path(out), **settings, **MENUS[menu]))
     parts = [getattr(weights, "to_local", lambda w=weights: w)() for weights in frozen(networks[0])]
     here = {**lora_state(networks[0]), HELD: torch.tensor(sum(part.numel() for part in parts))}

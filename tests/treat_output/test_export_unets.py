@@ -88,8 +88,12 @@ def of(*names):
 
 
 def test_what_the_base_is_must_be_known_and_fit():
-    unet, flux = of("down_blocks.0.attn1.to_q"), of("transformer_blocks.0.attn.to_q")
-    assert kind_of(flux, None).prefix == TRANSFORMER
+    unet, both = of("down_blocks.0.attn1.to_q"), of("transformer_blocks.0.attn.to_q")
+    flux = of("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_q")
+    assert kind_of(flux, None) == KINDS["schnell"]
+    with pytest.raises(UserError, match="--architecture .schnell, dev, sd3"):
+        kind_of(both, None)
+    assert kind_of(both, "sd3") == KINDS["sd3"]
     with pytest.raises(UserError, match="--architecture .sdxl, sd1, sd2, sd2-768, kolors"):
         kind_of(unet, None)
     with pytest.raises(UserError, match="of no schnell"):
