@@ -21,9 +21,9 @@ class Settings:
 
     seed: int = 0
     sampling_steps: int = 6
-    labelled: int = 200
+    labelled: int = 150
     """Labelled images of each grade for the detector."""
-    second_labelled: int = 100
+    second_labelled: int = 75
     """The same for the second detector, which shares no image with the first."""
     redrawn: int = 400
     """Sound renders that the newest grade redraws: they teach the detector's gradient."""
@@ -35,14 +35,14 @@ class Settings:
     """Images of each arm."""
     detector: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "steps": 80,
+            "steps": 60,
             "batch": 16,
             "warmup": 10,
             "optimizer": "muon",
             "learning_rate": 7e-4,
             "loss": "bce",
             "augmentation": HARDENED,
-            "valid_every": 80,
+            "valid_every": 60,
             "ema": 0.9,
         }
     )
@@ -52,14 +52,15 @@ class Settings:
         default_factory=lambda: {
             "steps": 80,
             "batch": 16,
-            "last": 3,
+            "last": 2,  # a quarter of the steps, rounded up
             "gamma": 0.0,  # an eighth of the variance: docs/numbers.md
             "recompute": False,
             "selection": "root",  # heals more in as many updates: docs/numbers.md
-            "pixel_weight": 4.0,
+            "pixel_weight": 2.0,
+            "pixel_penalty": "log",  # a sure detector's probability has little gradient
             "threshold": 0.5,  # what is less likely an artifact than not is held, not healed
             "offline_weight": 1.0,
-            "lock_weight": 30.0,
+            "lock_weight": 60.0,
             "lock_inside": 1.0,  # else a smear becomes whatever the detector minds least
             "learning_rate": 7e-4,
             "decay": "linear",
