@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 QUANT := $(VENV)/quant
+# A file's tests stay together: they share what they set up. One thread each, or two get in the way.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test install clean
@@ -18,7 +20,7 @@ test: $(INSTALLED) $(QUANT)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 install: $(INSTALLED)
 
