@@ -108,7 +108,7 @@ def _open(name: str, path: Path, dtype: torch.dtype) -> Any:
 def left_out(folder: Path) -> dict[str, None]:
     """The components that are not loaded: unused here, or absent (SD 3 without its T5)."""
     entries = {n: entry for n, entry in _read_index(folder).items() if isinstance(entry, list)}
-    return {n: None for n, entry in entries.items() if n in UNUSED or entry[0] is None}
+    return {n: None for n, entry in entries.items() if n in UNUSED or entry[:1] in ([], [None])}
 
 
 def _folder(path: Path) -> Path:

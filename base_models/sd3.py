@@ -67,7 +67,7 @@ class StableDiffusion3:
         limit = self.t5_tokenizer.model_max_length if self.t5 else TEXT_TOKENS
         self.text_tokens = text_tokens or min(limit, TEXT_TOKENS)
         for module in (self.network, self.vae, *self._text_encoders()):
-            module.requires_grad_(False).eval()
+            module.requires_grad_(False).train(False)
         flow.check_deterministic(self.scheduler)
 
     @property
