@@ -78,7 +78,7 @@ def _parquet(path: Path, limit: int | None) -> RealImages:
     captions = rows.texts(CAPTION_FIELDS)[:limit]
     if "" in captions:
         raise UserError(f"{path} has no caption in row {captions.index('')}: write one.")
-    name = digest([*map(_stamp, rows.files), *captions])
+    name = digest([str(path.resolve()), *map(_stamp, rows.files), *captions])
     return RealImages(captions, lambda i: rows.picture(i)[None], name)
 
 

@@ -17,7 +17,7 @@ from core.contracts import ArtifactMap, Images
 EPS = 1e-5
 """Keeps the mean over no pixels at zero."""
 SUREST = 1 - 2**-24
-"""The float32 next to 1, which a sigmoid gives above a logit of 17: no further does `log` pull."""
+"""The float32 below 1. Above a logit of 17 a sigmoid gives 1 itself, and `log` pulls no further."""
 PerImage = Float[Tensor, " b"]
 
 
