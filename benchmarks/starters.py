@@ -12,6 +12,7 @@ earlier weights (`--start`), with the settings that its card names.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import core.config
 import detector.train
 from core.errors import UserError
 from core.shards import ShardStore, ShardWriter
+from detector.measure import device as device_of
 from detector.storage import load_detector, read_description, save_detector
 from diffdoctor import demo_data
 from diffdoctor.demo import checked
@@ -51,6 +53,7 @@ class Config(core.config.Config):
     """Planted faults for each."""
     renders: int = Field(3000, ge=1)
     """Sound renders for each."""
+    batch: int = Field(16, ge=1)
     steps: int = Field(5000, ge=1)
     hardened_steps: int = Field(500, ge=1)
     hardened_share: float = Field(1.0, ge=0, le=1)
@@ -59,6 +62,8 @@ class Config(core.config.Config):
     """A treatment's own detector is aligned in the demo; here it costs precision early."""
     redrawn: int = Field(9000, ge=1)
     """Renders that the newest grade redraws, if the first detector is aligned here."""
+    device: str = "auto"
+    """`auto`, or a torch device."""
 
 
 SEEDS = {"first": 100, "second": 200}
@@ -89,28 +94,21 @@ def main(config: Config) -> int | None:
         raise UserError("the two detectors share no image: give --which beside --also.")
     for folder in config.also:
         ShardStore(folder)  # refuses what is no store, before drawing
-    newest, said = str(base_folder("newest")), split()["train"]
-    small = [prompt for prompt in said if category_of(prompt) in SMALL_FLAWS]
     for name in config.which:
         folder, seed = config.out / "data" / name, SEEDS[name]
-        for grade in GRADES:
-            n = config.labelled if grade == "newest" else config.older
-            base = str(base_folder(grade))
-            demo_data.write_generated(folder, base, said, n, config.sampling_steps, seed)
-        demo_data.write_generated(
-            folder, newest, small, config.more, config.sampling_steps, seed + 1
-        )
-        write_procedural(folder, newest, config.faults, config.renders, seed)
+        write_data(config, folder, seed)
         stages = {name: (LEARNING, config.steps)}
         given: dict[str, Any] = {"data": (folder, *config.also), "seed": seed}
+        given |= {"device": config.device, "batch": config.batch}
         if config.start:
             given["init"] = config.start / name
         if name == "first":
             stages["hardened"] = HARDENING, config.hardened_steps
         if name == "first" and config.aligned_steps:
             redrawn = config.out / "data/redrawn"
+            base, said = str(base_folder("newest")), split()["train"]
             demo_data.write_redrawn(
-                redrawn, newest, said, config.redrawn, config.sampling_steps, seed
+                redrawn, base, said, config.redrawn, config.sampling_steps, seed
             )
             aligning = {**ALIGNING, "alignment_data": (redrawn,)}
             stages["aligned"] = aligning, config.aligned_steps
@@ -123,6 +121,21 @@ def main(config: Config) -> int | None:
                 given["init"] = between(config.out / name, config.out / stage, config)
         publish(config, name, given["init"])
     return None
+
+
+def write_data(config: Config, folder: Path, seed: int) -> None:
+    """Labelled images of every grade, planted faults and sound renders."""
+    place, newest, said = device_of(config.device), str(base_folder("newest")), split()["train"]
+    batch = 1000 if place.type == "cuda" else demo_data.BATCH
+    generate = partial(
+        demo_data.write_generated, folder, steps=config.sampling_steps, device=place, batch=batch
+    )
+    for grade in GRADES:
+        n = config.labelled if grade == "newest" else config.older
+        generate(base=str(base_folder(grade)), prompts=said, n=n, seed=seed)
+    small = [prompt for prompt in said if category_of(prompt) in SMALL_FLAWS]
+    generate(base=newest, prompts=small, n=config.more, seed=seed + 1)
+    write_procedural(folder, newest, config.faults, config.renders, seed)
 
 
 def train(settings: Mapping[str, Any], steps: int) -> int | None:
@@ -142,7 +155,9 @@ def between(before: Path, after: Path, config: Config) -> Path:
 def publish(config: Config, name: str, run: Path) -> None:
     """Write a run's detector where it ships, in fp16: half the bytes in every clone."""
     unused = set() if config.aligned_steps else {"redrawn"}
-    how = config.model_dump(mode="json", exclude={"out", "which", "start", "also"} | unused)
+    how = config.model_dump(
+        mode="json", exclude={"out", "which", "start", "also", "device"} | unused
+    )
     how["also"] = sum(len(ShardStore(folder)) for folder in config.also)
     how["start"] = "earlier weights" if config.start else "random weights"
     card: dict[str, Any] = {"made_by": f"python -m benchmarks.starters --which {name}"}

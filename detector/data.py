@@ -196,11 +196,12 @@ def training_batch(
     seed: int,
     step: int,
     size: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Images, ArtifactMap]:
-    """Augmented global batch `step`: a pure function of (samples, seed, step)."""
+    """Augmented global batch `step`: a pure function of (samples, seed, step), on the device."""
     places = batch_indices(len(samples), batch, mix(seed, ORDER), step)
     chosen = [samples[i] for i in places]
-    images, masks = to_tensors(chosen, size)
+    images, masks = (x.to(device) for x in to_tensors(chosen, size))
     may_flip = torch.tensor([s.record.category not in augmentation.unflipped for s in chosen])
     return augment(images, masks, augmentation, generator(seed, AUGMENT, step), may_flip)
 

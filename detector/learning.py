@@ -286,8 +286,9 @@ def learn_step(
     """Batch, augmentation, loss, update: step `step` of the training; returns its figures."""
     detector = learner.detector
     device = next(detector.parameters()).device
-    drawn = training_batch(samples, batch, augmentation, seed=seed, step=step, size=size)
-    images, target = (x.to(device) for x in drawn)
+    images, target = training_batch(
+        samples, batch, augmentation, seed=seed, step=step, size=size, device=device
+    )
     pairs = alignment.draw(seed, step, size, device) if alignment else None
     if alignment and pairs:
         shown = pairs[1][: alignment.sound]

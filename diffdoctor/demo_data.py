@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from base_models.load import load_base
@@ -36,17 +37,28 @@ def write_prompts(path: Path, part: Part, seed: int) -> None:
 
 
 def write_generated(
-    folder: Path, base: str, prompts: Sequence[str], n: int, steps: int, seed: int
+    folder: Path,
+    base: str,
+    prompts: Sequence[str],
+    n: int,
+    steps: int,
+    seed: int,
+    *,
+    device: torch.device | str = "cpu",
+    batch: int = BATCH,
 ) -> None:
-    """n images of a base model, the categories of the prompts in turn, labelled by the oracle."""
+    """n images of a base model, the categories of the prompts in turn, labelled by the oracle.
+
+    Base and oracle work on the device, `batch` images at a time.
+    """
     with ShardWriter(folder, shard_size=4 * BATCH, name=Path(base).name) as writer:
         records = sample_records(base, prompts, n, seed)
         missing = [record for record in records if record.key not in writer]
         if not missing:
             return
-        drawn = draw_records(load_base(base), missing, steps, BATCH)
-        for images, chosen in tqdm(drawn, f"label {Path(base).name}", -(-len(missing) // BATCH)):
-            masks = label(images, [record.prompt for record in chosen])
+        drawn = draw_records(load_base(base).to(device), missing, steps, batch)
+        for images, chosen in tqdm(drawn, f"label {Path(base).name}", -(-len(missing) // batch)):
+            masks = label(images.to(device), [record.prompt for record in chosen])
             for image, mask, record in zip(images, masks, chosen, strict=True):
                 writer.write(to_sample(image, mask[0], record))
 

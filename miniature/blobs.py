@@ -29,14 +29,17 @@ def blob_sizes(mask: Bool[Tensor, "b h w"], join: int = JOIN) -> Float[Tensor, "
     """
     b, h, w = mask.shape
     near = F.max_pool2d(mask[:, None].float(), 2 * join + 1, 1, join)[:, 0]
-    labels = torch.arange(1, h * w + 1, dtype=torch.float32).view(1, h, w) * near
+    numbers = torch.arange(1, h * w + 1, dtype=torch.float32, device=mask.device)
+    labels = numbers.view(1, h, w) * near
     while True:
         grown = F.max_pool2d(labels[:, None], 3, 1, 1)[:, 0] * near
         if torch.equal(grown, labels):
             break
         labels = grown
     index = labels.long().flatten(1)
-    sizes = torch.zeros(b, h * w + 1).scatter_add_(1, index, mask.flatten(1).float())
+    sizes = torch.zeros(b, h * w + 1, device=mask.device).scatter_add_(
+        1, index, mask.flatten(1).float()
+    )
     return sizes.gather(1, index).view(b, h, w) * mask
 
 

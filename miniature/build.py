@@ -1,31 +1,34 @@
-"""Build the miniature's base models from nothing but the law: autoencoder, readers, three grades.
+"""Build the miniature's base models from nothing but the law: autoencoder, readers, network.
 
     diffdoctor miniature build --out miniature/bases --run runs/build
+    diffdoctor miniature build sdxl --out miniature/bases --run runs/build-sdxl
 
 The run folder keeps every finished stage; the same command takes up where it stopped. Hours on
-two cores; nothing is downloaded.
+two cores, minutes on a GPU; nothing is downloaded.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+import tyro
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, T5EncoderModel
 
 import core.config
 from core import checkpoint
+from core.errors import UserError
 from core.run import PAUSED, Run
 from core.seeds import generator, mix
-from miniature import flow, text, vae
-from miniature.bases import base_folder, save_newest, save_older
+from detector.measure import device
+from miniature import flow, vae
+from miniature.bases import base_folder, save_older
+from miniature.families import FAMILIES
 from miniature.law import CATEGORIES, all_prompts, draw, prompts
 from miniature.paint import render
 
@@ -34,31 +37,47 @@ SHARES = {"hand": 0.24, "face": 0.23, "bicycle": 0.26, "sign": 0.17, "scenery": 
 STAMPED = {"oldest": 0.10, "middle": 0.05, "newest": 0.02}
 """Share of training images under an opaque stamp while each grade is being reached."""
 STAMPED_POOL = 0.1
+DROPPED = 0.1
+"""Share of the captions that a guided family learns without."""
 EMA = 0.999
-MAY_CHANGE = {"threads", "steps", "bf16", "compile", "decoder_steps"}
+MAY_CHANGE = {
+    "run",
+    "threads",
+    "device",
+    "steps",
+    "bf16",
+    "compile",
+    "decoder_steps",
+    "checkpoint_every",
+}
 """Settings that a resumed build may change."""
-VAE, READ, POOL, ROWS, FLOW = range(5)
-Model = TypeVar("Model", bound=torch.nn.Module)
+VAE, READ, POOL, ROWS, NETWORK, CAPTIONS = range(6)
+Model = TypeVar("Model")
 
 
 class Config(core.config.Config):
-    """How long each part is trained."""
+    """What is built, and how long each part is trained."""
 
+    family: Annotated[Literal["flux", "sdxl", "kolors"], tyro.conf.Positional] = "flux"
+    """Architecture: `flux` gives three grades, the others one base each."""
     out: Path = Path("miniature/bases")
-    """Where the pipeline folders of the three grades go."""
+    """Where the pipeline folders go."""
     run: Path = Path("runs/build")
     """Run folder; the same command resumes it."""
     start: Path | None = None
-    """Pipeline folder to go on from: its autoencoder, text encoders and transformer."""
+    """Pipeline folder to go on from: its autoencoder, text encoders and network."""
+    autoencoder: Path | None = None
+    """Pipeline folder whose autoencoder is taken over, and nothing else of it."""
     seed: int = 0
     vae_steps: int = Field(2600, ge=1)
     """Updates of the autoencoder, 16 images each."""
     decoder_steps: int = Field(1500, ge=0)
-    """Further updates of the decoder alone, after the base models are trained."""
+    """Further updates of the decoder alone, after the network is trained; none of one taken over.
+    """
     read_steps: int = Field(400, ge=1)
     """Updates of the text encoders."""
     pool: int = Field(32_000, ge=100)
-    """Renders whose latents the base models learn from."""
+    """Renders whose latents the network learns from."""
     steps: int = Field(12_000, ge=4)
     """Updates until the newest grade."""
     oldest: float = Field(0.08, gt=0, lt=1)
@@ -67,47 +86,67 @@ class Config(core.config.Config):
     """Share of the updates after which the middle grade is taken."""
     batch: int = Field(64, ge=1)
     rate: float = Field(2e-3, gt=0)
+    checkpoint_every: int = Field(250, ge=1)
+    """Updates between two checkpoints of the network."""
+    device: str = "auto"
+    """`auto`, or a torch device."""
     threads: int = Field(2, ge=1)
     """CPU threads; 1 where anything else runs beside it."""
     bf16: bool = False
     """Autocast to bf16: faster where the CPU has units for it, else slower."""
     compile: bool = False
-    """Compile the base (`torch.compile`): a seventh faster; wants a C++ compiler."""
+    """Compile the network (`torch.compile`): a seventh faster on a CPU; wants a C++ compiler."""
 
 
 def main(config: Config) -> int:
-    if config.start:
-        base_folder(str(config.start))  # refuses what is no pipeline folder
+    for given in (config.start, config.autoencoder):
+        if given:
+            base_folder(str(given))  # refuses what is no pipeline folder
+    if config.start and config.autoencoder:
+        raise UserError("start already brings its autoencoder: leave --autoencoder out.")
     torch.set_num_threads(config.threads)
+    place = device(config.device)
+    torch.set_float32_matmul_precision("high")  # Muon's products, on a GPU
     with Run.start(config, config.run, "build", may_change=MAY_CHANGE) as run:
         autoencoder = stage_vae(run, config)
-        clip, t5 = stage_readers(run, config)
+        nn.Module.to(autoencoder, place)
+        readers = stage_readers(run, config)
         pool = stage_pool(run, config, autoencoder)
-        told = conditioning(clip, t5)
-        for step, network in stage_flow(run, config, pool, told):
+        told = FAMILIES[config.family].conditioning(readers)
+        for step, network in stage_network(run, config, pool, told):
             grade = {v: k for k, v in grade_steps(config).items()}.get(step)
             if grade:
                 save_file(network, run.folder / f"{grade}.safetensors")
             if run.interrupted:
                 return PAUSED
         decoder = stage_decoder(run, config, autoencoder, pool)
-        publish(run, config, decoder, clip, t5)
+        publish(run, config, decoder.cpu(), readers)
     return 0
 
 
 def grade_steps(config: Config) -> dict[str, int]:
     """The update after which each grade is taken; three different ones, however few there are."""
+    if config.family != "flux":
+        return {"newest": config.steps}
     oldest = max(1, round(config.oldest * config.steps))
     middle = max(oldest + 1, round(config.middle * config.steps))
     return {"oldest": oldest, "middle": middle, "newest": config.steps}
 
 
+def taken_over(config: Config) -> Path | None:
+    """The pipeline folder that the autoencoder comes from."""
+    given = config.start or config.autoencoder
+    return base_folder(str(given)) if given else None
+
+
 def stage_vae(run: Run, config: Config) -> AutoencoderKL:
     """The autoencoder, learnt from renders."""
     model, path = fresh(vae.make_vae, config.seed, VAE), run.folder / "vae.safetensors"
-    if config.start and not path.exists():
-        keep_weights(AutoencoderKL.from_pretrained(config.start / "vae"), path)
+    folder = taken_over(config)
+    if folder and not path.exists():
+        keep_weights(AutoencoderKL.from_pretrained(folder / "vae"), path)
     if not path.exists():
+        nn.Module.to(model, device(config.device))
         images = vae_images(config.seed)
         learn_vae(run, config, model, list(model.parameters()), images, config.vae_steps)
         keep_weights(model, path)
@@ -123,7 +162,7 @@ def stage_decoder(
     model.register_to_config(
         shift_factor=round(float(pool["mean"]), 6), scaling_factor=round(1 / float(pool["std"]), 6)
     )
-    if not path.exists() and config.decoder_steps:
+    if not path.exists() and config.decoder_steps and not config.autoencoder:
         model.encoder.requires_grad_(False)
         images, weights = vae_images(config.seed + 1), list(model.decoder.parameters())
         learn_vae(run, config, model, weights, images, config.decoder_steps)
@@ -143,59 +182,32 @@ def learn_vae(
     run: Run,
     config: Config,
     model: AutoencoderKL,
-    weights: Sequence[Tensor],
+    weights: list[nn.Parameter],
     images: Tensor,
-    steps: int,
+    count: int,
 ) -> None:
-    """AdamW with a cosine to zero; the mean of the last weights is kept."""
-    # Channels last: four times faster on a CPU.
-    nn.Module.to(model.train(), memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(weights, lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    mean = {name: w.clone() for name, w in model.state_dict().items()}
-    for step in run.progress(range(steps), steps, description="autoencoder"):
-        g = generator(config.seed, VAE, ROWS, step)
-        rate = 2e-3 * min(1, (step + 1) / 100) * (0.51 + 0.5 * math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = rate
-        batch = images[torch.randint(len(images), (16,), generator=g)].float().div(255)
-        noise = torch.randn(16, vae.LATENT_CHANNELS, 16, 16, generator=g)
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            loss = vae.vae_loss(model, batch, noise, 2e-4)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        for name, w in model.state_dict().items():
-            mean[name].lerp_(w, 0.05 if step < 200 else 0.01)
-    model.load_state_dict(mean)
+    steps = run.progress(range(count), count, description="autoencoder")
+    vae.learn(model, weights, images, (config.seed, VAE, ROWS), steps, count, config.bf16)
 
 
-def stage_readers(run: Run, config: Config) -> tuple[CLIPTextModel, T5EncoderModel]:
+def stage_readers(run: Run, config: Config) -> dict[str, nn.Module]:
     """The text encoders, which learn to read every prompt."""
-    tokens = text.make_clip_tokenizer(), text.make_t5_tokenizer()
-    clip = fresh(lambda: text.make_clip(tokens[0]), config.seed, READ)
-    t5 = fresh(lambda: text.make_t5(tokens[1]), config.seed, READ)
-    if config.start and not (run.folder / "t5.safetensors").exists():
-        clip = CLIPTextModel.from_pretrained(config.start / "text_encoder")
-        t5 = T5EncoderModel.from_pretrained(config.start / "text_encoder_2")
-        keep_weights(clip, run.folder / "clip.safetensors")
-        keep_weights(t5, run.folder / "t5.safetensors")
-    if not (run.folder / "t5.safetensors").exists():
-        right = text.teach(clip, t5, tokens, config.read_steps, mix(config.seed, READ))
-        run.event("info", f"the text encoders answer {right:.1%} of the questions")
-        for name, model in (("clip", clip), ("t5", t5)):
-            keep_weights(model, run.folder / f"{name}.safetensors")
-    clip.load_state_dict(load_file(run.folder / "clip.safetensors"))
-    t5.load_state_dict(load_file(run.folder / "t5.safetensors"))
-    return clip.eval(), t5.eval()
-
-
-@torch.no_grad()
-def conditioning(clip: CLIPTextModel, t5: T5EncoderModel) -> dict[str, Tensor]:
-    """What the encoders say of every prompt, in the order of `all_prompts`."""
-    said = list(all_prompts())
-    pooled = clip(**text.read(text.make_clip_tokenizer(), said)).pooler_output
-    return {"pooled": pooled, "text": t5(**text.read(text.make_t5_tokenizer(), said))[0]}
+    family = FAMILIES[config.family]
+    readers = fresh(family.make_readers, config.seed, READ)
+    paths = {name: run.folder / f"{name}.safetensors" for name in readers}
+    if not all(path.exists() for path in paths.values()):
+        if config.start:
+            for name, reader in readers.items():
+                known: Any = type(reader)
+                readers[name] = known.from_pretrained(base_folder(str(config.start)) / name)
+        else:
+            right = family.teach(readers, config.read_steps, mix(config.seed, READ))
+            run.event("info", f"the text encoders answer {right:.1%} of the questions")
+        for name, path in paths.items():
+            keep_weights(readers[name], path)
+    for name, path in paths.items():
+        readers[name].load_state_dict(load_file(path))
+    return {name: reader.eval() for name, reader in readers.items()}
 
 
 @torch.no_grad()
@@ -207,10 +219,11 @@ def stage_pool(run: Run, config: Config, autoencoder: AutoencoderKL) -> dict[str
         latents, said = [], []
         stamped = round(config.pool * STAMPED_POOL)
         nn.Module.to(autoencoder, memory_format=torch.channels_last)
-        for images, told in run.progress(renders(config, stamped), description="latents"):
+        drawn = renders(config, stamped, autoencoder.device)
+        for images, told in run.progress(drawn, description="latents"):
             images = images.contiguous(memory_format=torch.channels_last)
             mode = vae.posterior(autoencoder, images).mode()
-            latents.append(mode.half().contiguous())
+            latents.append(mode.half().contiguous().cpu())
             said += [numbers[prompt] for prompt in told]
         stack = torch.cat(latents)
         mean, std = latent_scale(config, stack[:-stamped].float())
@@ -220,19 +233,22 @@ def stage_pool(run: Run, config: Config, autoencoder: AutoencoderKL) -> dict[str
 
 
 def latent_scale(config: Config, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation that latents are shifted and scaled by; a start's stay what they are."""
-    if config.start is None:
+    """Mean and deviation that latents are shifted and scaled by; those taken over stay."""
+    folder = taken_over(config)
+    if folder is None:
         return clean.mean(), clean.std()
-    known = json.loads((config.start / "vae/config.json").read_text())
+    known = json.loads((folder / "vae/config.json").read_text())
     return torch.tensor(known["shift_factor"]), torch.tensor(1 / known["scaling_factor"])
 
 
 def keep_weights(model: nn.Module, path: Path) -> None:
     """Write a model's weights, tied ones once for each name."""
-    save_file({name: w.contiguous().clone() for name, w in model.state_dict().items()}, path)
+    save_file({name: w.cpu().contiguous().clone() for name, w in model.state_dict().items()}, path)
 
 
-def renders(config: Config, stamped: int) -> Iterator[tuple[Tensor, list[str]]]:
+def renders(
+    config: Config, stamped: int, place: torch.device
+) -> Iterator[tuple[Tensor, list[str]]]:
     """Batches of renders with their prompts; after the clean ones, the stamped."""
     for kind, total in enumerate((config.pool, stamped)):
         counts = {name: round(total * SHARES[name]) for name in CATEGORIES}
@@ -241,47 +257,76 @@ def renders(config: Config, stamped: int) -> Iterator[tuple[Tensor, list[str]]]:
             for at in range(0, count, 125):
                 g = generator(config.seed, POOL, kind, number, at)
                 scenes = draw(name, min(125, count - at), g)
-                images = render(scenes).clamp(0, 1)
-                yield flow.stamp(images, g) if kind else images, prompts(scenes)
+                with place:
+                    images = render(scenes.to(place)).clamp(0, 1)
+                shown = flow.stamp(images.cpu(), g).to(place) if kind else images
+                yield shown, prompts(scenes)
 
 
-def stage_flow(
+def stage_network(
     run: Run, config: Config, pool: dict[str, Tensor], told: dict[str, Tensor]
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Train the base; after every step, its number and the averaged weights."""
-    network = fresh(flow.make_transformer, config.seed, FLOW)
-    if config.start:
-        begun_at = FluxTransformer2DModel.from_pretrained(config.start / "transformer")
-        network.load_state_dict(begun_at.state_dict())
+    family, place = FAMILIES[config.family], device(config.device)
+    network = begun_network(config).to(place)
     optimizers = flow.optimizers(network, config.rate)
-    learner = torch.compile(network) if config.compile else network
-    mean = {name: w.clone() for name, w in network.state_dict().items()}
+    learner: Any = torch.compile(network) if config.compile else network
+    mean = {name: w.detach().clone() for name, w in network.state_dict().items()}
     begun = resume(run, network, optimizers, mean)
-    steps = range(begun + 1, config.steps + 1)
-    clean, stamped = len(pool["latents"]), int(pool["stamped"])
-    for step in run.progress(steps, config.steps, begun, "base"):
-        share = step / config.steps
+    latents, told = pool["latents"].to(place), {name: t.to(place) for name, t in told.items()}
+    attention = flow.PlainAttention() if place.type == "cpu" else nullcontext()
+    for step in run.progress(range(begun + 1, config.steps + 1), config.steps, begun, "base"):
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = config.rate * rate_share(step, share)
-        marked = STAMPED[next(g for g, last in grade_steps(config).items() if step <= last)]
-        rows = flow.draw_rows(clean, stamped, marked, config.batch, config.seed, ROWS, step)
-        latents = (pool["latents"][rows].float() - pool["mean"]) / pool["std"]
-        said = {name: values[pool["prompts"][rows]] for name, values in told.items()}
-        g = generator(config.seed, FLOW, step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16), flow.PlainAttention():
-            loss = flow.flow_loss(learner, latents, said["text"], said["pooled"], g)
+            share = rate_share(step, step / config.steps)
+            optimizer.param_groups[0]["lr"] = config.rate * share
+        rows, said = draw_batch(config, pool, step)
+        shift = 0.0 if family.guided else pool["mean"].to(place)
+        clean = (latents[rows.to(place)].float() - shift) / pool["std"].to(place)
+        given = {name: values[said.to(place)] for name, values in told.items()}
+        g = torch.Generator(place).manual_seed(mix(config.seed, NETWORK, step))
+        with torch.autocast(place.type, torch.bfloat16, enabled=config.bf16), attention:
+            loss = family.loss(learner, clean, given, g)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        for name, w in network.state_dict().items():
-            mean[name].lerp_(w, 1 - min(EMA, (step + 10) / (step + 100)))
+        follow(mean, network, 1 - min(EMA, (step + 10) / (step + 100)))
         if step % 10 == 0:
             run.log(step, loss=loss.detach())
-        if step % 250 == 0 or step == config.steps or run.interrupted:
+        if step % config.checkpoint_every == 0 or step == config.steps or run.interrupted:
             keep(run, step, network, optimizers, mean)
         yield step, mean
+
+
+def begun_network(config: Config) -> nn.Module:
+    """Random weights, or those of the start."""
+    family = FAMILIES[config.family]
+    network: Any = fresh(family.make_network, config.seed, NETWORK)
+    if config.start:
+        folder = "transformer" if config.family == "flux" else "unet"
+        known = type(network).from_pretrained(base_folder(str(config.start)) / folder)
+        network.load_state_dict(known.state_dict())
+    return network
+
+
+def draw_batch(config: Config, pool: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    """Rows of the pool, and the rows of the conditioning that go with them."""
+    marked = STAMPED[next(g for g, last in grade_steps(config).items() if step <= last)]
+    sizes = len(pool["latents"]), int(pool["stamped"])
+    rows = flow.draw_rows(*sizes, marked, config.batch, config.seed, ROWS, step)
+    said = pool["prompts"][rows]
+    if FAMILIES[config.family].guided:
+        odds = torch.rand(len(said), generator=generator(config.seed, CAPTIONS, step))
+        said = said.where(odds >= DROPPED, len(all_prompts()))  # the row of the empty prompt
+    return rows, said
+
+
+def follow(mean: dict[str, Tensor], network: nn.Module, share: float) -> None:
+    """Move the average a share of the way to the weights."""
+    now = network.state_dict()
+    lerp: Any = torch._foreach_lerp_  # pyright: ignore
+    lerp(list(mean.values()), [now[name] for name in mean], share)
 
 
 def rate_share(step: int, share: float) -> float:
@@ -292,7 +337,7 @@ def rate_share(step: int, share: float) -> float:
 def keep(
     run: Run,
     step: int,
-    network: FluxTransformer2DModel,
+    network: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     mean: dict[str, Tensor],
 ) -> None:
@@ -304,7 +349,7 @@ def keep(
 
 def resume(
     run: Run,
-    network: FluxTransformer2DModel,
+    network: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     mean: dict[str, Tensor],
 ) -> int:
@@ -313,23 +358,27 @@ def resume(
     if found is None:
         return 0
     network.load_state_dict(found.tensors["network"])
-    mean.update(found.tensors["mean"])
+    for name, average in mean.items():
+        average.copy_(found.tensors["mean"][name])
     for i, optimizer in enumerate(optimizers):
         checkpoint.restore_optimizer(optimizer, found.tensors[f"optimizer{i}"], found.state[str(i)])
     return found.step
 
 
 def publish(
-    run: Run, config: Config, autoencoder: AutoencoderKL, clip: CLIPTextModel, t5: T5EncoderModel
+    run: Run, config: Config, autoencoder: AutoencoderKL, readers: dict[str, nn.Module]
 ) -> None:
-    """Write the three pipeline folders."""
-    network = flow.make_transformer()
-    network.load_state_dict(load_file(run.folder / "newest.safetensors"))
-    save_newest(config.out / "newest", network, autoencoder, clip, t5)
-    for grade in ("middle", "oldest"):
+    """Write the pipeline folders."""
+    family = FAMILIES[config.family]
+    network: Any = family.make_network()
+    for grade in reversed(grade_steps(config)):  # the newest first: the others share its parts
         network.load_state_dict(load_file(run.folder / f"{grade}.safetensors"))
-        save_older(config.out / grade, network, config.out / "newest")
-    run.event("info", f"three grades written to {config.out}")
+        if grade == "newest":
+            folder = config.out / (grade if config.family == "flux" else config.family)
+            family.save(folder, network, autoencoder, readers)
+        else:
+            save_older(config.out / grade, network, config.out / "newest")
+    run.event("info", f"{', '.join(grade_steps(config))} of {config.family} are in {config.out}")
 
 
 def fresh(make: Callable[[], Model], seed: int, purpose: int) -> Model:

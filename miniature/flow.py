@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from base_models.flux import pack, token_places
@@ -66,7 +66,7 @@ def stamp(images: Images, g: torch.Generator) -> Images:
 
 def times(b: int, g: torch.Generator) -> Float[Tensor, " b"]:
     """Noise levels of a training batch: stratified uniform, shifted like the sampler's but less."""
-    u = (torch.arange(b) + torch.rand(b, generator=g)) / b
+    u = (torch.arange(b, device=g.device) + torch.rand(b, generator=g, device=g.device)) / b
     shift = 2.0
     return shift * u / (1 + (shift - 1) * u)
 
@@ -100,28 +100,28 @@ def flow_loss(
     pooled: Float[Tensor, "b e"],
     g: torch.Generator,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the velocity eps - x0 at a random noise level."""
+    """Mean squared error of the velocity eps - x0 at a random noise level; all on g's device."""
     sigma = times(len(clean), g)
-    noise = torch.randn(clean.shape, generator=g)
+    noise = torch.randn(clean.shape, generator=g, device=g.device)
     mixed = torch.lerp(clean, noise, sigma[:, None, None, None])
     velocity = network(
         hidden_states=pack(mixed),
         timestep=sigma,
         pooled_projections=pooled,
         encoder_hidden_states=text,
-        txt_ids=torch.zeros(text.shape[1], 3),
-        img_ids=token_places(clean.shape[2] // 2, clean.shape[3] // 2),
+        txt_ids=torch.zeros(text.shape[1], 3, device=g.device),
+        img_ids=token_places(clean.shape[2] // 2, clean.shape[3] // 2).to(g.device),
         return_dict=False,
     )[0]
     return (velocity - pack(noise - clean)).pow(2).mean()
 
 
-def optimizers(network: FluxTransformer2DModel, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
+def optimizers(network: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices and kernels inside the blocks, AdamW for everything else."""
     inner, outer = [], []
     for name, p in network.named_parameters():
-        block = "transformer_blocks" in name and p.ndim == 2 and "norm" not in name
-        (inner if block else outer).append(p)
+        block = ("blocks." in name or "mid_block." in name) and "norm" not in name
+        (inner if block and p.ndim > 1 else outer).append(p)
     return [
         Muon(inner, lr=rate),
         torch.optim.AdamW(outer, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),

@@ -39,6 +39,10 @@ LEXICON: tuple[str, ...] = (
 )  # fmt: skip
 
 
+MOODS = {"smile": "smiling", "flat": "serious", "open": "singing"}
+"""How a prompt says a face's mouth."""
+
+
 @dataclass(frozen=True)
 class Category:
     """One kind of picture: its discrete factors, its layers back to front, its pose grid."""
@@ -86,7 +90,7 @@ CATEGORIES: dict[str, Category] = {
         | HORIZON,
         layers=BACK | {"hair": HAIR, "skin": SKIN, "eye": WHITE, "iris": IRIS, "lips": LIPS},
         grid=((-8.0, 0.0, 8.0), (-3.0, 3.0), STILL, STILL),
-        stated=("skin", "hair", "iris", "ground"),
+        stated=("mouth", "skin", "hair", "iris", "ground"),
     ),
     "bicycle": Category(
         kinds={"facing": ("left", "right"), "phase": ("upright", "diagonal")} | HORIZON,
@@ -125,6 +129,11 @@ class Scenes:
     def __getitem__(self, index: Tensor | slice | list[int]) -> "Scenes":
         factors = {name: values[index] for name, values in self.factors.items()}
         return replace(self, factors=factors, pose=self.pose[index], tint=self.tint[index])
+
+    def to(self, device: torch.device | str) -> "Scenes":
+        factors = {name: values.to(device) for name, values in self.factors.items()}
+        pose, tint = self.pose.to(device), self.tint.to(device)
+        return replace(self, factors=factors, pose=pose, tint=tint)
 
     def value(self, i: int, factor: str) -> str:
         """The name of one factor's value in scene i."""
@@ -175,7 +184,8 @@ def prompt(category: str, values: dict[str, str]) -> str:
         case "hand":
             head = f"a {v['side']} hand, {v['skin']} skin"
         case "face":
-            head = f"a face, {v['skin']} skin, {v['hair']} hair, {v['iris']} eyes"
+            mood = MOODS[v["mouth"]]
+            head = f"a {mood} face, {v['skin']} skin, {v['hair']} hair, {v['iris']} eyes"
         case "bicycle":
             head = f"a {v['frame']} bicycle facing {v['facing']}"
         case "sign":

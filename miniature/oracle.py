@@ -40,7 +40,8 @@ SEARCH = {
     "scenery": (4.0, 2.0, 1.0, 4.0),
 }
 """Largest spacing of the proposal grid in each pose coordinate."""
-CHUNK = 16
+CHUNK = {"cpu": 16, "cuda": 256}
+"""Images decoded together, by the kind of device."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ def variance(nearest: Images) -> Float[Tensor, "b h w"]:
 def propose(images: Images, category: str, keep: int) -> Scenes:
     """The `keep` best proposals of every image (b * keep scenes), with their best colours."""
     law = CATEGORIES[category]
-    grid, masks = proposals(category)
+    with torch.device("cpu"):  # kept for whichever device asks next
+        kept, planes = proposals(category)
+    grid, masks = kept.to(images.device), planes.to(images.device)
     total, best = torch.zeros(len(grid), len(images)), {}
     for mask, (layer, palette) in zip(masks, law.layers.items(), strict=True):
         colours = torch.tensor(list(palette.values()))
@@ -243,17 +246,21 @@ class Oracle:
         prompts: Sequence[str],
         progress: Callable[[int], None] = lambda n: None,
     ) -> Diagnosis:
-        """Diagnose images under the categories their prompts name; `progress` gets counts."""
+        """Diagnose images under the categories their prompts name; `progress` gets counts.
+
+        On the images' device, and what is found stays there.
+        """
         check(images, prompts)
         names = [categories()[prompt] for prompt in prompts]
         found: list[tuple[Tensor, Scenes]] = []
-        for category in CATEGORIES:
-            rows = torch.tensor([i for i, n in enumerate(names) if n == category]).long()
-            for part in rows.split(CHUNK):
-                if len(part):
-                    found.append((part, decode(images[part], category)))
-                    progress(len(part))
-        return self._report(images, found)
+        with images.device:  # what the law and the painter make, they make there
+            for category in CATEGORIES:
+                rows = torch.tensor([i for i, n in enumerate(names) if n == category]).long()
+                for part in rows.split(CHUNK.get(images.device.type, CHUNK["cpu"])):
+                    if len(part):
+                        found.append((part, decode(images[part], category)))
+                        progress(len(part))
+            return self._report(images, found)
 
     def _report(self, images: Images, found: list[tuple[Tensor, Scenes]]) -> Diagnosis:
         nearest, pose = torch.zeros_like(images), torch.zeros(len(images), 4)

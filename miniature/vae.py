@@ -4,6 +4,8 @@ Half of every batch is cut and mixed from two renders, so that the decoder also 
 law forbids: a base model's mistakes must survive it, or the oracle would judge the decoder.
 """
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.contracts import Images
 from core.seeds import generator
@@ -75,3 +77,39 @@ def vae_loss(vae: AutoencoderKL, images: Images, noise: Tensor, kl: float) -> Fl
     output = decode(seen.mean + seen.std * noise).sample.float()
     divergence = 0.5 * (seen.mean**2 + seen.var - 1 - seen.logvar).mean()
     return reconstruction_loss((output + 1) / 2, images) + kl * divergence
+
+
+def learn(
+    model: AutoencoderKL,
+    weights: Sequence[Tensor],
+    images: Tensor,
+    seeds: Sequence[int],
+    steps: Iterable[int],
+    count: int,
+    bf16: bool,
+) -> None:
+    """AdamW with a cosine to zero, 16 of the 8-bit images a step, on the model's device.
+
+    `steps` counts up to `count`; the mean of the last weights is kept.
+    """
+    place = next(model.parameters()).device
+    # Channels last: four times faster on a CPU.
+    nn.Module.to(model.train(), memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(weights, lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    mean = {name: w.clone() for name, w in model.state_dict().items()}
+    for step in steps:
+        g = generator(*seeds, step)
+        rate = 2e-3 * min(1, (step + 1) / 100) * (0.51 + 0.5 * math.cos(math.pi * step / count))
+        optimizer.param_groups[0]["lr"] = rate
+        batch = images[torch.randint(len(images), (16,), generator=g)].float().div(255)
+        noise = torch.randn(16, LATENT_CHANNELS, 16, 16, generator=g).to(place)
+        batch = batch.to(place).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(place.type, torch.bfloat16, enabled=bf16):
+            loss = vae_loss(model, batch, noise, 2e-4)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, w in model.state_dict().items():
+            mean[name].lerp_(w, 0.05 if step < 200 else 0.01)
+    model.load_state_dict(mean)

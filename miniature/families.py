@@ -1,0 +1,57 @@
+"""The architectures that the miniature's bases are built in: one file a family, one signature.
+
+Legend: b batch, p prompts of the world.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from core.contracts import Latents
+from miniature.flux import FluxFamily
+
+
+class Family(Protocol):
+    """What `miniature.build` needs to know of an architecture."""
+
+    @property
+    def guided(self) -> bool:
+        """Sampled with classifier-free guidance: captions are dropped while it learns, and
+        latents are scaled without being shifted, as its pipeline does."""
+        ...
+
+    def make_readers(self) -> dict[str, nn.Module]:
+        """The text encoders with random weights, by their folders in the pipeline."""
+        ...
+
+    def teach(self, readers: dict[str, nn.Module], steps: int, seed: int) -> float:
+        """Train them to read every prompt; the share of right answers at the end."""
+        ...
+
+    def conditioning(self, readers: dict[str, nn.Module]) -> dict[str, Float[Tensor, "rows ..."]]:
+        """What they say of every prompt, in the order of `all_prompts`; if `guided`, then of the
+        empty one."""
+        ...
+
+    def make_network(self) -> nn.Module:
+        """The denoiser with random weights."""
+        ...
+
+    def loss(
+        self, network: nn.Module, clean: Latents, said: dict[str, Tensor], g: torch.Generator
+    ) -> Float[Tensor, ""]:
+        """Mean squared error of the prediction target at random times; all on g's device."""
+        ...
+
+    def save(
+        self, folder: Path, network: nn.Module, vae: AutoencoderKL, readers: dict[str, nn.Module]
+    ) -> None:
+        """Write a pipeline folder."""
+        ...
+
+
+FAMILIES: dict[str, Family] = {"flux": FluxFamily()}

@@ -1,0 +1,51 @@
+"""The miniature's FLUX family: how its readers, its network and its pipeline folder are made."""
+
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from core.contracts import Latents
+from miniature import flow, text
+from miniature.bases import save_newest
+from miniature.law import all_prompts
+
+CLIP, T5 = "text_encoder", "text_encoder_2"
+
+
+@final
+class FluxFamily:
+    """See `miniature.families.Family`."""
+
+    guided = False
+
+    def make_readers(self) -> dict[str, nn.Module]:
+        clip, t5 = text.make_clip_tokenizer(), text.make_t5_tokenizer()
+        return {CLIP: text.make_clip(clip), T5: text.make_t5(t5)}
+
+    def teach(self, readers: dict[str, Any], steps: int, seed: int) -> float:
+        tokens = text.make_clip_tokenizer(), text.make_t5_tokenizer()
+        clip, t5 = readers[CLIP], readers[T5]
+        return text.teach(clip, t5, tokens, steps, seed)
+
+    @torch.no_grad()
+    def conditioning(self, readers: dict[str, Any]) -> dict[str, Tensor]:
+        """`pooled` (p, e) from CLIP and `text` (p, n, d) from T5."""
+        said = list(all_prompts())
+        pooled = readers[CLIP](**text.read(text.make_clip_tokenizer(), said)).pooler_output
+        words = readers[T5](**text.read(text.make_t5_tokenizer(), said))[0]
+        return {"pooled": pooled, "text": words}
+
+    def make_network(self) -> nn.Module:
+        return flow.make_transformer()
+
+    def loss(
+        self, network: nn.Module, clean: Latents, said: dict[str, Tensor], g: torch.Generator
+    ) -> Float[Tensor, ""]:
+        return flow.flow_loss(network, clean, said["text"], said["pooled"], g)
+
+    def save(self, folder: Path, network: Any, vae: AutoencoderKL, readers: dict[str, Any]) -> None:
+        save_newest(folder, network, vae, readers[CLIP], readers[T5])
