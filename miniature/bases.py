@@ -2,6 +2,7 @@
 
 miniature/bases/newest/   transformer, scheduler, tokenizers, and the shared vae and encoders
 miniature/bases/middle/   a transformer of its own; everything else are links into newest/
+miniature/bases/sdxl/     a UNet and readers of its own; the vae's weights are a link into newest/
 """
 
 import os
@@ -11,7 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, T5EncoderModel
 
 from core.errors import UserError
@@ -19,6 +20,8 @@ from miniature.flow import make_scheduler
 from miniature.text import make_clip_tokenizer, make_t5_tokenizer
 
 GRADES = ("newest", "middle", "oldest")
+"""Of the FLUX base."""
+BASES = (*GRADES, "sdxl", "kolors")
 SHIPPED = Path(__file__).parent / "bases"
 DETECTORS = Path(__file__).parent / "detectors"
 """Two trained detectors that share no image, `first` and `second` (`benchmarks.starters`)."""
@@ -26,11 +29,11 @@ SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "
 
 
 def base_folder(base: str) -> Path:
-    """The folder of a grade by name, or of any pipeline by path."""
-    folder = SHIPPED / base if base in GRADES else Path(base)
+    """The folder of a shipped base by name, or of any pipeline by path."""
+    folder = SHIPPED / base if base in BASES else Path(base)
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"{base} is no base model: name one of {', '.join(GRADES)}, or a pipeline folder; "
+            f"{base} is no base model: name one of {', '.join(BASES)}, or a pipeline folder; "
             "`diffdoctor miniature build` makes the shipped ones anew."
         )
     return folder
@@ -70,7 +73,7 @@ def save_older(folder: Path, network: FluxTransformer2DModel, newest: Path) -> N
 
 
 def halve(folder: Path) -> None:
-    """Rewrite a saved transformer's weights in fp16."""
+    """Rewrite a saved network's weights in fp16."""
     path = folder / "diffusion_pytorch_model.safetensors"
-    weights = FluxTransformer2DModel.from_pretrained(folder).state_dict()
-    save_file({name: w.to(torch.float16) for name, w in weights.items()}, path, {"format": "pt"})
+    weights = {name: w.to(torch.float16) for name, w in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from core.contracts import Latents
 from miniature.flux import FluxFamily
+from miniature.kolors import Kolors
+from miniature.sdxl import Sdxl
 
 
 class Family(Protocol):
@@ -54,4 +56,4 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: dict[str, Family] = {"flux": FluxFamily()}
+FAMILIES: dict[str, Family] = {"flux": FluxFamily(), "sdxl": Sdxl(), "kolors": Kolors()}

@@ -1,0 +1,74 @@
+"""How a reader learns: vectors that it makes of prompts in, the share of right answers out.
+
+From each vector alone, a linear head must tell every stated factor and every letter of a sign.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from core.seeds import generator
+from miniature.text import answers
+
+BATCH = 48
+Read = Callable[[list[str]], list[Tensor]]
+"""Prompts -> vectors (b, d), whose widths may differ."""
+
+
+def teach_to_read(readers: Sequence[nn.Module], read: Read, steps: int, seed: int) -> float:
+    """Train the readers behind `read`; return the share of right answers over every prompt."""
+    prompts, labels, sizes = answers()
+    with torch.random.fork_rng():
+        torch.manual_seed(int(generator(seed).initial_seed()))
+        heads = [nn.ModuleDict({q: nn.Linear(v.shape[1], n) for q, n in sizes.items()})
+                 for v in read(prompts[:1])]  # fmt: skip
+    modules = nn.ModuleList([*readers, *heads])
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, weight_decay=0.01)
+    g = generator(seed, 1)
+    for _ in range(steps):
+        rows = torch.randperm(len(prompts), generator=g)[:BATCH]
+        loss = examine(heads, read([prompts[i] for i in rows]), labels, rows)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return final_mark(heads, read, prompts, labels)
+
+
+def examine(
+    heads: Sequence[nn.ModuleDict],
+    vectors: Sequence[Tensor],
+    labels: dict[str, Tensor],
+    rows: Int[Tensor, " b"],
+) -> tuple[Tensor, list[Tensor]]:
+    """Sum of the cross-entropies of all questions, and one 0 or 1 for each answer."""
+    loss, hits = torch.zeros(()), []
+    for own, vector in zip(heads, vectors, strict=True):
+        for question, head in own.items():
+            known = labels[question][rows] >= 0
+            if known.any():
+                answer, target = head(vector[known]), labels[question][rows][known]
+                loss = loss + F.cross_entropy(answer, target)
+                hits.append((answer.argmax(1) == target).float())
+    return loss, hits
+
+
+@torch.no_grad()
+def final_mark(
+    heads: Sequence[nn.ModuleDict], read: Read, prompts: list[str], labels: dict[str, Tensor]
+) -> float:
+    hits = []
+    for rows in torch.arange(len(prompts)).split(BATCH):
+        hits += examine(heads, read([prompts[i] for i in rows]), labels, rows)[1]
+    return float(torch.cat(hits).mean())
+
+
+@torch.no_grad()
+def in_chunks(
+    read: Callable[[list[str]], dict[str, Tensor]], prompts: list[str]
+) -> dict[str, Tensor]:
+    """What a reader says of many prompts, a few at a time."""
+    chunks = [read(prompts[at : at + BATCH]) for at in range(0, len(prompts), BATCH)]
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}

@@ -1,0 +1,103 @@
+"""The miniature's SDXL: the law's prompts in; two readers, a UNet and a pipeline folder out."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, final
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from base_models.sdxl import TwoClips
+from miniature import epsilon
+from miniature.law import all_prompts
+from miniature.reading import in_chunks, teach_to_read
+from miniature.text import CLIP_LENGTH, make_clip_tokenizer
+
+WIDTH = 64
+
+
+@final
+class Sdxl:
+    """One of the miniature's families; see `miniature.families`."""
+
+    guided = True
+
+    def __init__(self) -> None:
+        self.scheduler = epsilon.make_scheduler(beta_end=0.012, steps=1000)
+
+    def make_readers(self) -> dict[str, nn.Module]:
+        return {
+            "text_encoder": CLIPTextModel(clip_config()),
+            "text_encoder_2": CLIPTextModelWithProjection(clip_config()),
+        }
+
+    def teach(self, readers: dict[str, nn.Module], steps: int, seed: int) -> float:
+        """Both must be readable: the mean of the joined tokens, and the summary."""
+        clips = TwoClips(parts(readers))
+
+        def read(prompts: list[str]) -> list[Tensor]:
+            said = clips.read(prompts)
+            return [said["text"].mean(dim=1), said["pooled"]]
+
+        return teach_to_read(list(readers.values()), read, steps, seed)
+
+    def conditioning(self, readers: dict[str, nn.Module]) -> dict[str, Tensor]:
+        """What the readers say of every prompt, and last the zeros that stand for none."""
+        said = in_chunks(TwoClips(parts(readers)).read, list(all_prompts()))
+        return {name: torch.cat([rows, 0 * rows[:1]]) for name, rows in said.items()}
+
+    def make_network(self) -> UNet2DConditionModel:
+        return epsilon.make_unet(cross_attention_dim=2 * WIDTH)
+
+    def loss(
+        self, network: nn.Module, latents: Tensor, said: dict[str, Tensor], g: torch.Generator
+    ) -> Tensor:
+        return epsilon.epsilon_loss(network, self.scheduler, latents, said, g)
+
+    def save(
+        self, folder: Path, network: nn.Module, vae: AutoencoderKL, readers: dict[str, nn.Module]
+    ) -> None:
+        make: Any = StableDiffusionXLPipeline
+        pipeline = make(
+            unet=network,
+            vae=epsilon.unshifted(vae),
+            scheduler=self.scheduler,
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+            **readers,
+            **tokenizers(),
+        )
+        epsilon.save_pipeline(folder, pipeline)
+
+
+def clip_config() -> CLIPTextConfig:
+    """Three layers: what the base reads is the last states but one."""
+    tokenizer: Any = make_clip_tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=epsilon.POOLED,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=CLIP_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def tokenizers() -> dict[str, Any]:
+    return {"tokenizer": make_clip_tokenizer(), "tokenizer_2": make_clip_tokenizer()}
+
+
+def parts(readers: dict[str, nn.Module]) -> SimpleNamespace:
+    """As much of a pipeline as reading takes."""
+    config = {"force_zeros_for_empty_prompt": True}
+    return SimpleNamespace(config=config, **readers, **tokenizers())
