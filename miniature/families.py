@@ -44,7 +44,7 @@ class Family(Protocol):
         ...
 
     def loss(
-        self, network: nn.Module, clean: Latents, said: dict[str, Tensor], g: torch.Generator
+        self, network: nn.Module, latents: Latents, said: dict[str, Tensor], g: torch.Generator
     ) -> Float[Tensor, ""]:
         """Mean squared error of the prediction target at random times; all on g's device."""
         ...

@@ -43,9 +43,9 @@ class FluxFamily:
         return flow.make_transformer()
 
     def loss(
-        self, network: nn.Module, clean: Latents, said: dict[str, Tensor], g: torch.Generator
+        self, network: nn.Module, latents: Latents, said: dict[str, Tensor], g: torch.Generator
     ) -> Float[Tensor, ""]:
-        return flow.flow_loss(network, clean, said["text"], said["pooled"], g)
+        return flow.flow_loss(network, latents, said["text"], said["pooled"], g)
 
     def save(self, folder: Path, network: Any, vae: AutoencoderKL, readers: dict[str, Any]) -> None:
         save_newest(folder, network, vae, readers[CLIP], readers[T5])

@@ -21,8 +21,8 @@ def save_random(family: Any, folder: Path) -> tuple[Path, dict[str, torch.nn.Mod
         torch.manual_seed(0)
         readers, network = family.make_readers(), family.make_network()
     vae = AutoencoderKL.from_pretrained(SHIPPED / "newest/vae")
-    family.save(folder / family.name, network, vae, readers)
-    return folder / family.name, readers
+    family.save(folder / "base", network, vae, readers)
+    return folder / "base", readers
 
 
 def latents(b: int) -> torch.Tensor:
