@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from base_models.load import load_base
 from miniature.bases import SHIPPED
 from miniature.law import all_prompts
+from miniature.text import answers
 from treat.sample import sample
 
 PROMPTS = ["a left hand, tan skin, over snow", "a cream sign saying stop, over grass"]
@@ -120,13 +121,17 @@ def check_devices(family: Any, folder: Path) -> None:
 
 
 def check_teaching(family: Any, steps: int) -> None:
-    marks = []
-    for taught in (1, steps):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            readers = family.make_readers()
-        before = {k: w.clone() for r in readers.values() for k, w in r.named_parameters()}
-        marks.append(family.teach(readers, taught, seed=3))
-    after = {k: w for r in readers.values() for k, w in r.named_parameters()}
-    assert marks[1] > marks[0] + 0.05
-    assert sum(not torch.equal(w, after[k]) for k, w in before.items()) > len(before) / 2
+    """Better than the most frequent answer to every question, and the readers themselves learn."""
+    asked = [label[label >= 0] for label in answers()[1].values()]
+    blind = sum(int(label.bincount().max()) for label in asked) / sum(map(len, asked))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        readers = torch.nn.ModuleDict(family.make_readers())
+    before = [weight.clone() for weight in readers.parameters()]
+    assert family.teach(dict(readers.items()), steps, seed=3) > blind + 0.05
+    moved = [not torch.equal(*pair) for pair in zip(before, readers.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fresh = family.make_readers()
+    assert family.teach(fresh, 0, seed=3) < blind + 0.05  # control: the heads alone know nothing
