@@ -201,13 +201,15 @@ def stage_readers(run: Run, config: Config) -> dict[str, nn.Module]:
                 known: Any = type(reader)
                 readers[name] = known.from_pretrained(base_folder(str(config.start)) / name)
         else:
+            for reader in readers.values():
+                reader.to(device(config.device))
             right = family.teach(readers, config.read_steps, mix(config.seed, READ))
             run.event("info", f"the text encoders answer {right:.1%} of the questions")
         for name, path in paths.items():
             keep_weights(readers[name], path)
     for name, path in paths.items():
         readers[name].load_state_dict(load_file(path))
-    return {name: reader.eval() for name, reader in readers.items()}
+    return {name: reader.cpu().eval() for name, reader in readers.items()}
 
 
 @torch.no_grad()

@@ -83,10 +83,10 @@ def epsilon_loss(
 ) -> Float[Tensor, ""]:
     """Mean squared error of the noise at x = sqrt(abar) x0 + sqrt(1 - abar) eps.
 
-    `said`: `text` (b, n, d) and `pooled` (b, e); all on g's device.
+    `said`: `text` (b, n, d) and `pooled` (b, e), on the latents' device; g may be elsewhere.
     """
-    t = times(len(clean), len(scheduler.alphas_cumprod), g)
-    noise = torch.randn(clean.shape, generator=g, device=g.device)
+    t = times(len(clean), len(scheduler.alphas_cumprod), g).to(clean.device)
+    noise = torch.randn(clean.shape, generator=g, device=g.device).to(clean)
     abar = scheduler.alphas_cumprod.to(clean)[t].view(-1, 1, 1, 1)
     prediction = network(
         abar.sqrt() * clean + (1 - abar).sqrt() * noise,

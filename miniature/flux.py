@@ -1,5 +1,6 @@
 """The miniature's FLUX family: how its readers, its network and its pipeline folder are made."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -12,6 +13,7 @@ from core.contracts import Latents
 from miniature import flow, text
 from miniature.bases import save_newest
 from miniature.law import all_prompts
+from miniature.reading import in_chunks, teach_to_read
 
 CLIP, T5 = "text_encoder", "text_encoder_2"
 
@@ -27,16 +29,22 @@ class FluxFamily:
         return {CLIP: text.make_clip(clip), T5: text.make_t5(t5)}
 
     def teach(self, readers: dict[str, Any], steps: int, seed: int) -> float:
-        tokens = text.make_clip_tokenizer(), text.make_t5_tokenizer()
-        clip, t5 = readers[CLIP], readers[T5]
-        return text.teach(clip, t5, tokens, steps, seed)
+        """Both must be readable: CLIP's summary, and the mean of T5's tokens."""
 
-    @torch.no_grad()
+        def read(prompts: list[str]) -> list[Tensor]:
+            said = self.read(readers, prompts)
+            return [said["pooled"], said["text"].mean(dim=1)]
+
+        return teach_to_read([readers[CLIP], readers[T5]], read, steps, seed)
+
     def conditioning(self, readers: dict[str, Any]) -> dict[str, Tensor]:
-        """`pooled` (p, e) from CLIP and `text` (p, n, d) from T5."""
-        said = list(all_prompts())
-        pooled = readers[CLIP](**text.read(text.make_clip_tokenizer(), said)).pooler_output
-        words = readers[T5](**text.read(text.make_t5_tokenizer(), said))[0]
+        return in_chunks(partial(self.read, readers), list(all_prompts()))
+
+    def read(self, readers: dict[str, Any], prompts: list[str]) -> dict[str, Tensor]:
+        """`pooled` (b, e) from CLIP and `text` (b, n, d) from T5, as `FluxPipeline` takes them."""
+        clip, t5 = readers[CLIP], readers[T5]
+        pooled = clip(text.read(text.make_clip_tokenizer(), prompts).to(clip.device)).pooler_output
+        words = t5(text.read(text.make_t5_tokenizer(), prompts).to(t5.device))[0]
         return {"pooled": pooled, "text": words}
 
     def make_network(self) -> nn.Module:

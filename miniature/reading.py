@@ -19,13 +19,18 @@ Read = Callable[[list[str]], list[Tensor]]
 
 
 def teach_to_read(readers: Sequence[nn.Module], read: Read, steps: int, seed: int) -> float:
-    """Train the readers behind `read`; return the share of right answers over every prompt."""
+    """Train the readers behind `read`, on their device, to tell what every prompt states.
+
+    Returns the share of right answers over every prompt.
+    """
     prompts, labels, sizes = answers()
+    place = next(readers[0].parameters()).device
+    labels = {question: known.to(place) for question, known in labels.items()}
     with torch.random.fork_rng():
         torch.manual_seed(int(generator(seed).initial_seed()))
         heads = [nn.ModuleDict({q: nn.Linear(v.shape[1], n) for q, n in sizes.items()})
                  for v in read(prompts[:1])]  # fmt: skip
-    modules = nn.ModuleList([*readers, *heads])
+    modules = nn.ModuleList([*readers, *heads]).to(place)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, weight_decay=0.01)
     g = generator(seed, 1)
     for _ in range(steps):
@@ -44,12 +49,13 @@ def examine(
     rows: Int[Tensor, " b"],
 ) -> tuple[Tensor, list[Tensor]]:
     """Sum of the cross-entropies of all questions, and one 0 or 1 for each answer."""
-    loss, hits = torch.zeros(()), []
+    loss, hits = torch.zeros((), device=vectors[0].device), []
     for own, vector in zip(heads, vectors, strict=True):
         for question, head in own.items():
-            known = labels[question][rows] >= 0
+            known = (labels[question] >= 0)[rows.to(vector.device)]
             if known.any():
-                answer, target = head(vector[known]), labels[question][rows][known]
+                answer = head(vector[known])
+                target = labels[question][rows.to(vector.device)][known]
                 loss = loss + F.cross_entropy(answer, target)
                 hits.append((answer.argmax(1) == target).float())
     return loss, hits

@@ -1,16 +1,16 @@
 """The miniature's readers: prompts in, embeddings out, as tiny CLIP and T5 encoders.
 
-Both learn to read by themselves before any base model exists: from CLIP's pooled vector, and from
-the mean of T5's tokens, every stated factor (and every letter of a sign) must be told. Then they
-are frozen and shared by all grades, as the text encoders of large models are.
+Both learn to read by themselves before any base model exists (`miniature.reading`): from CLIP's
+pooled vector, and from the mean of T5's tokens, every stated factor (and every letter of a sign)
+must be told. Then they are frozen and shared by all grades, as large models' text encoders are.
 """
 
 import string
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -20,7 +20,6 @@ from transformers import (
     T5Tokenizer,
 )
 
-from core.seeds import generator
 from miniature.law import CATEGORIES, all_prompts
 
 T5_LENGTH = 16
@@ -96,38 +95,9 @@ def answers() -> tuple[list[str], dict[str, Tensor], dict[str, int]]:
     return list(table), labels, sizes
 
 
-def teach(clip: CLIPTextModel, t5: T5EncoderModel, tokens: tuple, steps: int, seed: int) -> float:
-    """Train both encoders to read every prompt; return the share of right answers at the end."""
-    prompts, labels, sizes = answers()
-    clip_tokens, t5_tokens = (read(tokenizer, prompts) for tokenizer in tokens)
-    with torch.random.fork_rng():
-        torch.manual_seed(int(generator(seed).initial_seed()))
-        heads = nn.ModuleDict({q: nn.Linear(64, n) for q, n in sizes.items()})
-    modules = nn.ModuleList([clip, t5, heads])
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, weight_decay=0.01)
-    right, g = 0.0, generator(seed, 1)
-    for _ in range(steps):
-        rows = torch.randperm(len(prompts), generator=g)[:48]
-        pooled = clip(clip_tokens["input_ids"][rows]).pooler_output
-        mean = t5(t5_tokens["input_ids"][rows]).last_hidden_state.mean(dim=1)
-        loss, hits = torch.zeros(()), []
-        for question, head in heads.items():
-            for vector in (pooled, mean):
-                answer = head(vector)
-                known = labels[question][rows] >= 0
-                if known.any():
-                    target = labels[question][rows][known]
-                    loss = loss + F.cross_entropy(answer[known], target)
-                    hits.append((answer[known].argmax(1) == target).float().mean())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        right = float(torch.stack(hits).mean())
-    return right
-
-
-def read(tokenizer, prompts: list[str]) -> dict[str, Tensor]:
+def read(tokenizer: Any, prompts: list[str]) -> Int[Tensor, "b n"]:
     """Padded token ids, without a mask: the FLUX pipeline passes none either."""
     length = tokenizer.model_max_length
-    batch = tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt")
-    return {"input_ids": batch.input_ids}
+    return tokenizer(
+        prompts, padding="max_length", max_length=length, return_tensors="pt"
+    ).input_ids
