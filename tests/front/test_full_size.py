@@ -1,0 +1,96 @@
+"""Every case of the measurement at full size, on its tiny shapes; what fails stops no other."""
+
+import importlib.util
+import json
+import math
+
+import pytest
+import torch
+
+from base_models.quantise import LIBRARIES
+from benchmarks import full_size
+from benchmarks.full_shapes import FULL, outline
+from benchmarks.full_size import CASES, COMPARED, Config, main
+from core.errors import UserError
+
+TINY = {"shape": "tiny", "dtype": "float32", "repeats": 1}
+PLAIN = [case for case in CASES if not case.compiled]
+SIZES = {"flux": 11.89, "short flux": 2.55, "sdxl": 2.567, "kolors": 2.579}
+"""Billions of weights; of the whole ones as the releases have them."""
+
+
+def run(tmp_path, **changes):
+    path = tmp_path / "found.json"
+    main(Config(**{**TINY, "json_file": path, **changes}))
+    return json.loads(path.read_text())["cases"]
+
+
+def missing(case):
+    library = LIBRARIES.get(case.quantise)
+    return library is not None and importlib.util.find_spec(library) is None
+
+
+def test_every_case_is_timed_and_learns(tmp_path):
+    found = run(tmp_path)
+    assert list(found) == [case.name for case in PLAIN]
+    for case in PLAIN:
+        row = found[case.name]
+        if missing(case):
+            assert "pip install" in row["error"]
+            continue
+        assert "error" not in row, row
+        assert math.isfinite(row["median"]) and row["median"] > 0
+        assert row["gradient_norm"] > 0
+        assert row.get("skipped", 0) == 0
+
+
+def test_bf16_is_near_to_fp32_and_fp32_to_itself(tmp_path):
+    same = run(tmp_path, only=(COMPARED,))[COMPARED]
+    near = run(tmp_path, only=(COMPARED,), dtype="bfloat16")[COMPARED]
+    assert same["cosine"] == pytest.approx(1.0, abs=1e-9)
+    assert same["ratio of norms"] == pytest.approx(1.0, abs=1e-9)
+    assert 0.98 < near["cosine"] < 1 - 1e-6
+
+
+def test_a_case_that_fails_is_recorded_and_the_next_begins(tmp_path, monkeypatch):
+    first, second = (case.name for case in CASES[:2])
+    draw, calls = full_size.draw, []
+
+    def failing(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise RuntimeError("no memory")
+        return draw(*given)
+
+    monkeypatch.setattr(full_size, "draw", failing)
+    found = run(tmp_path, only=(first, second))
+    assert found[first]["error"] == "RuntimeError: no memory" and "failing" in found[first]["where"]
+    assert found[second]["gradient_norm"] > 0
+
+
+def test_no_case_begins_when_the_time_is_over(tmp_path):
+    found = run(tmp_path, only=(CASES[0].name,), seconds=1e-9)
+    assert found == {CASES[0].name: {"skipped": "no time left"}}
+
+
+@pytest.mark.slow
+def test_a_count_sees_what_is_saved(tmp_path):
+    names = ("flux, fast", "flux, decoder in two passes", "flux, one graph of four steps")
+    fast, two, whole = run(tmp_path, only=names, count=True).values()
+    assert two["TFLOP"] > fast["TFLOP"] > 0 and two["peak"] < fast["peak"]
+    assert whole["TFLOP"] > 1.5 * fast["TFLOP"]
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_the_true_shapes_have_the_true_sizes(name):
+    model = outline(FULL[name], torch.bfloat16)
+    assert {weight.device.type for weight in model.network.parameters()} == {"meta"}
+    numbers = sum(weight.numel() for weight in model.network.parameters())
+    assert numbers / 1e9 == pytest.approx(SIZES[name], abs=0.005)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_full_size_needs_a_gpu():
+    with pytest.raises(UserError, match="--count"):
+        main(Config())
