@@ -9,7 +9,6 @@ two cores, minutes on a GPU; nothing is downloaded.
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -66,6 +65,8 @@ class Config(core.config.Config):
     """Run folder; the same command resumes it."""
     start: Path | None = None
     """Pipeline folder to go on from: its autoencoder, text encoders and network."""
+    new_readers: bool = False
+    """With `start`: text encoders anew, for other prompts."""
     autoencoder: Path | None = None
     """Pipeline folder whose autoencoder is taken over, and nothing else of it."""
     seed: int = 0
@@ -114,9 +115,10 @@ def main(config: Config) -> int:
         pool = stage_pool(run, config, autoencoder)
         told = FAMILIES[config.family].conditioning(readers)
         for step, network in stage_network(run, config, pool, told):
-            grade = {v: k for k, v in grade_steps(config).items()}.get(step)
-            if grade:
-                save_file(network, run.folder / f"{grade}.safetensors")
+            for grade, last in grade_steps(config).items():
+                path = run.folder / f"{grade}.safetensors"
+                if step == last or step > last and not path.exists():  # the steps may have changed
+                    save_file(network, path)
             if run.interrupted:
                 return PAUSED
         decoder = stage_decoder(run, config, autoencoder, pool)
@@ -196,7 +198,7 @@ def stage_readers(run: Run, config: Config) -> dict[str, nn.Module]:
     readers = fresh(family.make_readers, config.seed, READ)
     paths = {name: run.folder / f"{name}.safetensors" for name in readers}
     if not all(path.exists() for path in paths.values()):
-        if config.start:
+        if config.start and not config.new_readers:
             for name, reader in readers.items():
                 known: Any = type(reader)
                 readers[name] = known.from_pretrained(base_folder(str(config.start)) / name)
@@ -276,7 +278,6 @@ def stage_network(
     mean = {name: w.detach().clone() for name, w in network.state_dict().items()}
     begun = resume(run, network, optimizers, mean)
     latents, told = pool["latents"].to(place), {name: t.to(place) for name, t in told.items()}
-    attention = flow.PlainAttention() if place.type == "cpu" else nullcontext()
     for step in run.progress(range(begun + 1, config.steps + 1), config.steps, begun, "base"):
         for optimizer in optimizers:
             share = rate_share(step, step / config.steps)
@@ -286,7 +287,7 @@ def stage_network(
         clean = (latents[rows.to(place)].float() - shift) / pool["std"].to(place)
         given = {name: values[said.to(place)] for name, values in told.items()}
         g = torch.Generator(place).manual_seed(mix(config.seed, NETWORK, step))
-        with torch.autocast(place.type, torch.bfloat16, enabled=config.bf16), attention:
+        with torch.autocast(place.type, torch.bfloat16, enabled=config.bf16), flow.PlainAttention():
             loss = family.loss(learner, clean, given, g)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
