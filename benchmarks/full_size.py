@@ -1,16 +1,14 @@
 """What does one treat step take at full size, on the GPU that is there? Seconds, and GiB.
 
     python -m benchmarks.full_size --json full_size.json
-    python -m benchmarks.full_size --count --json counted.json  # no GPU: arithmetic only
-    python -m benchmarks.full_size --shape tiny                 # every case, quickly, on a CPU
+    python -m benchmarks.full_size --shape tiny  # every case, quickly, on a CPU
 
-The bases have their true shapes and random weights (`benchmarks.full_shapes`), the detector is a
-SegFormer-b5 at 512 pixels in float32; 1024 pixels, one image, rank 16 on attention and MLP, bf16.
-One step is one update of `treat.train`: drawing, reward, learning, offline term, optimizer. Cases
-come in the order of their weight; one that fails is recorded, and the next begins. A case begun
-within the budget of seconds is finished.
-
-Legend: T sampling steps, K of them learn.
+The bases have their true shapes and random weights (`benchmarks.full_shapes`); one step is one
+update of `treat.train` (`benchmarks.full_step`): drawing, reward, learning, offline term,
+optimizer; 1024 pixels, bf16. Cases come in the order of their weight. One that fails is recorded,
+and the next begins; one that was begun within the budget of seconds is finished. GiB are those of
+tensors ("peak") and of what the allocator took ("peak reserved"); the device's own context adds
+about half a GiB.
 """
 
 import gc
@@ -20,41 +18,37 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from torch import Tensor, nn
 
 import core.config
 from base_models.checkpointing import recompute_blocks
-from base_models.quantise import Quantisation, outline_quantised, quantise
-from benchmarks.full_shapes import FULL, TINY, Shape, conditioning, fill, outline
-from core.contracts import Conditioning, Latents, Schedule
-from core.counting import DryRun
+from base_models.quantise import Quantisation
+from benchmarks.full_step import (
+    CASES,
+    SHAPES,
+    Case,
+    World,
+    accumulate,
+    build,
+    fitted,
+    in_fp32,
+    leave_inputs,
+    schedule_of,
+)
+from core.contracts import Schedule
 from core.errors import UserError
 from core.run import plain
 from core.seeds import generator
 from core.storage import write_atomic
-from detector.segformer import SegformerConfig, SegformerDetector, freeze
-from treat.lora import add_lora, lora_parameters
-from treat.offline import LATENTS
-from treat.step import Chain, Precision, autocast, draw, latent_gradient, replay
-from treat.terms import RewardTerm, offline_term
-from treat.update import Update, this_process
+from treat.update import this_process
 
 GIB = 2**30
-RANK, TARGETS = 16, "attention+mlp"
-PRIOR = 0.5
-"""The untaught detector's map: above the threshold, so that every pixel pulls."""
-OFFLINE_WEIGHT, WEIGHT_DECAY, CLIP, RATE = 0.25, 0.1, 5.0, 1e-4
-"""As `treat.settings` has them."""
-TINY_STEPS = 4, 2
-"""T and K of the tiny shapes, at most."""
-Clock = Callable[[str], None]
+RATE = 1e-4
 
 
 class Config(core.config.Config):
@@ -71,102 +65,47 @@ class Config(core.config.Config):
     """Names of cases; all, if none is given."""
     compiled: bool = False
     """Also try FLUX with its blocks compiled where they leave no gradient; takes a minute."""
-    count: bool = False
-    """Run nothing: count the cases on tensors without contents."""
     json_file: core.config.JsonFile = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row: a base, and how its step is taken."""
-
-    name: str
-    base: str
-    steps: int = 4
-    """T."""
-    last: int = 1
-    """K."""
-    recompute: bool = False
-    checkpoint_blocks: bool = False
-    checkpoint_decoder: bool = False
-    two_pass: bool = False
-    quantise: Quantisation = "no"
-    offline: bool = False
-    whole_graph: bool = False
-    """One graph from the noise to the loss, as a trainer without phases has it."""
-    compiled: bool = False
-    uncast: bool = False
-    """Adapters take their inputs as they are: peft makes each fp32, and autocast makes it bf16."""
-
-
-FAST: dict[str, Any] = {"recompute": False}
-FRUGAL: dict[str, Any] = {"recompute": True}
-"""Preset flux-80gb."""
-BALANCED: dict[str, Any] = {**FRUGAL, "checkpoint_blocks": True, "checkpoint_decoder": True}
-"""Preset flux-48gb."""
-LEAN: dict[str, Any] = {**BALANCED, "two_pass": True}
-"""The presets for smaller GPUs."""
-LONG: dict[str, Any] = {"steps": 30, "last": 8}
-CASES = (
-    Case("flux, fast", "flux", **FAST),
-    Case("flux, fast, offline term", "flux", offline=True, **FAST),
-    Case("flux, as flux-80gb", "flux", offline=True, **FRUGAL),
-    Case("flux, decoder in two passes", "flux", checkpoint_decoder=True, two_pass=True),
-    Case("flux, balanced", "flux", **BALANCED),
-    Case("flux, nf4", "flux", quantise="nf4", **LEAN),
-    Case("flux, int8", "flux", quantise="int8", **LEAN),
-    Case("flux, bf16 against fp32", "short flux", **FAST),
-    Case("sdxl, fast", "sdxl", **LONG, **FAST),
-    Case("sdxl, lean", "sdxl", **LONG, **LEAN),
-    Case("kolors, lean", "kolors", **LONG, **LEAN),
-    Case("flux, one graph of four steps", "flux", checkpoint_blocks=True, whole_graph=True),
-    Case("flux, fast, inputs uncast", "flux", uncast=True, **FAST),
-    Case("flux, fast, compiled", "flux", compiled=True, **FAST),
-)
-COMPARED = "flux, bf16 against fp32"
-TFLOP: dict[str, float] = {}
-"""Of one step at full size, by `--count`."""
 
 
 def main(config: Config) -> None:
     begun = time.perf_counter()
     found: dict[str, Any] = {"machine": machine(), "shape": config.shape, "cases": {}}
-    if config.count:
-        measures = {case.name: counter(config, case) for case in chosen(config)}
-    else:
-        check_device(config.shape)
-        n = 8192 if config.shape == "full" else 128
-        found["dense product"] = attempt(lambda: {"TFLOP/s": dense_rate(n) / 1e12})
-        print(f"dense product in bf16: {shown(found['dense product'])}", flush=True)
-        bench = Bench(config, found["dense product"].get("TFLOP/s", math.nan), begun)
-        measures = {case.name: bench.measure(case) for case in chosen(config)}
-    for name, measure in measures.items():
-        late = time.perf_counter() - begun > config.seconds
-        found["cases"][name] = {"skipped": "no time left"} if late else attempt(measure)
-        found["elapsed"] = time.perf_counter() - begun
-        print(f"{found['elapsed']:6.1f} s  {name}: {shown(found['cases'][name])}", flush=True)
+    if config.shape == "full" and not torch.cuda.is_available():
+        raise UserError("Full size needs a CUDA device: take --shape tiny, or only count "
+                        "(python -m benchmarks.full_count).")  # fmt: skip
+    n = 8192 if config.shape == "full" else 128
+    found["dense product"] = attempt(lambda: {"TFLOP/s": dense_rate(n) / 1e12})
+    print(f"dense product in bf16: {shown(found['dense product'])}", flush=True)
+    bench = Bench(config, found["dense product"].get("TFLOP/s", math.nan), begun)
+    for case in chosen(config):
+        late = since(begun) > config.seconds
+        row = {"skipped": "no time left"} if late else attempt(partial(bench.measure, case))
+        found["cases"][case.name] = row
+        found["elapsed"] = since(begun)
+        print(f"{found['elapsed']:6.1f} s  {case.name}: {shown(row)}", flush=True)
         if config.json_file:
             text = json.dumps(plain(found), indent=2) + "\n"
             write_atomic(config.json_file, text.encode())
 
 
-def check_device(shape: str) -> None:
-    if shape == "full" and not torch.cuda.is_available():
-        raise UserError("Full size needs a CUDA device: count it (--count), or take --shape tiny.")
-
-
 def chosen(config: Config) -> list[Case]:
+    unknown = set(config.only) - {case.name for case in CASES}
+    if unknown:
+        known = "; ".join(case.name for case in CASES)
+        raise UserError(f"No case {', '.join(sorted(unknown))}: choose among {known}.")
     wanted = [case for case in CASES if config.compiled or not case.compiled]
     return [case for case in wanted if not config.only or case.name in config.only]
 
 
 def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What it finds, or the error that ended it."""
+    """What it finds, or the error that ended it and the peak until then."""
     try:
         return measure()
     except Exception as error:  # whatever it is, the next case is still worth its time
         where = traceback.format_exc(limit=-4)
-        return {"error": f"{type(error).__name__}: {error}"[:2000], "where": where[-4000:]}
+        row = {"error": f"{type(error).__name__}: {error}"[:2000], "where": where[-4000:]}
+        return row | peaks()
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -183,103 +122,24 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-# One base at a time
-
-
-@dataclass(frozen=True)
-class World:
-    """A base with adapters on its device, and all that its step needs."""
-
-    shape: Shape
-    model: Any
-    detector: SegformerDetector
-    text: Conditioning
-    update: Update
-    precision: Precision
-
-
-def build(shape: Shape, device: torch.device, kind: Quantisation, dtype: torch.dtype) -> World:
-    """Random weights, made on the device; quantised there."""
-    model = outline(shape, dtype)
-    for seed, part in enumerate((model.network, model.vae)):
-        fill(part, device, seed)
-    add_lora(model.network, RANK, model.lora_targets(TARGETS), 0)
-    quantise(model.network, kind)
-    model.to(device)
-    described = SegformerConfig(prior=PRIOR, **shape.detector)
-    detector = freeze(SegformerDetector(described)).to(device)
-    text = {name: rows.to(device) for name, rows in conditioning(shape, dtype).items()}
-    update = Update(lora_parameters(model.network), WEIGHT_DECAY, CLIP)
-    precision = autocast(device.type, "bf16" if dtype == torch.bfloat16 else "no")
-    return World(shape, model, detector, text, update, precision)
-
-
-def schedule_of(world: World, case: Case) -> Schedule:
-    return world.model.schedule(case.steps, world.shape.side, world.shape.side)
-
-
-def accumulate(world: World, case: Case, schedule: Schedule, number: int, clock: Clock) -> Tensor:
-    """The gradient of one update, as `treat.train.learn` adds it up; the artifact loss."""
-    model, side = world.model, world.shape.side
-    noise = model.noise([number], side, side)
-    chain = Chain(model, schedule, world.text, 1.0, world.precision)
-    term = RewardTerm(1.0, "threshold", 0.1, world.detector)
-    if case.whole_graph:
-        one_graph(chain, noise, term)
-        clock("whole graph")
-    else:
-        learning = range(case.steps - case.last, case.steps)
-        latents, tape = draw(chain, noise, learning, case.recompute)
-        clock("drawing")
-        pull = latent_gradient(chain, latents, term, case.two_pass)
-        clock("reward")
-        replay(chain, tape, pull)
-        clock("learning")
-    if case.offline:
-        rows = {LATENTS: model.noise([number + 1], side, side), **world.text}
-        loss = offline_term(model, rows, [number], world.precision)
-        (loss * OFFLINE_WEIGHT).backward()
-        clock("offline term")
-    return term.figures["pixel"]
-
-
-def one_graph(chain: Chain, noise: Latents, term: RewardTerm) -> None:
-    """All T steps carry gradient, and one `backward` passes them all."""
-    latents = noise
-    for i in range(chain.schedule.steps):
-        latents = chain.step(latents, i)
-    images = chain.decode(latents)
-    with chain.precision():
-        value = term(images)
-    value.backward()
-
-
-# Measured
-
-
 class Bench:
     """Cases measured in turn; a base stays for the next case that can use it."""
 
     def __init__(self, config: Config, dense: float, begun: float):
         self.config, self.dense = config, dense
         self.until = begun + config.seconds
-        self.shapes = FULL if config.shape == "full" else TINY
+        self.shapes = SHAPES[config.shape]
         self.device = this_process().device or torch.device("cpu")
         self.known: tuple[str, Quantisation] | None = None
         self.world: World | None = None
 
-    def measure(self, case: Case) -> Callable[[], dict[str, Any]]:
+    def measure(self, case: Case) -> dict[str, Any]:
         case = fitted(case, self.config.shape)
-
-        def run() -> dict[str, Any]:
-            compared = case.name == COMPARED
-            try:
-                return self.compare(case) if compared else self.timed(case)
-            except Exception:
-                self.forget()  # what is half done would stand in the next one's way
-                raise
-
-        return run
+        try:
+            return self.compare(case) if case.compared else self.timed(case)
+        except Exception:
+            self.known = None  # what is half done must not stand in the next one's way
+            raise
 
     def forget(self) -> None:
         self.known = self.world = None
@@ -303,7 +163,7 @@ class Bench:
         begun = time.perf_counter()
         world = self.opened(case)
         row: dict[str, Any] = {"T": case.steps, "K": case.last, "opened": since(begun)}
-        row["resident"] = allocated(self.device)
+        row["resident"] = allocated()
         schedule = schedule_of(world, case)
         if case.compiled:
             compile_prefix(world.model.network, self.device)
@@ -332,11 +192,9 @@ class Bench:
         median = statistics.median(seconds)
         row: dict[str, Any] = {"median": median, "seconds": seconds}
         row["phases"] = {p: statistics.median([one[p] for one in phases]) for p in phases[0]}
-        row |= peaks(self.device)
-        counted = TFLOP.get(case.name) if self.config.shape == "full" else None
-        if counted:
-            row |= {"TFLOP": counted, "of dense": counted / median / self.dense}
-        return row
+        if case.tflop and self.config.shape == "full":
+            row |= {"TFLOP": case.tflop, "of dense": case.tflop / median / self.dense}
+        return row | peaks()
 
     def compare(self, case: Case) -> dict[str, Any]:
         """The adapters' gradient in bf16 against that of the same numbers in fp32.
@@ -351,17 +209,9 @@ class Bench:
         half, median = timed_gradient(world, case, schedule)
         full, seconds = timed_gradient(in_fp32(world), case, schedule)
         row = {"median": median, "seconds in fp32": seconds, **agreement(half, full)}
-        row |= peaks(self.device)
+        row |= peaks()
         self.forget()  # it is in fp32 now
         return row
-
-
-def fitted(case: Case, shape: str) -> Case:
-    """Fewer steps for the tiny shapes."""
-    if shape == "full":
-        return case
-    steps, last = TINY_STEPS
-    return replace(case, steps=min(case.steps, steps), last=min(case.last, last))
 
 
 def take_step(
@@ -373,14 +223,6 @@ def take_step(
     figures = world.update.apply(number + 1, 0, False, RATE)
     stopwatch.mark("optimizer")
     return {name: figures[name] for name in ("pixel", "gradient_norm", "skipped")}
-
-
-def in_fp32(world: World) -> World:
-    """The same numbers, with nothing rounded any further."""
-    for part in (world.model.network, world.model.vae):
-        part.float()
-    text = {name: rows.float() for name, rows in world.text.items()}
-    return replace(world, text=text, precision=nullcontext)
 
 
 def timed_gradient(world: World, case: Case, schedule: Schedule) -> tuple[list[Tensor], float]:
@@ -410,12 +252,6 @@ def agreement(half: list[Tensor], full: list[Tensor]) -> dict[str, float]:
         "lowest cosine of a matrix": each.min().item(),
         "median cosine of a matrix": each.median().item(),
     }
-
-
-def leave_inputs(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
 
 
 class Prefix(nn.Module):
@@ -500,14 +336,14 @@ def clean_up() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def allocated(device: torch.device) -> float | None:
+def allocated() -> float | None:
     """GiB."""
-    return torch.cuda.memory_allocated() / GIB if device.type == "cuda" else None
+    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else None
 
 
-def peaks(device: torch.device) -> dict[str, float | None]:
+def peaks() -> dict[str, float | None]:
     """GiB since the last `clean_up`."""
-    if device.type != "cuda":
+    if not torch.cuda.is_available():
         return {"peak": None, "peak reserved": None}
     return {
         "peak": torch.cuda.max_memory_allocated() / GIB,
@@ -522,41 +358,6 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda) if cuda else "-",
     }
-
-
-# Counted
-
-
-def counter(config: Config, case: Case) -> Callable[[], dict[str, Any]]:
-    """The same step on tensors without contents: TFLOP, and the peak in GiB."""
-    shapes = FULL if config.shape == "full" else TINY
-    case = fitted(case, config.shape)
-    return lambda: count(shapes[case.base], case)
-
-
-def count(shape: Shape, case: Case) -> dict[str, Any]:
-    dry, device = DryRun(), torch.device("cpu")
-    model = outline(shape, torch.bfloat16)
-    add_lora(model.network, RANK, model.lora_targets(TARGETS), 0)
-    outline_quantised(model.network, case.quantise)
-    if case.uncast:
-        leave_inputs(model.network)
-    recompute_blocks(model, case.checkpoint_blocks, case.checkpoint_decoder)
-    with torch.device("meta"):
-        detector = freeze(SegformerDetector(SegformerConfig(prior=PRIOR, **shape.detector)))
-    with dry.counting():
-        for part in (model.network, model.vae, detector):
-            dry.materialise(part)
-        update = Update(lora_parameters(model.network), WEIGHT_DECAY, CLIP)
-        moments = [torch.empty_like(weight) for weight in update.weights for _ in range(2)]
-        text = conditioning(shape, torch.bfloat16)
-    world = World(shape, model, detector, text, update, autocast(device.type, "bf16"))
-    schedule, resident = schedule_of(world, case), dry.tally.live  # of real numbers
-    with dry.counting():
-        accumulate(world, case, schedule, 0, lambda name: None)
-    del moments
-    peak, flops = dry.tally.peak, dry.tally.flops
-    return {"TFLOP": flops / 1e12, "resident": resident / GIB, "peak": peak / GIB}
 
 
 if __name__ == "__main__":

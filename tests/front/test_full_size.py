@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from base_models.quantise import LIBRARIES
-from benchmarks import full_size
+from benchmarks import full_count, full_step
 from benchmarks.full_shapes import FULL, outline
-from benchmarks.full_size import CASES, COMPARED, Config, main
+from benchmarks.full_size import Config, main
+from benchmarks.full_step import CASES
 from core.errors import UserError
 
 TINY = {"shape": "tiny", "dtype": "float32", "repeats": 1}
 PLAIN = [case for case in CASES if not case.compiled]
+COMPARED = next(case.name for case in CASES if case.compared)
 SIZES = {"flux": 11.89, "short flux": 2.55, "sdxl": 2.567, "kolors": 2.579}
 """Billions of weights; of the whole ones as the releases have them."""
 
@@ -54,7 +56,7 @@ def test_bf16_is_near_to_fp32_and_fp32_to_itself(tmp_path):
 
 def test_a_case_that_fails_is_recorded_and_the_next_begins(tmp_path, monkeypatch):
     first, second = (case.name for case in CASES[:2])
-    draw, calls = full_size.draw, []
+    draw, calls = full_step.draw, []
 
     def failing(*given):
         calls.append(given)
@@ -62,7 +64,7 @@ def test_a_case_that_fails_is_recorded_and_the_next_begins(tmp_path, monkeypatch
             raise RuntimeError("no memory")
         return draw(*given)
 
-    monkeypatch.setattr(full_size, "draw", failing)
+    monkeypatch.setattr(full_step, "draw", failing)
     found = run(tmp_path, only=(first, second))
     assert found[first]["error"] == "RuntimeError: no memory" and "failing" in found[first]["where"]
     assert found[second]["gradient_norm"] > 0
@@ -75,10 +77,25 @@ def test_no_case_begins_when_the_time_is_over(tmp_path):
 
 @pytest.mark.slow
 def test_a_count_sees_what_is_saved(tmp_path):
-    names = ("flux, fast", "flux, decoder in two passes", "flux, one graph of four steps")
-    fast, two, whole = run(tmp_path, only=names, count=True).values()
-    assert two["TFLOP"] > fast["TFLOP"] > 0 and two["peak"] < fast["peak"]
+    path = tmp_path / "counted.json"
+    names = ("flux, fast", "flux, as flux-48gb", "flux, one graph of four steps")
+    full_count.main(full_count.Config(shape="tiny", only=names, json_file=path))
+    fast, lean, whole = json.loads(path.read_text()).values()
+    assert lean["TFLOP"] > fast["TFLOP"] > 0 and lean["peak"] < fast["peak"]
     assert whole["TFLOP"] > 1.5 * fast["TFLOP"]
+
+
+def test_norms_are_counted_in_fp32_and_nothing_else_is():
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GroupNorm(2, 4)).bfloat16()
+    x = torch.zeros(1, 4, dtype=torch.bfloat16)
+    assert layers(x).dtype == torch.bfloat16
+    full_count.norms_in_float32(layers)
+    assert layers(x).dtype == torch.float32 and layers[0].weight.dtype == torch.bfloat16
+
+
+def test_a_case_that_nobody_has_is_refused():
+    with pytest.raises(UserError, match="No case flux, slow"):
+        main(Config(**TINY, only=("flux, slow",)))
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -92,5 +109,5 @@ def test_the_true_shapes_have_the_true_sizes(name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
 def test_full_size_needs_a_gpu():
-    with pytest.raises(UserError, match="--count"):
+    with pytest.raises(UserError, match="full_count"):
         main(Config())

@@ -1,0 +1,105 @@
+"""The cases of `benchmarks.full_size` in, their arithmetic and memory out; nothing is run.
+
+    python -m benchmarks.full_count --json counted.json
+
+The same step on tensors without contents. FLUX takes one to three minutes a case and the UNets, of
+which every sampling step is counted, more. Norms are counted in fp32, as autocast has them on CUDA
+and not on a CPU, where these tensors pretend to be.
+"""
+
+import json
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import core.config
+from base_models.checkpointing import recompute_blocks
+from base_models.quantise import outline_quantised
+from benchmarks.full_shapes import Shape, conditioning, outline
+from benchmarks.full_step import (
+    CASES,
+    CLIP,
+    PRIOR,
+    RANK,
+    SHAPES,
+    TARGETS,
+    WEIGHT_DECAY,
+    Case,
+    World,
+    accumulate,
+    fitted,
+    leave_inputs,
+    schedule_of,
+)
+from core.counting import DryRun
+from core.run import plain
+from core.storage import write_atomic
+from detector.segformer import SegformerConfig, SegformerDetector, freeze
+from treat.lora import add_lora, lora_parameters
+from treat.step import autocast
+from treat.update import Update
+
+GIB = 2**30
+
+
+class Config(core.config.Config):
+    """Which shapes and cases."""
+
+    shape: Literal["full", "tiny"] = "full"
+    only: tuple[str, ...] = ()
+    """Names of cases; all, if none is given."""
+    json_file: core.config.JsonFile = None
+
+
+def main(config: Config) -> None:
+    found: dict[str, Any] = {}
+    for case in CASES:
+        if config.only and case.name not in config.only:
+            continue
+        shape = SHAPES[config.shape][case.base]
+        found[case.name] = count(shape, fitted(case, config.shape))
+        print(f"{case.name}: {json.dumps(found[case.name])}", flush=True)
+        if config.json_file:
+            text = json.dumps(plain(found), indent=2) + "\n"
+            write_atomic(config.json_file, text.encode())
+
+
+def count(shape: Shape, case: Case) -> dict[str, float]:
+    """TFLOP of one step; GiB that stay, and at the peak."""
+    dry = DryRun()
+    model = outline(shape, torch.bfloat16)
+    add_lora(model.network, RANK, model.lora_targets(TARGETS), 0)
+    outline_quantised(model.network, case.quantise)
+    if case.uncast:
+        leave_inputs(model.network)
+    for part in (model.network, model.vae):
+        norms_in_float32(part)
+    recompute_blocks(model, case.checkpoint_blocks, case.checkpoint_decoder)
+    with torch.device("meta"):
+        detector = freeze(SegformerDetector(SegformerConfig(prior=PRIOR, **shape.detector)))
+    with dry.counting():
+        for part in (model.network, model.vae, detector):
+            dry.materialise(part)
+        update = Update(lora_parameters(model.network), WEIGHT_DECAY, CLIP)
+        moments = [torch.empty_like(weight) for weight in update.weights for _ in range(2)]
+        text = conditioning(shape, torch.bfloat16)
+    world = World(shape, model, detector, text, update, autocast("cpu", "bf16"))
+    schedule, resident = schedule_of(world, case), dry.tally.live  # of real numbers
+    with dry.counting():
+        accumulate(world, case, schedule, 0, lambda name: None)
+    del moments
+    peak, flops = dry.tally.peak, dry.tally.flops
+    return {"TFLOP": flops / 1e12, "resident": resident / GIB, "peak": peak / GIB}
+
+
+def norms_in_float32(network: nn.Module) -> None:
+    """Layer and group norms as autocast has them on CUDA."""
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.float()
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m benchmarks.full_count")
