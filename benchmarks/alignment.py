@@ -40,7 +40,7 @@ class Config(core.config.Config):
     """Detector folders."""
     images: int = Field(24, ge=1)
     """Images of each category; the flagged ones count."""
-    sampling_steps: int = Field(6, ge=1)
+    sampling_steps: int = Field(4, ge=1)
     views: int = Field(1, ge=1)
     """Perturbed views that each detector looks at (`treat --views`)."""
     seed: int = Field(900, ge=0)

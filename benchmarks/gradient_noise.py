@@ -51,7 +51,7 @@ class Config(core.config.Config):
     """Detector folders, beside the oracle's own reward (`miniature.ceiling`)."""
     batches: int = Field(16, ge=2)
     batch: int = Field(16, ge=1)
-    sampling_steps: int = Field(6, ge=1)
+    sampling_steps: int = Field(4, ge=1)
     last: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 3), min_length=1)
     """Numbers of steps that carry gradient (`treat --last`)."""
     gammas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0.0, 0.3, 1.0), min_length=1)

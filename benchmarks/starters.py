@@ -46,7 +46,7 @@ class Config(core.config.Config):
     """Images of each older grade."""
     more: int = Field(0, ge=0)
     """Further images of the newest grade, of all categories but bicycles."""
-    sampling_steps: int = Field(6, ge=1)
+    sampling_steps: int = Field(4, ge=1)
     also: tuple[Path, ...] = ()
     """Further shard folders, for one of the two, such as an earlier base's: as true."""
     faults: int = Field(800, ge=1)

@@ -20,7 +20,7 @@ class Settings:
     """Every number of the demo; the dictionaries are settings of the programs by their names."""
 
     seed: int = 0
-    sampling_steps: int = 6
+    sampling_steps: int = 4
     labelled: int = 150
     """Labelled images of each grade for the detector."""
     second_labelled: int = 75
@@ -52,8 +52,7 @@ class Settings:
         default_factory=lambda: {
             "steps": 80,
             "batch": 16,
-            "last": 2,  # a quarter of the steps, rounded up
-            "gamma": 0.0,  # an eighth of the variance: docs/numbers.md
+            "last": 1,  # a quarter of the steps
             "recompute": False,
             "selection": "root",  # heals more in as many updates: docs/numbers.md
             "pixel_weight": 2.0,
