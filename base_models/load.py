@@ -65,7 +65,11 @@ def load_base(
     `base`: a pipeline folder, a Hub id, or a .safetensors file that stands in a folder with the
     configs and tokenizers of its family. `options` go to the family's wrapper (FLUX: `guidance`,
     `text_tokens`; SD 3 besides `learn_empty`; the UNets: `guidance`, `learn_empty`).
+
+    Switches cuDNN's attention off in this process: on an H100, under torch 2.11 with CUDA 13.0, its
+    gradient ended FLUX's first backward pass with an illegal memory access.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     path = locate(base, revision)
     name = check_base(path)
     return FAMILIES[name].wrap(_open(name, path, dtype), **options).to(device)

@@ -74,6 +74,7 @@ def main(config: Config) -> None:
     if config.shape == "full" and not torch.cuda.is_available():
         raise UserError("Full size needs a CUDA device: take --shape tiny, or only count "
                         "(python -m benchmarks.full_count).")  # fmt: skip
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as `load_base` does, and why
     n = 8192 if config.shape == "full" else 128
     found["dense product"] = attempt(lambda: {"TFLOP/s": dense_rate(n) / 1e12})
     print(f"dense product in bf16: {shown(found['dense product'])}", flush=True)

@@ -57,7 +57,12 @@ class Chain:
             return self.step(latents, i)
 
     def decode(self, latents: Latents) -> Images:
-        with self.precision():
+        """A decoder in half precision runs as it is.
+
+        On a GPU autocast would compute its norms in float32: 4.5 GiB more at 1024 pixels.
+        """
+        whole = next(self.model.vae.parameters()).dtype == torch.float32
+        with self.precision() if whole else nullcontext():
             return self.model.decode(latents)
 
 

@@ -4,13 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FluxPipeline,
+    KolorsPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors.torch import load_file
 
+from base_models.load import load_base
 from core.errors import UserError
 from core.run import PAUSED, Run
 from miniature import build
-from miniature.bases import GRADES, base_folder
+from miniature.bases import GRADES, SHIPPED, base_folder
+from miniature.families import FAMILIES
 
 SLOW = pytest.mark.slow
 
@@ -74,6 +81,48 @@ def test_a_build_goes_on_from_a_pipeline_folder(built: Path, tmp_path: Path, mon
         ):
             assert torch.allclose(a, b, atol=1e-6)
     assert before.vae.config.scaling_factor == pytest.approx(after.vae.config.scaling_factor)
+
+
+def test_a_start_may_get_new_readers_for_other_prompts(built: Path, tmp_path: Path):
+    start = built / "bases/newest"
+    assert build.main(config(tmp_path, start=start, new_readers=True, read_steps=2, seed=5)) == 0
+    before, after = (
+        FluxPipeline.from_pretrained(folder) for folder in (start, tmp_path / "bases/newest")
+    )
+    for name, same in (("vae", True), ("text_encoder", False), ("text_encoder_2", False)):
+        weights = zip(
+            getattr(before, name).encoder.parameters(),
+            getattr(after, name).encoder.parameters(),
+            strict=True,
+        )
+        assert all(torch.equal(a, b) for a, b in weights) is same
+
+
+def test_a_grade_that_fewer_steps_have_passed_by_is_taken_where_the_build_goes_on(
+    tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    looks = iter([False] * 12 + [True] * 100)
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
+    assert build.main(config(tmp_path, steps=1000)) == PAUSED
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: False))
+    assert build.main(config(tmp_path, steps=10)) == 0
+    assert all((tmp_path / "bases" / grade / "transformer").is_dir() for grade in GRADES)
+
+
+@pytest.mark.parametrize(
+    "family, pipeline", [("sdxl", StableDiffusionXLPipeline), ("kolors", KolorsPipeline)]
+)
+def test_other_families_open_in_their_plain_pipelines(
+    tmp_path: Path, family: str, pipeline: type[DiffusionPipeline]
+):
+    settings = config(tmp_path, family=family, autoencoder=SHIPPED / "newest", steps=4)
+    assert build.main(settings) == 0
+    opened = pipeline.from_pretrained(tmp_path / "bases" / family)
+    drawn = load_base(str(tmp_path / "bases" / family))
+    assert drawn.family == family
+    random = FAMILIES[family].make_network().state_dict()
+    assert opened.unet.state_dict().keys() == random.keys()
 
 
 @pytest.mark.parametrize("faster", [{"bf16": True}, pytest.param({"compile": True}, marks=SLOW)])
