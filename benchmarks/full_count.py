@@ -3,15 +3,14 @@
     python -m benchmarks.full_count --json counted.json
 
 The same step on tensors without contents. FLUX takes one to three minutes a case and the UNets, of
-which every sampling step is counted, more. Norms are counted in fp32, as autocast has them on CUDA
-and not on a CPU, where these tensors pretend to be.
+which every sampling step is counted, more. The network's norms are counted in fp32, as autocast has
+them on CUDA and not on a CPU, where these tensors pretend to be.
 """
 
 import json
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 import core.config
 from base_models.checkpointing import recompute_blocks
@@ -32,7 +31,7 @@ from benchmarks.full_step import (
     leave_inputs,
     schedule_of,
 )
-from core.counting import DryRun
+from core.counting import DryRun, norms_in_float32
 from core.run import plain
 from core.storage import write_atomic
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
@@ -73,8 +72,7 @@ def count(shape: Shape, case: Case) -> dict[str, float]:
     outline_quantised(model.network, case.quantise)
     if case.uncast:
         leave_inputs(model.network)
-    for part in (model.network, model.vae):
-        norms_in_float32(part)
+    norms_in_float32(model.network)  # the decoder runs outside autocast
     recompute_blocks(model, case.checkpoint_blocks, case.checkpoint_decoder)
     with torch.device("meta"):
         detector = freeze(SegformerDetector(SegformerConfig(prior=PRIOR, **shape.detector)))
@@ -91,14 +89,6 @@ def count(shape: Shape, case: Case) -> dict[str, float]:
     del moments
     peak, flops = dry.tally.peak, dry.tally.flops
     return {"TFLOP": flops / 1e12, "resident": resident / GIB, "peak": peak / GIB}
-
-
-def norms_in_float32(network: nn.Module) -> None:
-    """Layer and group norms as autocast has them on CUDA."""
-    for module in network.modules():
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            module.float()
-            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 if __name__ == "__main__":

@@ -99,6 +99,14 @@ class DryRun:
         return self.tally.live - before
 
 
+def norms_in_float32(network: nn.Module) -> None:
+    """Layer and group norms as autocast has them on CUDA; on a CPU it leaves them in bf16."""
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.float()
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+
 def _empty_like(tensor: Tensor) -> Tensor:
     empty = torch.empty(tensor.shape, dtype=tensor.dtype)
     if isinstance(tensor, nn.Parameter):

@@ -2,7 +2,7 @@
 
 miniature/bases/newest/   transformer, scheduler, tokenizers, and the shared vae and encoders
 miniature/bases/middle/   a transformer of its own; everything else are links into newest/
-miniature/bases/sdxl/     a UNet and readers of its own; the vae's weights are a link into newest/
+miniature/bases/sdxl/     (not trained yet) a UNet and readers; the vae's weights are a link into newest/
 """
 
 import os
@@ -22,6 +22,7 @@ from miniature.text import make_clip_tokenizer, make_t5_tokenizer
 GRADES = ("newest", "middle", "oldest")
 """Of the FLUX base."""
 BASES = (*GRADES, "sdxl", "kolors")
+"""Names of the folders; the UNets' are not trained yet."""
 SHIPPED = Path(__file__).parent / "bases"
 DETECTORS = Path(__file__).parent / "detectors"
 """Two trained detectors that share no image, `first` and `second` (`benchmarks.starters`)."""
@@ -31,12 +32,17 @@ SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "
 def base_folder(base: str) -> Path:
     """The folder of a shipped base by name, or of any pipeline by path."""
     folder = SHIPPED / base if base in BASES else Path(base)
-    if not (folder / "model_index.json").is_file():
+    if not is_pipeline(folder):
+        there = [name for name in BASES if is_pipeline(SHIPPED / name)]
         raise UserError(
-            f"{base} is no base model: name one of {', '.join(BASES)}, or a pipeline folder; "
-            "`diffdoctor miniature build` makes the shipped ones anew."
+            f"{base} is no base model: name one of {', '.join(there)}, or a pipeline folder; "
+            "`diffdoctor miniature build` makes them."
         )
     return folder
+
+
+def is_pipeline(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()
 
 
 def save_newest(

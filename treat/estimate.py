@@ -26,7 +26,7 @@ from base_models.load import locate, read_parts
 from base_models.outline import open_outline
 from base_models.quantise import outline_quantised
 from core.contracts import Latents
-from core.counting import Cost, DryRun
+from core.counting import Cost, DryRun, norms_in_float32
 from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
@@ -184,6 +184,10 @@ def count(config: settings.Config, number: int) -> Estimate:
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
     add_lora(model.network, config.rank, model.lora_targets(config.targets), config.seed)
     outline_quantised(model.network, config.quantise)
+    if config.mixed_precision == "bf16":
+        norms_in_float32(model.network)
+        if config.base_dtype == "float32":  # else the decoder runs outside autocast
+            norms_in_float32(model.vae)
     sides = max(config.every_size, key=math.prod)
     with dry.counting():
         for name in [name for name in networks if networks[name] is not model.network]:

@@ -12,6 +12,7 @@ from benchmarks import full_count, full_step
 from benchmarks.full_shapes import FULL, outline
 from benchmarks.full_size import Config, main
 from benchmarks.full_step import CASES
+from core.counting import norms_in_float32
 from core.errors import UserError
 
 TINY = {"shape": "tiny", "dtype": "float32", "repeats": 1}
@@ -89,7 +90,7 @@ def test_norms_are_counted_in_fp32_and_nothing_else_is():
     layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GroupNorm(2, 4)).bfloat16()
     x = torch.zeros(1, 4, dtype=torch.bfloat16)
     assert layers(x).dtype == torch.bfloat16
-    full_count.norms_in_float32(layers)
+    norms_in_float32(layers)
     assert layers(x).dtype == torch.float32 and layers[0].weight.dtype == torch.bfloat16
 
 
