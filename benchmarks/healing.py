@@ -29,7 +29,7 @@ from miniature.meters import NAME, Bench, values_of
 from treat.settings import Selection
 
 ARMS = ("control", "adapter", "ceiling")
-CEILING = {"threshold": 0.1, "lock_weight": 10.0, "lock_inside": 0.0}
+CEILING = {"threshold": 0.1, "lock_inside": 0.0}
 """Its map is a distance in RGB, no probability: few pixels lie more than .5 from their target. And
 its target is the nearest valid image already."""
 
@@ -56,6 +56,8 @@ class Config(core.config.Config):
     """Weight of the ceiling's reward: what cannot be deceived may be followed further."""
     ceiling_rate: float = Field(1e-3, gt=0)
     """Learning rate of the ceiling."""
+    ceiling_lock: float = Field(10.0, ge=0)
+    """Weight of the ceiling's lock; without one it shows how far an ideal reward can go at all."""
     ceiling_selection: Selection = "threshold"
     """How its pixels are weighed (`treat --selection`)."""
     n: int = Field(1000, ge=2)
@@ -110,6 +112,7 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
         changes |= CEILING | {
             "selection": config.ceiling_selection,
             "pixel_weight": config.ceiling_weight,
+            "lock_weight": config.ceiling_lock,
             "learning_rate": config.ceiling_rate,
         }
     settings = demo.treatment(name, out=out, **changes)
