@@ -2,7 +2,7 @@
 
 miniature/bases/newest/   transformer, scheduler, tokenizers, and the shared vae and encoders
 miniature/bases/middle/   a transformer of its own; everything else are links into newest/
-miniature/bases/sdxl/     (not trained yet) a UNet and readers; the vae's weights are a link into newest/
+miniature/bases/sdxl/     (not trained yet) a UNet and readers; the vae is a link into newest/
 """
 
 import os
