@@ -54,7 +54,7 @@ class Settings:
             "batch": 16,
             "last": 1,  # a quarter of the steps
             "recompute": False,
-            "selection": "root",  # heals more in as many updates: docs/numbers.md
+            "selection": "root",  # heals more in as many updates: docs/numbers-earlier.md
             "pixel_weight": 2.0,
             "pixel_penalty": "log",  # a sure detector's probability has little gradient
             "threshold": 0.5,  # what is less likely an artifact than not is held, not healed
