@@ -54,6 +54,7 @@ class Config(core.config.Config):
     renders: int = Field(3000, ge=1)
     """Sound renders for each."""
     batch: int = Field(16, ge=1)
+    """Images of a step."""
     steps: int = Field(5000, ge=1)
     hardened_steps: int = Field(500, ge=1)
     hardened_share: float = Field(1.0, ge=0, le=1)
@@ -126,9 +127,9 @@ def main(config: Config) -> int | None:
 def write_data(config: Config, folder: Path, seed: int) -> None:
     """Labelled images of every grade, planted faults and sound renders."""
     place, newest, said = device_of(config.device), str(base_folder("newest")), split()["train"]
-    batch = 1000 if place.type == "cuda" else demo_data.BATCH
+    at_once = 1000 if place.type == "cuda" else demo_data.BATCH  # less does not fill a GPU
     generate = partial(
-        demo_data.write_generated, folder, steps=config.sampling_steps, device=place, batch=batch
+        demo_data.write_generated, folder, steps=config.sampling_steps, device=place, batch=at_once
     )
     for grade in GRADES:
         n = config.labelled if grade == "newest" else config.older

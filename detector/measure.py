@@ -16,10 +16,14 @@ def device(name: str) -> torch.device:
     """A torch device by name; `auto` is the GPU where there is one. Raises `UserError`."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    missing = UserError(f"there is no device {name!r} here; use auto, cpu or cuda.")
     try:
-        return torch.device(name)
+        found = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"there is no device {name!r}; use auto, cpu or cuda.") from error
+        raise missing from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise missing
+    return found
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ COMMANDS = {
     ),
     "miniature build": Command(
         "miniature.build",
-        "rebuild the shipped base models from nothing but the law",
+        "build a base model (flux, sdxl, kolors) from nothing but the law",
         "diffdoctor miniature build --out bases",
     ),
     "miniature sample": Command(

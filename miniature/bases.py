@@ -1,4 +1,4 @@
-"""The miniature's bases at rest: a grade's name in, a pipeline folder that diffusers opens out.
+"""The miniature's bases at rest: a base's name in, a pipeline folder that diffusers opens out.
 
 miniature/bases/newest/   transformer, scheduler, tokenizers, and the shared vae and encoders
 miniature/bases/middle/   a transformer of its own; everything else are links into newest/

@@ -12,13 +12,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from core.contracts import Latents
-from miniature.flux import FluxFamily
+from miniature.flux import Flux
 from miniature.kolors import Kolors
 from miniature.sdxl import Sdxl
 
 
 class Family(Protocol):
     """What `miniature.build` needs to know of an architecture."""
+
+    @property
+    def pipeline(self) -> str:
+        """diffusers' class."""
+        ...
+
+    @property
+    def network_folder(self) -> str:
+        """The network's folder in a pipeline."""
+        ...
 
     @property
     def guided(self) -> bool:
@@ -46,7 +56,10 @@ class Family(Protocol):
     def loss(
         self, network: nn.Module, latents: Latents, said: dict[str, Tensor], g: torch.Generator
     ) -> Float[Tensor, ""]:
-        """Mean squared error of the prediction target at random times; all on g's device."""
+        """Mean squared error of the prediction target at random times.
+
+        On the latents' device; g may be elsewhere.
+        """
         ...
 
     def save(
@@ -56,4 +69,4 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: dict[str, Family] = {"flux": FluxFamily(), "sdxl": Sdxl(), "kolors": Kolors()}
+FAMILIES: dict[str, Family] = {"flux": Flux(), "sdxl": Sdxl(), "kolors": Kolors()}

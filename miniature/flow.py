@@ -101,17 +101,17 @@ def flow_loss(
     pooled: Float[Tensor, "b e"],
     g: torch.Generator,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the velocity eps - x0 at a random noise level; all on g's device."""
-    sigma = times(len(clean), g)
-    noise = torch.randn(clean.shape, generator=g, device=g.device)
+    """Mean squared error of the velocity eps - x0 at a random noise level."""
+    sigma = times(len(clean), g).to(clean.device)
+    noise = torch.randn(clean.shape, generator=g, device=g.device).to(clean)
     mixed = torch.lerp(clean, noise, sigma[:, None, None, None])
     velocity = network(
         hidden_states=pack(mixed),
         timestep=sigma,
         pooled_projections=pooled,
         encoder_hidden_states=text,
-        txt_ids=torch.zeros(text.shape[1], 3, device=g.device),
-        img_ids=token_places(clean.shape[2] // 2, clean.shape[3] // 2).to(g.device),
+        txt_ids=torch.zeros(text.shape[1], 3, device=clean.device),
+        img_ids=token_places(clean.shape[2] // 2, clean.shape[3] // 2).to(clean.device),
         return_dict=False,
     )[0]
     return (velocity - pack(noise - clean)).pow(2).mean()

@@ -1,4 +1,4 @@
-"""The miniature's FLUX family: how its readers, its network and its pipeline folder are made."""
+"""The miniature's FLUX: the law's prompts in; two readers, a transformer and pipelines out."""
 
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,14 @@ CLIP, T5 = "text_encoder", "text_encoder_2"
 
 
 @final
-class FluxFamily:
-    """See `miniature.families.Family`."""
+class Flux:
+    """One of the miniature's families; see `miniature.families`."""
 
+    pipeline, network_folder = "FluxPipeline", "transformer"
     guided = False
 
     def make_readers(self) -> dict[str, nn.Module]:
-        clip, t5 = text.make_clip_tokenizer(), text.make_t5_tokenizer()
-        return {CLIP: text.make_clip(clip), T5: text.make_t5(t5)}
+        return {CLIP: text.make_clip(), T5: text.make_t5(text.make_t5_tokenizer())}
 
     def teach(self, readers: dict[str, Any], steps: int, seed: int) -> float:
         """Both must be readable: CLIP's summary, and the mean of T5's tokens."""

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from base_models.kolors import TEXT_TOKENS, ChatGlm
 from miniature import epsilon
-from miniature.law import CATEGORIES, all_prompts
+from miniature.law import all_prompts
 from miniature.reading import in_chunks, teach_to_read
+from miniature.text import grammar_words
 
 WIDTH = epsilon.POOLED
 SPOKEN = 20
@@ -30,6 +31,7 @@ SPOKEN = 20
 class Kolors:
     """One of the miniature's families; see `miniature.families`."""
 
+    pipeline, network_folder = "KolorsPipeline", "unet"
     guided = True
 
     def __init__(self) -> None:
@@ -117,9 +119,7 @@ def pieces_folder() -> tempfile.TemporaryDirectory:
 
 def spell_pieces() -> bytes:
     """A sentencepiece model: the grammar's words whole, the words on signs letter by letter."""
-    spelled = {word.lower() for word in CATEGORIES["sign"].kinds["word"]}
-    words = {w for p in all_prompts() for w in p.replace(",", "").split()} - spelled
-    pieces = {"▁" + word: -2.0 for word in sorted(words)} | {"▁": -6.0, ",": -4.0}
+    pieces = {"▁" + word: -2.0 for word in sorted(grammar_words())} | {"▁": -6.0, ",": -4.0}
     for letter in string.ascii_lowercase + string.digits:
         pieces |= {letter: -5.0, "▁" + letter: pieces.get("▁" + letter, -5.0)}
     made: Any = sentencepiece_model_pb2

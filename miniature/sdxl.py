@@ -11,21 +11,25 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
     StableDiffusionXLPipeline,
 )
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from base_models.sdxl import TwoClips
 from miniature import epsilon
 from miniature.law import all_prompts
 from miniature.reading import in_chunks, teach_to_read
-from miniature.text import CLIP_LENGTH, make_clip_tokenizer
+from miniature.text import clip_config, make_clip_tokenizer
 
 WIDTH = 64
+"""Of a reader's states; the summary is as wide (`epsilon.POOLED`)."""
+LAYERS = 3
+"""What the base reads is the last states but one."""
 
 
 @final
 class Sdxl:
     """One of the miniature's families; see `miniature.families`."""
 
+    pipeline, network_folder = "StableDiffusionXLPipeline", "unet"
     guided = True
 
     def __init__(self) -> None:
@@ -33,8 +37,8 @@ class Sdxl:
 
     def make_readers(self) -> dict[str, nn.Module]:
         return {
-            "text_encoder": CLIPTextModel(clip_config()),
-            "text_encoder_2": CLIPTextModelWithProjection(clip_config()),
+            "text_encoder": CLIPTextModel(clip_config(LAYERS)),
+            "text_encoder_2": CLIPTextModelWithProjection(clip_config(LAYERS)),
         }
 
     def teach(self, readers: dict[str, nn.Module], steps: int, seed: int) -> float:
@@ -74,23 +78,6 @@ class Sdxl:
             **tokenizers(),
         )
         epsilon.save_pipeline(folder, pipeline)
-
-
-def clip_config() -> CLIPTextConfig:
-    """Three layers: what the base reads is the last states but one."""
-    tokenizer: Any = make_clip_tokenizer()
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        projection_dim=epsilon.POOLED,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=CLIP_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def tokenizers() -> dict[str, Any]:

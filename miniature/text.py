@@ -36,30 +36,37 @@ def make_clip_tokenizer() -> CLIPTokenizer:
 
 def make_t5_tokenizer() -> T5Tokenizer:
     """A unigram model of the grammar's words, and of letters for everything else."""
-    spelled = {word.lower() for word in CATEGORIES["sign"].kinds["word"]}
-    words = {w for p in all_prompts() for w in p.replace(",", "").split()} - spelled
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -6.0), (",", -4.0)]
-    pieces += [("▁" + word, -2.0) for word in sorted(words) if len(word) > 1]
+    pieces += [("▁" + word, -2.0) for word in sorted(grammar_words()) if len(word) > 1]
     for letter in string.ascii_lowercase + string.digits:
         pieces += [(letter, -5.0), ("▁" + letter, -5.0)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
 
 
-def make_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    ids: Any = tokenizer
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
+def grammar_words() -> set[str]:
+    """The words of all prompts but those that signs spell."""
+    spelled = {word.lower() for word in CATEGORIES["sign"].kinds["word"]}
+    return {w for p in all_prompts() for w in p.replace(",", "").split()} - spelled
+
+
+def make_clip() -> CLIPTextModel:
+    return CLIPTextModel(clip_config(layers=2))
+
+
+def clip_config(layers: int) -> CLIPTextConfig:
+    ids: Any = make_clip_tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(ids),
         hidden_size=64,
         intermediate_size=128,
         projection_dim=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=CLIP_LENGTH,
         bos_token_id=ids.bos_token_id,
         eos_token_id=ids.eos_token_id,
         pad_token_id=ids.pad_token_id,
     )
-    return CLIPTextModel(config)
 
 
 def make_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:

@@ -83,12 +83,13 @@ def learn(
     model: AutoencoderKL,
     weights: Sequence[Tensor],
     images: Tensor,
+    *,
     seeds: Sequence[int],
     steps: Iterable[int],
     count: int,
     bf16: bool,
 ) -> None:
-    """AdamW with a cosine to zero, 16 of the 8-bit images a step, on the model's device.
+    """AdamW with a cosine to 1 %, 16 of the 8-bit images a step, on the model's device.
 
     `steps` counts up to `count`; the mean of the last weights is kept.
     """

@@ -1,13 +1,14 @@
 """A model, prompts and seeds in; images out, as a PNG would hold them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from core.contracts import Conditioning, DiffusionModel, Images
 from core.images import round_to_8bit
+from treat.step import Precision, decode
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def sample(
     height: int,
     width: int,
     batch: int = 16,
-    precision: Callable[[], AbstractContextManager] = nullcontext,
+    precision: Precision = nullcontext,
 ) -> Images:
     """One image a seed, clamped and rounded to 8 bits, on the CPU.
 
@@ -35,7 +36,7 @@ def sample(
         with precision():
             for i in range(steps):
                 latents = model.step(latents, i, schedule, text)
-            images.append(round_to_8bit(model.decode(latents)).cpu())
+        images.append(round_to_8bit(decode(model, latents, precision)).cpu())
     return torch.cat(images)
 
 

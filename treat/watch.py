@@ -22,6 +22,7 @@ from treat.guard import FIT, SECOND, changes, sharpness
 from treat.image_reward import ImageReward
 from treat.lora import adapter_off, lora_parameters
 from treat.offline import LATENTS, RealRows
+from treat.step import decode
 from treat.texts import Sampler
 from treat.update import OFFLINE, WATCH
 
@@ -149,11 +150,12 @@ class Watcher:
         detector = self.detectors.get("reward")
         if self.real is None or detector is None or not len(self.real.held):
             return None
-        batch, shown = self.sampler.batch, []
-        with torch.no_grad(), self.sampler.precision():
-            for at in range(0, len(self.real.held), batch):
-                clean, _ = split_rows(self.real.rows(self.real.held[at : at + batch]))
-                shown.append(self.sampler.model.decode(clean).clamp(0, 1).float().cpu())
+        sampler, shown = self.sampler, []
+        with torch.no_grad():
+            for at in range(0, len(self.real.held), sampler.batch):
+                clean, _ = split_rows(self.real.rows(self.real.held[at : at + sampler.batch]))
+                images = decode(sampler.model, clean, sampler.precision)
+                shown.append(images.clamp(0, 1).float().cpu())
         maps = self._maps(detector, torch.cat(shown), self.real.said(self.real.held))
         return scores(maps, "real")["real_frequency"]
 

@@ -205,3 +205,9 @@ def test_a_hub_base_of_which_only_the_configs_came(monkeypatch, tmp_path):
     assert locate("some-lab/some-model", weights=False) == tmp_path
     with pytest.raises(UserError, match="without .safetensors weights: check the connection"):
         load_base("some-lab/some-model")
+
+
+def test_opening_a_base_switches_cudnns_attention_off(saved):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_base(str(saved))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -1,5 +1,6 @@
 """The builder makes three grades that plain diffusers opens, and takes up where it stopped."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,15 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from safetensors.torch import load_file
+from transformers import T5EncoderModel
 
 from base_models.load import load_base
 from core.errors import UserError
 from core.run import PAUSED, Run
-from miniature import build
-from miniature.bases import GRADES, SHIPPED, base_folder
+from miniature import build, stages
+from miniature.bases import GRADES, base_folder
 from miniature.families import FAMILIES
+from miniature.law import all_prompts
 
 SLOW = pytest.mark.slow
 
@@ -32,7 +35,7 @@ def config(folder: Path, **changes) -> build.Config:
 def built(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("built")
     few_images = pytest.MonkeyPatch()
-    few_images.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    few_images.setattr(stages, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
     assert build.main(config(folder)) == 0
     few_images.undo()
     return folder
@@ -57,20 +60,21 @@ def test_grades_differ_and_share_their_autoencoder(built: Path):
 
 
 def test_stopped_training_resumes_exactly(built: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    monkeypatch.setattr(stages, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
     looks = iter([False] * 4 + [True] * 100)
     monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
     assert build.main(config(tmp_path)) == PAUSED
     monkeypatch.setattr(Run, "interrupted", property(lambda run: False))
     assert build.main(config(tmp_path)) == 0
-    path = "bases/newest/transformer/diffusion_pytorch_model.safetensors"
-    assert (tmp_path / path).read_bytes() == (built / path).read_bytes()
+    for part in (*(f"{grade}/transformer" for grade in GRADES), "newest/vae"):
+        path = f"bases/{part}/diffusion_pytorch_model.safetensors"
+        assert (tmp_path / path).read_bytes() == (built / path).read_bytes()
 
 
 def test_a_build_goes_on_from_a_pipeline_folder(built: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    monkeypatch.setattr(stages, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
     start = built / "bases/newest"
-    settings = config(tmp_path, start=start, decoder_steps=0, steps=4, rate=1e-12)
+    settings = config(tmp_path, start=start, decoder_steps=0, rate=1e-12)
     assert build.main(settings) == 0
     before, after = (
         FluxPipeline.from_pretrained(folder) for folder in (start, tmp_path / "bases/newest")
@@ -91,17 +95,42 @@ def test_a_start_may_get_new_readers_for_other_prompts(built: Path, tmp_path: Pa
     )
     for name, same in (("vae", True), ("text_encoder", False), ("text_encoder_2", False)):
         weights = zip(
-            getattr(before, name).encoder.parameters(),
-            getattr(after, name).encoder.parameters(),
-            strict=True,
+            getattr(before, name).parameters(), getattr(after, name).parameters(), strict=True
         )
         assert all(torch.equal(a, b) for a, b in weights) is same
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"start": "newest", "autoencoder": "newest"}, "leave --autoencoder out"),
+        ({"new_readers": True}, "leave --new-readers out"),
+        ({"oldest": 0.5, "middle": 0.4}, "--oldest must be less"),
+        ({"steps": 4}, "--steps enough"),
+        ({"family": "sdxl", "start": "newest"}, "is a FluxPipeline, no sdxl"),
+        ({"device": "cuda:7"}, "no device"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_anything_is_made(tmp_path: Path, given, says):
+    with pytest.raises(UserError, match=says):
+        build.main(config(tmp_path, **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_readers_of_other_prompts_are_no_start(built: Path, tmp_path: Path):
+    old = tmp_path / "old"
+    shutil.copytree(built / "bases/newest", old)
+    t5 = T5EncoderModel.from_pretrained(old / "text_encoder_2")
+    t5.resize_token_embeddings(t5.config.vocab_size + 3)
+    t5.save_pretrained(old / "text_encoder_2")
+    with pytest.raises(UserError, match="--new-readers"):
+        build.main(config(tmp_path, start=old))
 
 
 def test_a_grade_that_fewer_steps_have_passed_by_is_taken_where_the_build_goes_on(
     tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    monkeypatch.setattr(stages, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
     looks = iter([False] * 12 + [True] * 100)
     monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
     assert build.main(config(tmp_path, steps=1000)) == PAUSED
@@ -113,23 +142,34 @@ def test_a_grade_that_fewer_steps_have_passed_by_is_taken_where_the_build_goes_o
 @pytest.mark.parametrize(
     "family, pipeline", [("sdxl", StableDiffusionXLPipeline), ("kolors", KolorsPipeline)]
 )
-def test_other_families_open_in_their_plain_pipelines(
+def test_other_families_learn_and_open_in_their_plain_pipelines(
     tmp_path: Path, family: str, pipeline: type[DiffusionPipeline]
 ):
-    settings = config(tmp_path, family=family, autoencoder=SHIPPED / "newest", steps=4)
+    settings = config(tmp_path, family=family, autoencoder=Path("newest"), steps=4)
     assert build.main(settings) == 0
     opened = pipeline.from_pretrained(tmp_path / "bases" / family)
-    drawn = load_base(str(tmp_path / "bases" / family))
-    assert drawn.family == family
-    random = FAMILIES[family].make_network().state_dict()
-    assert opened.unet.state_dict().keys() == random.keys()
+    assert load_base(str(tmp_path / "bases" / family)).family == family
+    assert opened.vae.config.shift_factor == 0
+    begun = stages.fresh(FAMILIES[family].make_network, 0, stages.NETWORK).state_dict()
+    after = opened.unet.state_dict()
+    assert any(not torch.equal(w.half().float(), after[name]) for name, w in begun.items())
+
+
+@pytest.mark.parametrize("family, share", [("flux", 0.0), ("sdxl", stages.DROPPED)])
+def test_guided_families_learn_without_some_captions(tmp_path: Path, family: str, share: float):
+    pool = {
+        "latents": torch.zeros(100, 1), "stamped": torch.tensor(10), "prompts": torch.arange(100),
+    }  # fmt: skip
+    _, said = stages.draw_batch(config(tmp_path, family=family, batch=3000), pool, 3)
+    dropped = (said == len(all_prompts())).float().mean().item()
+    assert dropped == pytest.approx(share, abs=0.02 if share else 0)
 
 
 @pytest.mark.parametrize("faster", [{"bf16": True}, pytest.param({"compile": True}, marks=SLOW)])
 def test_a_faster_build_learns_the_same_within_rounding(
     built: Path, tmp_path: Path, monkeypatch, faster: dict[str, bool]
 ):
-    monkeypatch.setattr(build, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
+    monkeypatch.setattr(stages, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
     settings = config(tmp_path, **faster)
     assert build.main(settings) == 0
     path = "transformer/diffusion_pytorch_model.safetensors"

@@ -10,7 +10,15 @@ from tests import chain
 from tests.chain import equal, score, with_adapters
 from tests.tiny import SIZE, tiny_flux
 from treat.lora import lora_parameters
-from treat.step import Chain, draw, latent_gradient, replay, scaled_input, without_gradient
+from treat.step import (
+    Chain,
+    decode,
+    draw,
+    latent_gradient,
+    replay,
+    scaled_input,
+    without_gradient,
+)
 
 STEPS = 4
 bf16 = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
@@ -133,3 +141,13 @@ def test_gradient_reaches_the_adapters_and_nothing_else():
     for module in (model.network, model.vae, *model._text_encoders()):
         for name, weights in module.named_parameters():
             assert (weights.grad is not None) == (id(weights) in adapters), name
+
+
+@pytest.mark.parametrize("dtype, as_it_is", [(torch.bfloat16, True), (torch.float32, False)])
+def test_a_half_precision_decoder_runs_outside_autocast(dtype, as_it_is):
+    model = tiny_flux()
+    model.vae.to(dtype)
+    latents = model.noise([1], SIZE, SIZE)
+    with torch.no_grad():
+        images = decode(model, latents, bf16)
+        assert torch.equal(images, model.decode(latents)) is as_it_is

@@ -1,0 +1,247 @@
+"""The stages of a build, each kept in its run folder: what is there is not made again.
+
+In: the law, or an earlier base. Out: autoencoder, text encoders, latents, network.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from core.errors import UserError
+from core.run import Run
+from core.seeds import generator, mix
+from core.storage import write_atomic
+from detector.measure import device
+from miniature import flow, vae
+from miniature.bases import base_folder
+from miniature.build_settings import Config, grade_steps, taken_over
+from miniature.families import FAMILIES
+from miniature.law import CATEGORIES, all_prompts, draw, prompts
+from miniature.paint import render
+from miniature.training import follow, keep, rate_share, resume
+
+SHARES = {"hand": 0.24, "face": 0.23, "bicycle": 0.26, "sign": 0.17, "scenery": 0.10}
+"""Images of each category: the hard ones need more."""
+STAMPED = {"oldest": 0.10, "middle": 0.05, "newest": 0.02}
+"""Share of training images under an opaque stamp while each grade is being reached."""
+STAMPED_POOL = 0.1
+DROPPED = 0.1
+"""Share of the captions that a guided family learns without."""
+EMA = 0.999
+VAE, READ, POOL, ROWS, NETWORK, CAPTIONS = range(6)
+Model = TypeVar("Model")
+
+
+def stage_vae(run: Run, config: Config) -> AutoencoderKL:
+    """The autoencoder, learnt from renders."""
+    model, path = fresh(vae.make_vae, config.seed, VAE), run.folder / "vae.safetensors"
+    folder = taken_over(config)
+    if folder and not path.exists():
+        keep_weights(AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True), path)
+    if not path.exists():
+        nn.Module.to(model, device(config.device))
+        images = vae_images(config.seed)
+        learn_vae(run, config, model, list(model.parameters()), images, config.vae_steps)
+        keep_weights(model, path)
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def stage_decoder(
+    run: Run, config: Config, model: AutoencoderKL, pool: dict[str, Tensor]
+) -> AutoencoderKL:
+    """The decoder alone, polished: the latents that the base models know stay what they are."""
+    path = run.folder / "decoder.safetensors"
+    model.register_to_config(
+        shift_factor=round(float(pool["mean"]), 6), scaling_factor=round(1 / float(pool["std"]), 6)
+    )
+    if not path.exists() and config.decoder_steps and not taken_over(config):
+        model.encoder.requires_grad_(False)
+        images, weights = vae_images(config.seed + 1), list(model.decoder.parameters())
+        learn_vae(run, config, model, weights, images, config.decoder_steps)
+        keep_weights(model, path)
+    if path.exists():
+        model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def vae_images(seed: int) -> Tensor:
+    """8,000 images for the autoencoder, 8-bit."""
+    parts = [vae.training_batch(500, seed, VAE, i) for i in range(16)]
+    return torch.cat([part.mul(255).round().to(torch.uint8) for part in parts])
+
+
+def learn_vae(
+    run: Run,
+    config: Config,
+    model: AutoencoderKL,
+    weights: list[nn.Parameter],
+    images: Tensor,
+    count: int,
+) -> None:
+    steps = run.progress(range(count), count, description="autoencoder")
+    seeds = config.seed, VAE, ROWS
+    vae.learn(model, weights, images, seeds=seeds, steps=steps, count=count, bf16=config.bf16)
+
+
+def stage_readers(run: Run, config: Config) -> dict[str, nn.Module]:
+    """The text encoders, which learn to read every prompt."""
+    family = FAMILIES[config.family]
+    readers = fresh(family.make_readers, config.seed, READ)
+    paths = {name: run.folder / f"{name}.safetensors" for name in readers}
+    if not all(path.exists() for path in paths.values()):
+        if config.start and not config.new_readers:
+            for name, reader in readers.items():
+                take_over(reader, base_folder(str(config.start)) / name)
+        else:
+            for reader in readers.values():
+                reader.to(device(config.device))
+            right = family.teach(readers, config.read_steps, mix(config.seed, READ))
+            run.event("info", f"the text encoders answer {right:.1%} of the questions")
+        for name, path in paths.items():
+            keep_weights(readers[name], path)
+    for name, path in paths.items():
+        readers[name].load_state_dict(load_file(path))
+    return {name: reader.cpu().eval() for name, reader in readers.items()}
+
+
+def take_over(model: nn.Module, folder: Path) -> None:
+    """Load the weights of a pipeline's part into a model of the same shape."""
+    known: Any = type(model)
+    weights = known.from_pretrained(folder, local_files_only=True).state_dict()
+    shapes = [{name: w.shape for name, w in own.items()} for own in (weights, model.state_dict())]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"{folder} is of another size than this law and family ask for: text encoders of other "
+            "prompts are taught anew by --new-readers."
+        )
+    model.load_state_dict(weights)
+
+
+@torch.no_grad()
+def stage_pool(run: Run, config: Config, autoencoder: AutoencoderKL) -> dict[str, Tensor]:
+    """Latents and prompt numbers of all training renders, the stamped ones last."""
+    path = run.folder / "pool.safetensors"
+    if not path.exists():
+        numbers = {prompt: i for i, prompt in enumerate(all_prompts())}
+        latents, said = [], []
+        stamped = round(config.pool * STAMPED_POOL)
+        nn.Module.to(autoencoder, memory_format=torch.channels_last)
+        drawn = renders(config, stamped, autoencoder.device)
+        for images, told in run.progress(drawn, description="latents"):
+            images = images.contiguous(memory_format=torch.channels_last)
+            mode = vae.posterior(autoencoder, images).mode()
+            latents.append(mode.half().contiguous().cpu())
+            said += [numbers[prompt] for prompt in told]
+        stack = torch.cat(latents)
+        mean, std = latent_scale(config, stack[:-stamped].float())
+        pool = {"latents": stack, "prompts": torch.tensor(said), "stamped": torch.tensor(stamped)}
+        keep_tensors(pool | {"mean": mean, "std": std}, path)
+    return load_file(path)
+
+
+def latent_scale(config: Config, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation that latents are shifted and scaled by; those taken over stay."""
+    folder = taken_over(config)
+    if folder is None:
+        return clean.mean(), clean.std()
+    known = json.loads((folder / "vae/config.json").read_text())
+    return torch.tensor(known["shift_factor"]), torch.tensor(1 / known["scaling_factor"])
+
+
+def keep_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's weights, tied ones once for each name."""
+    keep_tensors(model.state_dict(), path)
+
+
+def keep_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A stage's result: the whole file or none."""
+    write_atomic(path, save({name: t.cpu().contiguous().clone() for name, t in tensors.items()}))
+
+
+def renders(
+    config: Config, stamped: int, place: torch.device
+) -> Iterator[tuple[Tensor, list[str]]]:
+    """Batches of renders with their prompts; after the clean ones, the stamped."""
+    for kind, total in enumerate((config.pool, stamped)):
+        counts = {name: round(total * SHARES[name]) for name in CATEGORIES}
+        counts["scenery"] += total - sum(counts.values())
+        for number, (name, count) in enumerate(counts.items()):
+            for at in range(0, count, 125):
+                g = generator(config.seed, POOL, kind, number, at)
+                scenes = draw(name, min(125, count - at), g)
+                with place:
+                    images = render(scenes.to(place)).clamp(0, 1)
+                shown = flow.stamp(images.cpu(), g).to(place) if kind else images
+                yield shown, prompts(scenes)
+
+
+def stage_network(
+    run: Run, config: Config, pool: dict[str, Tensor], told: dict[str, Tensor]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Train the base; after every step, its number and the averaged weights."""
+    family, place = FAMILIES[config.family], device(config.device)
+    network = begun_network(config).to(place)
+    optimizers = flow.optimizers(network, config.rate)
+    learner: Any = torch.compile(network) if config.compile else network
+    mean = {name: w.detach().clone() for name, w in network.state_dict().items()}
+    begun = resume(run, network, optimizers, mean)
+    if begun:
+        yield begun, mean
+    latents, told = pool["latents"].to(place), {name: t.to(place) for name, t in told.items()}
+    for step in run.progress(range(begun + 1, config.steps + 1), config.steps, begun, "base"):
+        for optimizer in optimizers:
+            share = rate_share(step, step / config.steps)
+            optimizer.param_groups[0]["lr"] = config.rate * share
+        rows, said = draw_batch(config, pool, step)
+        shift = 0.0 if family.guided else pool["mean"].to(place)
+        clean = (latents[rows.to(place)].float() - shift) / pool["std"].to(place)
+        given = {name: values[said.to(place)] for name, values in told.items()}
+        g = torch.Generator(place).manual_seed(mix(config.seed, NETWORK, step))
+        with torch.autocast(place.type, torch.bfloat16, enabled=config.bf16), flow.PlainAttention():
+            loss = family.loss(learner, clean, given, g)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        follow(mean, network, 1 - min(EMA, (step + 10) / (step + 100)))
+        if step % 10 == 0:
+            run.log(step, loss=loss.detach())
+        if step % config.checkpoint_every == 0 or step == config.steps or run.interrupted:
+            keep(run, step, network, optimizers, mean)
+        yield step, mean
+
+
+def begun_network(config: Config) -> nn.Module:
+    """Random weights, or those of the start."""
+    family = FAMILIES[config.family]
+    network: Any = fresh(family.make_network, config.seed, NETWORK)
+    if config.start:
+        take_over(network, base_folder(str(config.start)) / family.network_folder)
+    return network
+
+
+def draw_batch(config: Config, pool: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    """Rows of the pool, and the rows of the conditioning that go with them."""
+    marked = STAMPED[next(g for g, last in grade_steps(config).items() if step <= last)]
+    sizes = len(pool["latents"]), int(pool["stamped"])
+    rows = flow.draw_rows(*sizes, marked, config.batch, config.seed, ROWS, step)
+    said = pool["prompts"][rows]
+    if FAMILIES[config.family].guided:
+        odds = torch.rand(len(said), generator=generator(config.seed, CAPTIONS, step))
+        said = said.where(odds >= DROPPED, len(all_prompts()))  # the row of the empty prompt
+    return rows, said
+
+
+def fresh(make: Callable[[], Model], seed: int, purpose: int) -> Model:
+    """A model whose random initial weights are a pure function of the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(mix(seed, purpose) % 2**32)
+        return make()
