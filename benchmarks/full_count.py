@@ -17,7 +17,6 @@ from base_models.checkpointing import recompute_blocks
 from base_models.quantise import outline_quantised
 from benchmarks.full_shapes import Shape, conditioning, outline
 from benchmarks.full_step import (
-    CASES,
     CLIP,
     PRIOR,
     RANK,
@@ -27,6 +26,7 @@ from benchmarks.full_step import (
     Case,
     World,
     accumulate,
+    chosen,
     fitted,
     leave_inputs,
     schedule_of,
@@ -53,9 +53,7 @@ class Config(core.config.Config):
 
 def main(config: Config) -> None:
     found: dict[str, Any] = {}
-    for case in CASES:
-        if config.only and case.name not in config.only:
-            continue
+    for case in chosen(config.only, compiled=True):
         shape = SHAPES[config.shape][case.base]
         found[case.name] = count(shape, fitted(case, config.shape))
         print(f"{case.name}: {json.dumps(found[case.name])}", flush=True)

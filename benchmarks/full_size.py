@@ -29,12 +29,12 @@ import core.config
 from base_models.checkpointing import recompute_blocks
 from base_models.quantise import Quantisation
 from benchmarks.full_step import (
-    CASES,
     SHAPES,
     Case,
     World,
     accumulate,
     build,
+    chosen,
     fitted,
     in_fp32,
     leave_inputs,
@@ -69,7 +69,7 @@ class Config(core.config.Config):
 
 
 def main(config: Config) -> None:
-    begun = time.perf_counter()
+    begun, cases = time.perf_counter(), chosen(config.only, config.compiled)
     found: dict[str, Any] = {"machine": machine(), "shape": config.shape, "cases": {}}
     if config.shape == "full" and not torch.cuda.is_available():
         raise UserError("Full size needs a CUDA device: take --shape tiny, or only count "
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     found["dense product"] = attempt(lambda: {"TFLOP/s": dense_rate(n) / 1e12})
     print(f"dense product in bf16: {shown(found['dense product'])}", flush=True)
     bench = Bench(config, found["dense product"].get("TFLOP/s", math.nan), begun)
-    for case in chosen(config):
+    for case in cases:
         late = since(begun) > config.seconds
         row = {"skipped": "no time left"} if late else attempt(partial(bench.measure, case))
         found["cases"][case.name] = row
@@ -88,15 +88,6 @@ def main(config: Config) -> None:
         if config.json_file:
             text = json.dumps(plain(found), indent=2) + "\n"
             write_atomic(config.json_file, text.encode())
-
-
-def chosen(config: Config) -> list[Case]:
-    unknown = set(config.only) - {case.name for case in CASES}
-    if unknown:
-        known = "; ".join(case.name for case in CASES)
-        raise UserError(f"No case {', '.join(sorted(unknown))}: choose among {known}.")
-    wanted = [case for case in CASES if config.compiled or not case.compiled]
-    return [case for case in wanted if not config.only or case.name in config.only]
 
 
 def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Rank 16 on attention and MLP, a SegFormer-b5 at 512 pixels in float32, one image
 Legend: T sampling steps, K of them learn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from base_models.quantise import Quantisation, quantise
 from benchmarks.full_shapes import FULL, TINY, Shape, conditioning, fill, outline
 from core.contracts import Conditioning, Latents, Schedule
+from core.errors import UserError
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
 from treat.lora import add_lora, lora_parameters
 from treat.offline import LATENTS
@@ -94,6 +95,17 @@ CASES = (
     Case("flux, as flux-80gb, compiled", "flux", **FRUGAL, compiled=True, tflop=461.5),
 )  # fmt: skip
 """Nothing recomputed is out of reach for the UNets: a graph of SDXL takes 14 GiB, and 8 learn."""
+
+
+def chosen(only: Collection[str], compiled: bool) -> list[Case]:
+    """The named cases, or else all; compiled ones only where they are named or wanted."""
+    unknown = set(only) - {case.name for case in CASES}
+    if unknown:
+        known = "; ".join(case.name for case in CASES)
+        raise UserError(f"No case {', '.join(sorted(unknown))}: choose among {known}.")
+    if only:
+        return [case for case in CASES if case.name in only]
+    return [case for case in CASES if compiled or not case.compiled]
 
 
 def fitted(case: Case, shape: str) -> Case:

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from base_models.quantise import LIBRARIES
-from benchmarks import full_count, full_step
+from benchmarks import full_count, full_size, full_step
 from benchmarks.full_shapes import FULL, outline
 from benchmarks.full_size import Config, main
-from benchmarks.full_step import CASES
+from benchmarks.full_step import CASES, chosen
 from core.counting import norms_in_float32
 from core.errors import UserError
 
 TINY = {"shape": "tiny", "dtype": "float32", "repeats": 1}
 PLAIN = [case for case in CASES if not case.compiled]
+COMPILED = next(case.name for case in CASES if case.compiled)
 COMPARED = next(case.name for case in CASES if case.compared)
 SIZES = {"flux": 11.89, "short flux": 2.55, "sdxl": 2.567, "kolors": 2.579}
 """Billions of weights; of the whole ones as the releases have them."""
@@ -94,9 +95,18 @@ def test_norms_are_counted_in_fp32_and_nothing_else_is():
     assert layers(x).dtype == torch.float32 and layers[0].weight.dtype == torch.bfloat16
 
 
-def test_a_case_that_nobody_has_is_refused():
-    with pytest.raises(UserError, match="No case flux, slow"):
-        main(Config(**TINY, only=("flux, slow",)))
+@pytest.mark.parametrize("program", [full_size, full_count])
+def test_a_case_that_nobody_has_is_refused_before_all_else(program):
+    with pytest.raises(UserError, match=r"No case flux, slow: .*; sdxl, fast; "):
+        program.main(program.Config(only=("flux, slow",)))
+
+
+def test_a_compiled_case_is_taken_where_it_is_wanted_or_named():
+    assert chosen((), compiled=False) == PLAIN and chosen((), compiled=True) == list(CASES)
+    assert [case.name for case in chosen((COMPILED, "flux, fast"), False)] == [
+        "flux, fast",
+        COMPILED,
+    ]
 
 
 @pytest.mark.parametrize("name", FULL)
