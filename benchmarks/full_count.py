@@ -31,6 +31,7 @@ from benchmarks.full_step import (
     leave_inputs,
     schedule_of,
 )
+from benchmarks.stopwatch import GIB
 from core.counting import DryRun, norms_in_float32
 from core.run import plain
 from core.storage import write_atomic
@@ -38,8 +39,6 @@ from detector.segformer import SegformerConfig, SegformerDetector, freeze
 from treat.lora import add_lora, lora_parameters
 from treat.step import autocast
 from treat.update import Update
-
-GIB = 2**30
 
 
 class Config(core.config.Config):
