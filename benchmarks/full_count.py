@@ -46,8 +46,9 @@ class Config(core.config.Config):
 
     shape: Literal["full", "tiny"] = "full"
     only: tuple[str, ...] = ()
-    """Names of cases; all, if none is given."""
+    """Names of cases, each in quotes; an unknown one lists them all."""
     json_file: core.config.JsonFile = None
+    """Also write what is found to this file, after every case."""
 
 
 def main(config: Config) -> None:

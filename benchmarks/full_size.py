@@ -4,11 +4,12 @@
     python -m benchmarks.full_size --shape tiny  # every case, quickly, on a CPU
 
 The bases have their true shapes and random weights (`benchmarks.full_shapes`); one step is one
-update of `treat.train` (`benchmarks.full_step`): drawing, reward, learning, offline term,
-optimizer; 1024 pixels, bf16. Cases come in the order of their weight. One that fails is recorded,
-and the next begins; one that was begun within the budget of seconds is finished. GiB are those of
-tensors ("peak") and of what the allocator took ("peak reserved"); the device's own context adds
-about half a GiB.
+update of `treat.train` (`benchmarks.full_step`): drawing, reward, learning, in two cases the
+offline term, optimizer; 1024 pixels, bf16. Cases come the most important first. One that fails is
+recorded, and the next begins. After the budget of seconds none begins, and the one under way ends
+with its first timed step at the earliest, a comparison when it is done. GiB are those of tensors
+("peak") and of what the allocator took ("peak reserved"); the device's own context adds about half
+a GiB.
 """
 
 import json
@@ -62,6 +63,7 @@ class Config(core.config.Config):
     """Which shapes, which cases, how long."""
 
     shape: Literal["full", "tiny"] = "full"
+    """`tiny` runs every case quickly, on a CPU too."""
     seconds: float = Field(150.0, gt=0)
     """After so many no further case is begun."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -69,10 +71,11 @@ class Config(core.config.Config):
     repeats: int = Field(3, ge=1)
     """Timed steps of a case, after one that is not."""
     only: tuple[str, ...] = ()
-    """Names of cases; all, if none is given."""
+    """Names of cases, each in quotes; an unknown one lists them all."""
     compiled: bool = False
     """Also try FLUX with its blocks compiled where they leave no gradient; takes a minute."""
     json_file: core.config.JsonFile = None
+    """Also write what is found to this file, after every case."""
 
 
 def main(config: Config) -> None:
@@ -81,7 +84,7 @@ def main(config: Config) -> None:
     if config.shape == "full" and not torch.cuda.is_available():
         raise UserError("Full size needs a CUDA device: take --shape tiny, or only count "
                         "(python -m benchmarks.full_count).")  # fmt: skip
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as `load_base` does, and why
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in `load_base`, for its reason
     device = this_process().device or torch.device("cpu")
     n = 8192 if config.shape == "full" else 128
     found["dense product"] = attempt(lambda: {"TFLOP/s": dense_rate(n, device) / 1e12})
@@ -89,7 +92,7 @@ def main(config: Config) -> None:
     bench = Bench(config, device, found["dense product"].get("TFLOP/s", math.nan), begun)
     for case in cases:
         late = since(begun) > config.seconds
-        row = {"skipped": "no time left"} if late else attempt(partial(bench.measure, case))
+        row = {"left out": "no time left"} if late else attempt(partial(bench.measure, case))
         found["cases"][case.name] = row
         found["elapsed"] = since(begun)
         print(f"{found['elapsed']:6.1f} s  {case.name}: {shown(row)}", flush=True)

@@ -1,7 +1,7 @@
 """A case in, the gradient of one treat step at full size out; measured and counted elsewhere.
 
 Rank 16 on attention and MLP, a SegFormer-b5 at 512 pixels in float32, one image. What is tried:
-`CASES`, in the order of their weight.
+`CASES`, the most important first.
 
 Legend: T sampling steps, K of them learn.
 """
@@ -58,11 +58,11 @@ class Case:
     """One graph from the noise to the loss, as a trainer without phases has it."""
     compiled: bool = False
     compared: bool = False
-    """Not timed but compared with fp32."""
+    """Also held against fp32."""
     tflop: float | None = None
     """Of one step at full size, by `benchmarks.full_count`."""
     uncast: bool = False
-    """Adapters take their inputs as they are: peft makes each fp32, and autocast makes it bf16."""
+    """peft's cast of each input to fp32 is left out: autocast makes it bf16 again."""
 
 
 FRUGAL: dict[str, Any] = {"recompute": True}
@@ -94,7 +94,7 @@ CASES = (
     Case("flux, as flux-80gb, inputs uncast", "flux", **FRUGAL, uncast=True, tflop=461.5),
     Case("flux, as flux-80gb, compiled", "flux", **FRUGAL, compiled=True, tflop=461.5),
 )  # fmt: skip
-"""Nothing recomputed is out of reach for the UNets: a graph of SDXL takes 14 GiB, and 8 learn."""
+"""The UNets cannot do without recomputing: a graph of SDXL takes 14 GiB, and 8 steps learn."""
 
 
 def chosen(only: Collection[str], compiled: bool) -> list[Case]:
