@@ -12,7 +12,6 @@ from benchmarks import full_count, full_size, full_step
 from benchmarks.full_shapes import FULL, outline
 from benchmarks.full_size import Config, main
 from benchmarks.full_step import CASES, chosen
-from core.counting import norms_in_float32
 from core.errors import UserError
 
 TINY = {"shape": "tiny", "dtype": "float32", "repeats": 1}
@@ -104,14 +103,6 @@ def test_a_count_sees_what_is_saved(tmp_path):
     fast, lean, whole = json.loads(path.read_text()).values()
     assert lean["TFLOP"] > fast["TFLOP"] > 0 and lean["peak"] < fast["peak"]
     assert whole["TFLOP"] > 1.5 * fast["TFLOP"]
-
-
-def test_norms_are_counted_in_fp32_and_nothing_else_is():
-    layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GroupNorm(2, 4)).bfloat16()
-    x = torch.zeros(1, 4, dtype=torch.bfloat16)
-    assert layers(x).dtype == torch.bfloat16
-    norms_in_float32(layers)
-    assert layers(x).dtype == torch.float32 and layers[0].weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("program", [full_size, full_count])
