@@ -17,7 +17,6 @@ from base_models.checkpointing import recompute_blocks
 from base_models.quantise import outline_quantised
 from benchmarks.full_shapes import Shape, conditioning, outline
 from benchmarks.full_step import (
-    CASES,
     CLIP,
     PRIOR,
     RANK,
@@ -27,10 +26,12 @@ from benchmarks.full_step import (
     Case,
     World,
     accumulate,
+    chosen,
     fitted,
     leave_inputs,
     schedule_of,
 )
+from benchmarks.stopwatch import GIB
 from core.counting import DryRun, norms_in_float32
 from core.run import plain
 from core.storage import write_atomic
@@ -39,23 +40,20 @@ from treat.lora import add_lora, lora_parameters
 from treat.step import autocast
 from treat.update import Update
 
-GIB = 2**30
-
 
 class Config(core.config.Config):
     """Which shapes and cases."""
 
     shape: Literal["full", "tiny"] = "full"
     only: tuple[str, ...] = ()
-    """Names of cases; all, if none is given."""
+    """Names of cases, each in quotes; an unknown one lists them all."""
     json_file: core.config.JsonFile = None
+    """Also write what is found to this file, after every case."""
 
 
 def main(config: Config) -> None:
     found: dict[str, Any] = {}
-    for case in CASES:
-        if config.only and case.name not in config.only:
-            continue
+    for case in chosen(config.only, compiled=True):
         shape = SHAPES[config.shape][case.base]
         found[case.name] = count(shape, fitted(case, config.shape))
         print(f"{case.name}: {json.dumps(found[case.name])}", flush=True)

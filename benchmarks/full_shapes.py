@@ -1,7 +1,8 @@
 """A base's name in, the base at its true size out, of random weights and without text encoders.
 
 Shapes are those of the released configs; nothing is read or fetched. `TINY` has the same parts in
-a few thousand weights. Weights are made on the device itself: a CPU would need minutes for them.
+at most 0.4 million weights. Weights are made on the device itself: a CPU would need minutes for
+them.
 
 Legend: n text tokens, d their width, e width of the summary.
 """

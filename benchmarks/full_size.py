@@ -4,14 +4,14 @@
     python -m benchmarks.full_size --shape tiny  # every case, quickly, on a CPU
 
 The bases have their true shapes and random weights (`benchmarks.full_shapes`); one step is one
-update of `treat.train` (`benchmarks.full_step`): drawing, reward, learning, offline term,
-optimizer; 1024 pixels, bf16. Cases come in the order of their weight. One that fails is recorded,
-and the next begins; one that was begun within the budget of seconds is finished. GiB are those of
-tensors ("peak") and of what the allocator took ("peak reserved"); the device's own context adds
-about half a GiB.
+update of `treat.train` (`benchmarks.full_step`): drawing, reward, learning, in two cases the
+offline term, optimizer; 1024 pixels, bf16. Cases come the most important first. One that fails is
+recorded, and the next begins. After the budget of seconds none begins, and the one under way ends
+with its first timed step at the earliest, a comparison when it is done. GiB are those of tensors
+("peak") and of what the allocator took ("peak reserved"); the device's own context adds about half
+a GiB.
 """
 
-import gc
 import json
 import math
 import statistics
@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -29,16 +29,25 @@ import core.config
 from base_models.checkpointing import recompute_blocks
 from base_models.quantise import Quantisation
 from benchmarks.full_step import (
-    CASES,
     SHAPES,
     Case,
     World,
     accumulate,
     build,
+    chosen,
     fitted,
     in_fp32,
     leave_inputs,
     schedule_of,
+)
+from benchmarks.stopwatch import (
+    Stopwatch,
+    allocated,
+    clean_up,
+    dense_rate,
+    machine,
+    peaks,
+    since,
 )
 from core.contracts import Schedule
 from core.errors import UserError
@@ -47,7 +56,6 @@ from core.seeds import generator
 from core.storage import write_atomic
 from treat.update import this_process
 
-GIB = 2**30
 RATE = 1e-4
 
 
@@ -55,6 +63,7 @@ class Config(core.config.Config):
     """Which shapes, which cases, how long."""
 
     shape: Literal["full", "tiny"] = "full"
+    """`tiny` runs every case quickly, on a CPU too."""
     seconds: float = Field(150.0, gt=0)
     """After so many no further case is begun."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -62,41 +71,34 @@ class Config(core.config.Config):
     repeats: int = Field(3, ge=1)
     """Timed steps of a case, after one that is not."""
     only: tuple[str, ...] = ()
-    """Names of cases; all, if none is given."""
+    """Names of cases, each in quotes; an unknown one lists them all."""
     compiled: bool = False
     """Also try FLUX with its blocks compiled where they leave no gradient; takes a minute."""
     json_file: core.config.JsonFile = None
+    """Also write what is found to this file, after every case."""
 
 
 def main(config: Config) -> None:
-    begun = time.perf_counter()
+    begun, cases = time.perf_counter(), chosen(config.only, config.compiled)
     found: dict[str, Any] = {"machine": machine(), "shape": config.shape, "cases": {}}
     if config.shape == "full" and not torch.cuda.is_available():
         raise UserError("Full size needs a CUDA device: take --shape tiny, or only count "
                         "(python -m benchmarks.full_count).")  # fmt: skip
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as `load_base` does, and why
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in `load_base`, for its reason
+    device = this_process().device or torch.device("cpu")
     n = 8192 if config.shape == "full" else 128
-    found["dense product"] = attempt(lambda: {"TFLOP/s": dense_rate(n) / 1e12})
+    found["dense product"] = attempt(lambda: {"TFLOP/s": dense_rate(n, device) / 1e12})
     print(f"dense product in bf16: {shown(found['dense product'])}", flush=True)
-    bench = Bench(config, found["dense product"].get("TFLOP/s", math.nan), begun)
-    for case in chosen(config):
+    bench = Bench(config, device, found["dense product"].get("TFLOP/s", math.nan), begun)
+    for case in cases:
         late = since(begun) > config.seconds
-        row = {"skipped": "no time left"} if late else attempt(partial(bench.measure, case))
+        row = {"left out": "no time left"} if late else attempt(partial(bench.measure, case))
         found["cases"][case.name] = row
         found["elapsed"] = since(begun)
         print(f"{found['elapsed']:6.1f} s  {case.name}: {shown(row)}", flush=True)
         if config.json_file:
             text = json.dumps(plain(found), indent=2) + "\n"
             write_atomic(config.json_file, text.encode())
-
-
-def chosen(config: Config) -> list[Case]:
-    unknown = set(config.only) - {case.name for case in CASES}
-    if unknown:
-        known = "; ".join(case.name for case in CASES)
-        raise UserError(f"No case {', '.join(sorted(unknown))}: choose among {known}.")
-    wanted = [case for case in CASES if config.compiled or not case.compiled]
-    return [case for case in wanted if not config.only or case.name in config.only]
 
 
 def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -126,11 +128,10 @@ def rounded(value: Any) -> Any:
 class Bench:
     """Cases measured in turn; a base stays for the next case that can use it."""
 
-    def __init__(self, config: Config, dense: float, begun: float):
-        self.config, self.dense = config, dense
+    def __init__(self, config: Config, device: torch.device, dense: float, begun: float):
+        self.config, self.device, self.dense = config, device, dense
         self.until = begun + config.seconds
         self.shapes = SHAPES[config.shape]
-        self.device = this_process().device or torch.device("cpu")
         self.known: tuple[str, Quantisation] | None = None
         self.world: World | None = None
 
@@ -216,7 +217,7 @@ class Bench:
 
 
 def take_step(
-    world: World, case: Case, schedule: Schedule, number: int, stopwatch: "Stopwatch"
+    world: World, case: Case, schedule: Schedule, number: int, stopwatch: Stopwatch
 ) -> dict[str, Any]:
     """One update; its loss and the norm of its gradient."""
     pixel = accumulate(world, case, schedule, number, stopwatch.mark)
@@ -273,92 +274,6 @@ def compile_prefix(network: Any, device: torch.device) -> None:
     for blocks in (network.transformer_blocks, network.single_transformer_blocks):
         for place, block in enumerate(blocks):
             blocks[place] = Prefix(block, backend)
-
-
-class Mark(NamedTuple):
-    name: str
-    at: Any
-    """A CUDA event, or seconds."""
-
-
-class Stopwatch:
-    """Times between marks; on a GPU by events in its queue, so that no mark makes it wait."""
-
-    def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
-        self.marks: list[Mark] = []
-        if self.cuda:
-            torch.cuda.synchronize()
-        self.begun = time.perf_counter()
-        self.mark("")
-
-    def mark(self, name: str) -> None:
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(Mark(name, event))
-        else:
-            self.marks.append(Mark(name, time.perf_counter()))
-
-    def read(self) -> tuple[float, dict[str, float]]:
-        """Seconds of all, by the clock on the wall, and of each part."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        total = since(self.begun)
-        pairs = zip(self.marks, self.marks[1:], strict=False)
-        return total, {after.name: self._between(before.at, after.at) for before, after in pairs}
-
-    def _between(self, before: Any, after: Any) -> float:
-        return before.elapsed_time(after) / 1000 if self.cuda else after - before
-
-
-def dense_rate(n: int) -> float:
-    """Operations a second of an n x n product in bf16, on random numbers."""
-    device = this_process().device or torch.device("cpu")
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    rates = []
-    for number in range(4):
-        stopwatch, products = Stopwatch(device), 100 if number else 10
-        for _ in range(products):
-            torch.mm(a, b)
-        rates.append(products * 2 * n**3 / stopwatch.read()[0])
-    return statistics.median(rates[1:])
-
-
-def since(begun: float) -> float:
-    return time.perf_counter() - begun
-
-
-def clean_up() -> None:
-    """Give back what nothing holds, and forget the last peak."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def allocated() -> float | None:
-    """GiB."""
-    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else None
-
-
-def peaks() -> dict[str, float | None]:
-    """GiB since the last `clean_up`."""
-    if not torch.cuda.is_available():
-        return {"peak": None, "peak reserved": None}
-    return {
-        "peak": torch.cuda.max_memory_allocated() / GIB,
-        "peak reserved": torch.cuda.max_memory_reserved() / GIB,
-    }
-
-
-def machine() -> dict[str, str]:
-    cuda = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else "CPU",
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda) if cuda else "-",
-    }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """A case in, the gradient of one treat step at full size out; measured and counted elsewhere.
 
 Rank 16 on attention and MLP, a SegFormer-b5 at 512 pixels in float32, one image. What is tried:
-`CASES`, in the order of their weight.
+`CASES`, the most important first.
 
 Legend: T sampling steps, K of them learn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from base_models.quantise import Quantisation, quantise
 from benchmarks.full_shapes import FULL, TINY, Shape, conditioning, fill, outline
 from core.contracts import Conditioning, Latents, Schedule
+from core.errors import UserError
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
 from treat.lora import add_lora, lora_parameters
 from treat.offline import LATENTS
@@ -57,11 +58,11 @@ class Case:
     """One graph from the noise to the loss, as a trainer without phases has it."""
     compiled: bool = False
     compared: bool = False
-    """Not timed but compared with fp32."""
+    """Also held against fp32."""
     tflop: float | None = None
     """Of one step at full size, by `benchmarks.full_count`."""
     uncast: bool = False
-    """Adapters take their inputs as they are: peft makes each fp32, and autocast makes it bf16."""
+    """peft's cast of each input to fp32 is left out: autocast makes it bf16 again."""
 
 
 FRUGAL: dict[str, Any] = {"recompute": True}
@@ -93,7 +94,18 @@ CASES = (
     Case("flux, as flux-80gb, inputs uncast", "flux", **FRUGAL, uncast=True, tflop=461.5),
     Case("flux, as flux-80gb, compiled", "flux", **FRUGAL, compiled=True, tflop=461.5),
 )  # fmt: skip
-"""Nothing recomputed is out of reach for the UNets: a graph of SDXL takes 14 GiB, and 8 learn."""
+"""The UNets cannot do without recomputing: a graph of SDXL takes 14 GiB, and 8 steps learn."""
+
+
+def chosen(only: Collection[str], compiled: bool) -> list[Case]:
+    """The named cases, or else all; compiled ones only where they are named or wanted."""
+    unknown = set(only) - {case.name for case in CASES}
+    if unknown:
+        known = "; ".join(case.name for case in CASES)
+        raise UserError(f"No case {', '.join(sorted(unknown))}: choose among {known}.")
+    if only:
+        return [case for case in CASES if case.name in only]
+    return [case for case in CASES if compiled or not case.compiled]
 
 
 def fitted(case: Case, shape: str) -> Case:

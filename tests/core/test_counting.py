@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from core.counting import DryRun, Tally
+from core.counting import DryRun, Tally, norms_in_float32
 
 
 def test_a_product_and_what_lives_beside_it():
@@ -41,7 +42,7 @@ def test_nothing_is_computed_and_a_view_costs_nothing():
 
 def test_weights_from_the_meta_device():
     with torch.device("meta"):
-        module = torch.nn.BatchNorm1d(6)
+        module = nn.BatchNorm1d(6)
     dry = DryRun()
     with dry.counting():
         assert dry.materialise(module) == 4 * 6 * 4 + 8  # and the number of batches
@@ -67,12 +68,22 @@ def test_the_same_on_real_tensors():
 
 def test_shared_weights_are_counted_once():
     with torch.device("meta"):
-        tied = torch.nn.ModuleList([torch.nn.Linear(4, 4, bias=False) for _ in range(2)])
+        tied = nn.ModuleList([nn.Linear(4, 4, bias=False) for _ in range(2)])
     tied[1].weight = tied[0].weight
     dry = DryRun()
     with dry.counting():
         assert dry.materialise(tied) == 4 * 4 * 4
     assert tied[1].weight is tied[0].weight
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm(4)])
+def test_norms_are_counted_in_fp32_and_nothing_else_is(norm):
+    layers = nn.Sequential(nn.Linear(4, 4), norm).bfloat16()
+    x = torch.zeros(1, 4, dtype=torch.bfloat16)
+    assert layers(x).dtype == torch.bfloat16
+    norms_in_float32(layers)
+    assert layers(x).dtype == norm.weight.dtype == torch.float32
+    assert layers[0].weight.dtype == layers[0](x).dtype == torch.bfloat16
 
 
 def test_a_question_about_contents_is_answered_with_no():

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from base_models.quantise import LIBRARIES
-from benchmarks import full_count, full_step
+from benchmarks import full_count, full_size, full_step
 from benchmarks.full_shapes import FULL, outline
 from benchmarks.full_size import Config, main
-from benchmarks.full_step import CASES
-from core.counting import norms_in_float32
+from benchmarks.full_step import CASES, chosen
 from core.errors import UserError
 
 TINY = {"shape": "tiny", "dtype": "float32", "repeats": 1}
 PLAIN = [case for case in CASES if not case.compiled]
+COMPILED = next(case.name for case in CASES if case.compiled)
 COMPARED = next(case.name for case in CASES if case.compared)
 SIZES = {"flux": 11.89, "short flux": 2.55, "sdxl": 2.567, "kolors": 2.579}
 """Billions of weights; of the whole ones as the releases have them."""
@@ -47,6 +47,25 @@ def test_every_case_is_timed_and_learns(tmp_path):
         assert row.get("skipped", 0) == 0
 
 
+def test_compiled_blocks_take_the_same_step(tmp_path):
+    # Two runs: in one, the second case would go on from what the first has learnt.
+    plain, compiled = (run(tmp_path, only=(name,))[name] for name in ("flux, fast", COMPILED))
+    for figure in ("pixel", "gradient_norm"):
+        assert compiled[figure] == pytest.approx(plain[figure], rel=1e-5)
+
+
+def test_a_block_is_compiled_only_where_it_leaves_no_gradient():
+    block = full_size.Prefix(torch.nn.Linear(3, 3), "eager")
+    x = torch.ones(2, 3)
+    expected = block(x)
+    assert expected.requires_grad
+    quick, calls = block.quick, []
+    block.quick = lambda *given: calls.append(given) or quick(*given)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), expected.detach())
+    assert len(calls) == 1 and block(x).requires_grad and len(calls) == 1
+
+
 def test_bf16_is_near_to_fp32_and_fp32_to_itself(tmp_path):
     same = run(tmp_path, only=(COMPARED,))[COMPARED]
     near = run(tmp_path, only=(COMPARED,), dtype="bfloat16")[COMPARED]
@@ -73,7 +92,7 @@ def test_a_case_that_fails_is_recorded_and_the_next_begins(tmp_path, monkeypatch
 
 def test_no_case_begins_when_the_time_is_over(tmp_path):
     found = run(tmp_path, only=(CASES[0].name,), seconds=1e-9)
-    assert found == {CASES[0].name: {"skipped": "no time left"}}
+    assert found == {CASES[0].name: {"left out": "no time left"}}
 
 
 @pytest.mark.slow
@@ -86,17 +105,18 @@ def test_a_count_sees_what_is_saved(tmp_path):
     assert whole["TFLOP"] > 1.5 * fast["TFLOP"]
 
 
-def test_norms_are_counted_in_fp32_and_nothing_else_is():
-    layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GroupNorm(2, 4)).bfloat16()
-    x = torch.zeros(1, 4, dtype=torch.bfloat16)
-    assert layers(x).dtype == torch.bfloat16
-    norms_in_float32(layers)
-    assert layers(x).dtype == torch.float32 and layers[0].weight.dtype == torch.bfloat16
+@pytest.mark.parametrize("program", [full_size, full_count])
+def test_a_case_that_nobody_has_is_refused_before_all_else(program):
+    with pytest.raises(UserError, match=r"No case flux, slow: .*; sdxl, fast; "):
+        program.main(program.Config(only=("flux, slow",)))
 
 
-def test_a_case_that_nobody_has_is_refused():
-    with pytest.raises(UserError, match="No case flux, slow"):
-        main(Config(**TINY, only=("flux, slow",)))
+def test_a_compiled_case_is_taken_where_it_is_wanted_or_named():
+    assert chosen((), compiled=False) == PLAIN and chosen((), compiled=True) == list(CASES)
+    assert [case.name for case in chosen((COMPILED, "flux, fast"), False)] == [
+        "flux, fast",
+        COMPILED,
+    ]
 
 
 @pytest.mark.parametrize("name", FULL)
