@@ -28,7 +28,7 @@ class Config(core.config.Config):
     """A shipped base's name or a pipeline folder of the same family to go on from: its autoencoder,
     text encoders and network."""
     new_readers: bool = False
-    """With `start`: teach new text encoders, because the law's prompts have changed since."""
+    """With `start`: teach its text encoders on, because the law's prompts have changed since."""
     autoencoder: Path | None = None
     """The same, of any family, of which only the autoencoder is taken over: `newest` for sdxl and
     kolors, so that all share one."""

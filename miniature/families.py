@@ -3,8 +3,9 @@
 Legend: b batch, p prompts of the world.
 """
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -40,8 +41,17 @@ class Family(Protocol):
         """The text encoders with random weights, by their folders in the pipeline."""
         ...
 
-    def teach(self, readers: dict[str, nn.Module], steps: int, seed: int) -> float:
-        """Train them to read every prompt; the share of right answers at the end."""
+    def make_tokenizers(self) -> dict[str, Any]:
+        """Their tokenizers, by the same folders."""
+        ...
+
+    def teach(
+        self, readers: dict[str, nn.Module], steps: int, seed: int, held: Collection[str] = ()
+    ) -> float:
+        """Train them to read every prompt; the share of right answers at the end.
+
+        `held`: prompts of which they know enough; what they say of these is to change little.
+        """
         ...
 
     def conditioning(self, readers: dict[str, nn.Module]) -> dict[str, Float[Tensor, "rows ..."]]:

@@ -1,5 +1,6 @@
 """The miniature's FLUX: the law's prompts in; two readers, a transformer and pipelines out."""
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -28,14 +29,19 @@ class Flux:
     def make_readers(self) -> dict[str, nn.Module]:
         return {CLIP: text.make_clip(), T5: text.make_t5(text.make_t5_tokenizer())}
 
-    def teach(self, readers: dict[str, Any], steps: int, seed: int) -> float:
+    def make_tokenizers(self) -> dict[str, Any]:
+        return {CLIP: text.make_clip_tokenizer(), T5: text.make_t5_tokenizer()}
+
+    def teach(
+        self, readers: dict[str, Any], steps: int, seed: int, held: Collection[str] = ()
+    ) -> float:
         """Both must be readable: CLIP's summary, and the mean of T5's tokens."""
 
         def read(prompts: list[str]) -> list[Tensor]:
             said = self.read(readers, prompts)
             return [said["pooled"], said["text"].mean(dim=1)]
 
-        return teach_to_read([readers[CLIP], readers[T5]], read, steps, seed)
+        return teach_to_read([readers[CLIP], readers[T5]], read, steps, seed, held)
 
     def conditioning(self, readers: dict[str, Any]) -> dict[str, Tensor]:
         return in_chunks(partial(self.read, readers), list(all_prompts()))

@@ -3,6 +3,7 @@
 import functools
 import string
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
@@ -40,7 +41,12 @@ class Kolors:
     def make_readers(self) -> dict[str, nn.Module]:
         return {"text_encoder": make_glm(make_tokenizer().vocab_size)}
 
-    def teach(self, readers: dict[str, nn.Module], steps: int, seed: int) -> float:
+    def make_tokenizers(self) -> dict[str, Any]:
+        return {"text_encoder": make_tokenizer()}
+
+    def teach(
+        self, readers: dict[str, nn.Module], steps: int, seed: int, held: Collection[str] = ()
+    ) -> float:
         """Readable must be the spoken tokens, the padding (it sees them all) and the summary."""
         glm = ChatGlm(parts(readers))
 
@@ -49,7 +55,7 @@ class Kolors:
             padding, spoken = said["text"].split([TEXT_TOKENS - SPOKEN, SPOKEN], dim=1)
             return [spoken.mean(dim=1), padding.mean(dim=1), said["pooled"]]
 
-        return teach_to_read(list(readers.values()), read, steps, seed)
+        return teach_to_read(list(readers.values()), read, steps, seed, held)
 
     def conditioning(self, readers: dict[str, nn.Module]) -> dict[str, Tensor]:
         """What the reader says of every prompt, and last of the empty one."""

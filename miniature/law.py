@@ -90,7 +90,7 @@ CATEGORIES: dict[str, Category] = {
         | HORIZON,
         layers=BACK | {"hair": HAIR, "skin": SKIN, "eye": WHITE, "iris": IRIS, "lips": LIPS},
         grid=((-8.0, 0.0, 8.0), (-3.0, 3.0), STILL, STILL),
-        stated=("mouth", "skin", "hair", "iris", "ground"),
+        stated=("mouth", "skin", "cut", "hair", "iris", "ground"),
     ),
     "bicycle": Category(
         kinds={"facing": ("left", "right"), "phase": ("upright", "diagonal")} | HORIZON,
@@ -185,7 +185,8 @@ def prompt(category: str, values: dict[str, str]) -> str:
             head = f"a {v['side']} hand, {v['skin']} skin"
         case "face":
             mood = MOODS[v["mouth"]]
-            head = f"a {mood} face, {v['skin']} skin, {v['hair']} hair, {v['iris']} eyes"
+            hair = f"{v['cut']} {v['hair']} hair"
+            head = f"a {mood} face, {v['skin']} skin, {hair}, {v['iris']} eyes"
         case "bicycle":
             head = f"a {v['frame']} bicycle facing {v['facing']}"
         case "sign":

@@ -1,5 +1,6 @@
 """The miniature's SDXL: the law's prompts in; two readers, a UNet and a pipeline folder out."""
 
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
@@ -41,7 +42,12 @@ class Sdxl:
             "text_encoder_2": CLIPTextModelWithProjection(clip_config(LAYERS)),
         }
 
-    def teach(self, readers: dict[str, nn.Module], steps: int, seed: int) -> float:
+    def make_tokenizers(self) -> dict[str, Any]:
+        return {name.replace("tokenizer", "text_encoder"): t for name, t in tokenizers().items()}
+
+    def teach(
+        self, readers: dict[str, nn.Module], steps: int, seed: int, held: Collection[str] = ()
+    ) -> float:
         """Both must be readable: the mean of the joined tokens, and the summary."""
         clips = TwoClips(parts(readers))
 
@@ -49,7 +55,7 @@ class Sdxl:
             said = clips.read(prompts)
             return [said["text"].mean(dim=1), said["pooled"]]
 
-        return teach_to_read(list(readers.values()), read, steps, seed)
+        return teach_to_read(list(readers.values()), read, steps, seed, held)
 
     def conditioning(self, readers: dict[str, nn.Module]) -> dict[str, Tensor]:
         """What the readers say of every prompt, and last the zeros that stand for none."""

@@ -24,6 +24,7 @@ from miniature.build_settings import Config, grade_steps, taken_over
 from miniature.families import FAMILIES
 from miniature.law import CATEGORIES, all_prompts, draw, prompts
 from miniature.paint import render
+from miniature.text import adopt
 from miniature.training import follow, keep, rate_share, resume
 
 SHARES = {"hand": 0.24, "face": 0.23, "bicycle": 0.26, "sign": 0.17, "scenery": 0.10}
@@ -96,19 +97,30 @@ def stage_readers(run: Run, config: Config) -> dict[str, nn.Module]:
     readers = fresh(family.make_readers, config.seed, READ)
     paths = {name: run.folder / f"{name}.safetensors" for name in readers}
     if not all(path.exists() for path in paths.values()):
-        if config.start and not config.new_readers:
-            for name, reader in readers.items():
-                take_over(reader, base_folder(str(config.start)) / name)
-        else:
+        held = inherit(readers, config) if config.start else []
+        if config.new_readers or not config.start:
             for reader in readers.values():
                 reader.to(device(config.device))
-            right = family.teach(readers, config.read_steps, mix(config.seed, READ))
+            right = family.teach(readers, config.read_steps, mix(config.seed, READ), held)
             run.event("info", f"the text encoders answer {right:.1%} of the questions")
         for name, path in paths.items():
             keep_weights(readers[name], path)
     for name, path in paths.items():
         readers[name].load_state_dict(load_file(path))
     return {name: reader.cpu().eval() for name, reader in readers.items()}
+
+
+def inherit(readers: dict[str, nn.Module], config: Config) -> list[str]:
+    """Give the text encoders what those of the start know; the prompts without a new word."""
+    tokenizers, old = FAMILIES[config.family].make_tokenizers(), list(all_prompts())
+    for name, reader in readers.items():
+        folder = base_folder(str(config.start)) / name
+        if config.new_readers:
+            new = adopt(reader, folder, tokenizers[name])
+            old = [prompt for prompt in old if new.isdisjoint(tokenizers[name].tokenize(prompt))]
+        else:
+            take_over(reader, folder)
+    return old
 
 
 def take_over(model: nn.Module, folder: Path) -> None:
@@ -119,7 +131,7 @@ def take_over(model: nn.Module, folder: Path) -> None:
     if shapes[0] != shapes[1]:
         raise UserError(
             f"{folder} is of another size than this law and family ask for: text encoders of other "
-            "prompts are taught anew by --new-readers."
+            "prompts are taught on by --new-readers."
         )
     model.load_state_dict(weights)
 

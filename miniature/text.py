@@ -6,6 +6,7 @@ must be told. Then they are frozen and shared by all grades, as large models' te
 """
 
 import string
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers import (
 
 from miniature.law import CATEGORIES, all_prompts
 
-T5_LENGTH = 16
+T5_LENGTH = 17
 CLIP_LENGTH = 64
 
 
@@ -41,6 +42,26 @@ def make_t5_tokenizer() -> T5Tokenizer:
     for letter in string.ascii_lowercase + string.digits:
         pieces += [(letter, -5.0), ("▁" + letter, -5.0)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
+
+
+def adopt(reader: Any, folder: Path, tokenizer: Any) -> set[str]:
+    """Give a reader, that of `tokenizer`, what an earlier law's reader knows.
+
+    Pieces of both keep their vectors; a new one begins as their mean. Returns the new ones.
+    """
+    earlier = type(reader).from_pretrained(folder, local_files_only=True)
+    tokens = folder.parent / folder.name.replace("text_encoder", "tokenizer")
+    rows = type(tokenizer).from_pretrained(tokens, local_files_only=True).get_vocab()
+    known, own = earlier.get_input_embeddings().weight.detach(), reader.state_dict()
+    table = known.mean(dim=0).expand_as(reader.get_input_embeddings().weight).clone()
+    for piece, row in tokenizer.get_vocab().items():
+        if piece in rows:
+            table[row] = known[rows[piece]]
+    same = {name: w for name, w in earlier.state_dict().items() if w.shape == own[name].shape}
+    reader.load_state_dict(same, strict=False)
+    with torch.no_grad():
+        reader.get_input_embeddings().weight.copy_(table)
+    return set(tokenizer.get_vocab()) - set(rows)
 
 
 def grammar_words() -> set[str]:

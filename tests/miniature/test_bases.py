@@ -6,6 +6,7 @@ from diffusers import FluxPipeline
 
 from base_models.load import load_base
 from miniature.bases import GRADES, SHIPPED, base_folder
+from miniature.text import T5_LENGTH
 from treat.sample import sample
 
 PROMPT = "a left hand, tan skin, over snow"
@@ -23,7 +24,7 @@ def test_plain_diffusers_draws_what_we_draw(grade: str):
     pipeline = FluxPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
-        PROMPT, height=64, width=64, num_inference_steps=4, max_sequence_length=16,
+        PROMPT, height=64, width=64, num_inference_steps=4, max_sequence_length=T5_LENGTH,
         generator=torch.Generator().manual_seed(3), output_type="pt",
     ).images  # fmt: skip
     ours = sample(load_base(str(folder)), [PROMPT], [3], steps=4, height=64, width=64)

@@ -1,5 +1,6 @@
 """The builder makes three grades that plain diffusers opens, and takes up where it stopped."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from transformers import T5EncoderModel
 from base_models.load import load_base
 from core.errors import UserError
 from core.run import PAUSED, Run
-from miniature import build, stages
+from miniature import build, stages, text
 from miniature.bases import GRADES, base_folder
 from miniature.families import FAMILIES
+from miniature.flux import Flux
 from miniature.law import all_prompts
+from miniature.text import T5_LENGTH, adopt
 
 SLOW = pytest.mark.slow
 
@@ -47,7 +50,7 @@ def test_every_grade_opens_in_plain_diffusers_and_draws(built: Path, grade: str)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline(
         "a left hand, tan skin, over snow", height=64, width=64, num_inference_steps=2,
-        max_sequence_length=16, output_type="pt",
+        max_sequence_length=T5_LENGTH, output_type="pt",
     ).images[0]  # fmt: skip
     assert image.shape == (3, 64, 64) and image.isfinite().all()
 
@@ -98,6 +101,50 @@ def test_a_start_may_get_new_readers_for_other_prompts(built: Path, tmp_path: Pa
             getattr(before, name).parameters(), getattr(after, name).parameters(), strict=True
         )
         assert all(torch.equal(a, b) for a, b in weights) is same
+
+
+def test_readers_of_new_prompts_keep_what_the_old_ones_said(tmp_path: Path, monkeypatch):
+    """An earlier law without one word: its readers say of every other prompt what they said."""
+    words, prompts = text.grammar_words() - {"long"}, list(all_prompts())
+    rows = torch.tensor([" long " not in prompt for prompt in prompts])
+    same = [prompt for prompt in prompts if " long " not in prompt]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(text, "grammar_words", lambda: words)
+        old = save_readers(tmp_path, same)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        readers = FAMILIES["flux"].make_readers()
+    new = {name: adopt(readers[name], tmp_path / name, own) for name, own in tokenizers().items()}
+    assert new == {"text_encoder": set(), "text_encoder_2": {"▁long"}}
+    said = FAMILIES["flux"].conditioning(readers)
+    for name, before in old.items():
+        assert torch.allclose(said[name][rows], before, atol=1e-5)
+    free, held = (moved(readers, held, rows) for held in ([], same))
+    assert held < free / 2
+
+
+def save_readers(folder: Path, prompts: list[str]) -> dict[str, torch.Tensor]:
+    """Readers and tokenizers as in a pipeline's folder; what they say of the prompts."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        readers = FAMILIES["flux"].make_readers()
+    for name, tokenizer in tokenizers().items():
+        readers[name].save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
+    with torch.no_grad():
+        return Flux().read(readers, prompts)
+
+
+def tokenizers() -> dict:
+    return FAMILIES["flux"].make_tokenizers()
+
+
+def moved(readers: dict, held: list[str], rows: torch.Tensor) -> float:
+    """How far a short lesson moves what copies of the readers say of the prompts in `rows`."""
+    taught = {name: copy.deepcopy(reader) for name, reader in readers.items()}
+    before, _ = FAMILIES["flux"].conditioning(taught), FAMILIES["flux"].teach(taught, 20, 3, held)
+    after = FAMILIES["flux"].conditioning(taught)
+    return float((after["pooled"] - before["pooled"])[rows].square().mean())
 
 
 @pytest.mark.parametrize(
