@@ -4,8 +4,9 @@
 
 Detectors, prompts and real images are those of a finished demo. Every arm has the same LoRA, data
 and steps, the ceiling a rate, weights and a threshold of its own. `control` learns from the offline
-term alone, `ceiling` from the oracle's own gradient, which no treatment may read; one ceiling
-serves all seeds. Held-out prompts, the same noise for every arm.
+term alone, `paper` by the settings that the paper names, `ceiling` from the oracle's own gradient,
+which no treatment may read; one ceiling serves all seeds. Held-out prompts, the same noise for
+every arm.
 """
 
 import json
@@ -28,7 +29,20 @@ from miniature.ceiling import Ceiling
 from miniature.meters import NAME, Bench, values_of
 from treat.settings import Selection
 
-ARMS = ("control", "adapter", "ceiling")
+ARMS = ("control", "paper", "adapter", "ceiling")
+PAPER = {
+    "last": 0.25,
+    "selection": "threshold",
+    "pixel_penalty": "probability",
+    "threshold": 0.1,
+    "pixel_weight": 1.0,
+    "offline_weight": 0.25,
+    "lock_weight": 0.0,
+    "learning_rate": 1e-4,
+    "decay": "constant",
+}
+"""DiffDoctor (arXiv 2501.12382), section 3.3, with the learning rate of its release. Its detector
+stays as it is: no refresh, no second one that chooses a step."""
 CEILING = {"threshold": 0.1, "lock_inside": 0.0}
 """Its map is a distance in RGB, no probability: few pixels lie more than .5 from their target. And
 its target is the nearest valid image already."""
@@ -62,7 +76,9 @@ class Config(core.config.Config):
     """How its pixels are weighed (`treat --selection`)."""
     n: int = Field(1000, ge=2)
     """Images an arm."""
-    arms: tuple[Literal["control", "adapter", "ceiling"], ...] = Field(ARMS, min_length=1)
+    arms: tuple[Literal["control", "paper", "adapter", "ceiling"], ...] = Field(
+        ("control", "adapter", "ceiling"), min_length=1
+    )
     """What to train; control and adapter are needed for a comparison."""
     judge: bool = True
     """False: only train, so that two cores may share the arms and a last command judges them."""
@@ -106,6 +122,8 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
     changes: dict[str, Any] = {"seed": int(seed), "steps": config.steps, **WATCHED}
     if arm == "control":
         changes |= CONTROL
+    elif arm == "paper":
+        changes |= PAPER | {"detector": demo.out / "detector"}
     elif arm == "adapter":
         changes |= demo.rewarded() | {"refresh_every": config.refresh_every}
     else:
@@ -155,7 +173,7 @@ def row(summaries: dict[int, dict[str, Any]], seed: int) -> dict[str, Any]:
     arms = {"ceiling": ceilings[0]} if ceilings else {}
     arms |= {n.split("-")[0]: arm for n, arm in summaries[seed]["arms"].items()}
     found: dict[str, Any] = {"seed": seed, **arms}
-    if arms.keys() >= set(ARMS):
+    if arms.keys() >= {"control", "adapter", "ceiling"}:
         reach = {}
         for figure in ("artifact_frequency", "artifact_area"):
             start, end = (arms[name][figure] for name in ("control", "ceiling"))
@@ -165,7 +183,7 @@ def row(summaries: dict[int, dict[str, Any]], seed: int) -> dict[str, Any]:
     found["differences"] = {
         name: change
         for name, change in summaries[seed]["differences"].items()
-        if name.startswith("adapter")
+        if name.startswith(("adapter", "paper"))
     }
     return found
 
@@ -203,7 +221,8 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
                 low, high = (100 * end for end in change[figure]["interval"])
                 moved = 100 * change[figure]["difference"]
                 line = f"{pair}: {figure} {moved:+.2f} points, 95 % {low:+.2f} to {high:+.2f}"
-                share = one.get("share_of_ceiling", {}).get(figure)
+                shares = one.get("share_of_ceiling", {}) if pair.startswith("adapter") else {}
+                share = shares.get(figure)
                 lines.append(
                     line + (f"; {share:.0%} of the ceiling's" if share is not None else "")
                 )

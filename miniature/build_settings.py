@@ -58,8 +58,8 @@ class Config(core.config.Config):
     threads: int = Field(2, ge=1)
     """CPU threads; 1 where anything else runs beside it."""
     bf16: bool = False
-    """Autocast to bf16: faster where the device has units for it (on a CPU AVX512-BF16 or AMX), else
-    ten times slower."""
+    """Autocast to bf16: faster where the device has units for it (on a CPU AVX512-BF16 or AMX),
+    else ten times slower."""
     compile: bool = False
     """Compile the network (`torch.compile`): a seventh faster on a CPU; wants a C++ compiler."""
 

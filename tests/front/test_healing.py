@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from benchmarks import healing
 from benchmarks.healing import Config, own, planned, row, shift, verdicts
+from diffdoctor.demo import Demo
+from diffdoctor.demo_settings import FULL
 
 
 def test_one_ceiling_serves_all_seeds():
@@ -56,3 +59,20 @@ def test_verdicts_are_in_points_and_shifts_name_their_value():
     assert shift(None) == ""
     found = shift({"factor": "stated.hand.side", "class": 0, "shift": 0.051})
     assert found.startswith("stated.hand.side ") and found.endswith(" +5.1")
+
+
+@pytest.mark.parametrize("arm", healing.ARMS)
+def test_each_arm_learns_from_what_its_name_says(arm: str, tmp_path: Path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(healing.treat.train, "main", lambda s, reward_for: asked.update(
+        {"settings": s, "reward": reward_for}))  # fmt: skip
+    healing.train(Config(steps=7), Demo(tmp_path, FULL), f"{arm}-3", tmp_path / "arm")
+    found = asked["settings"]
+    assert (found.seed, found.steps) == (3, 7)
+    assert (asked["reward"] is not None) is (arm == "ceiling")
+    assert (found.detector is not None) is (arm in ("paper", "adapter"))
+    assert (found.second_detector is not None) is (found.refresh_every > 0) is (arm == "adapter")
+    if arm == "paper":
+        defaults = type(found).model_fields
+        for name in ("threshold", "selection", "pixel_penalty", "lock_weight", "offline_weight"):
+            assert getattr(found, name) == defaults[name].default
