@@ -66,9 +66,11 @@ def test_each_arm_learns_from_what_its_name_says(arm: str, tmp_path: Path, monke
     asked = {}
     monkeypatch.setattr(healing.treat.train, "main", lambda s, reward_for: asked.update(
         {"settings": s, "reward": reward_for}))  # fmt: skip
-    healing.train(Config(steps=7), Demo(tmp_path, FULL), f"{arm}-3", tmp_path / "arm")
+    healing.train(
+        Config(steps=7, ceiling_steps=9), Demo(tmp_path, FULL), f"{arm}-3", tmp_path / "arm"
+    )
     found = asked["settings"]
-    assert (found.seed, found.steps) == (3, 7)
+    assert (found.seed, found.steps) == (3, 9 if arm == "ceiling" else 7)
     assert (asked["reward"] is not None) is (arm == "ceiling")
     assert (found.detector is not None) is (arm in ("paper", "adapter"))
     assert (found.second_detector is not None) is (found.refresh_every > 0) is (arm == "adapter")
