@@ -7,7 +7,7 @@ import torch
 from base_models.outline import open_outline
 from treat.lora_content import Content
 from treat.lora_faults import Found
-from treat.lora_flux import fused
+from treat.lora_flux import fused, underscored
 from treat.lora_names import dotted, from_sgm
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -51,7 +51,7 @@ class Base:
             return (from_sgm(place, self.layers) or place,)
         if naming == "onetrainer-flux":
             rest = place.removeprefix("lora_transformer_")
-            return (self.underscored.get(rest, rest),)
+            return (underscored(rest) or rest,)
         if naming == "old-unet":
             bare = bare.replace(".processor.", ".")
             return (f"{bare}.0" if bare.endswith(".to_out") else bare,)
@@ -88,12 +88,10 @@ def against(content: Content, base: Base) -> Iterator[Found]:
         want = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         a, b = (content.shape(one.roles[role]) for role in "AB")
         have = (*b[:1], *a[1:])
-        if have != want and not (
-            len(want) != len(have) and have[:2] == want[:2] and _flat(a, want)
-        ):
+        if have != want and not (have[:2] == want[:2] and _flat(a, want)):
             yield "base-shape", place, f"{list(have)}, and the base has {list(want)}"
 
 
 def _flat(a: tuple[int, ...], want: tuple[int, ...]) -> bool:
     """A matrix for a 1x1 convolution, or the other way round: readers reshape it."""
-    return set((*a[2:], *want[2:])) <= {1}
+    return {*a[2:], *want[2:]} <= {1}

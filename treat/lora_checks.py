@@ -74,7 +74,7 @@ def module(content: Content, place: str, one: Module) -> Iterator[Found]:
     """Pairs, shapes and dtypes."""
     halves = {role: one.roles[role] for role in "AB" if role in one.roles}
     if one.naming != UNKNOWN and len(halves) == 1:
-        yield ("half-A" if "B" in halves else "half-B"), *halves.values(), ""
+        yield ("half-A" if "B" in halves else "half-B"), next(iter(halves.values())), ""
     entries = {role: content.file.entries[name] for role, name in halves.items()}
     for role, entry in entries.items():
         if entry.dtype not in WEIGHTS:

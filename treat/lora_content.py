@@ -16,6 +16,9 @@ Family = str
 TEXT_WIDTHS = {2048: "sdxl", 1024: "sd2", 768: "sd1"}
 """Width of the text that a UNet's second attention reads."""
 
+FLUX_WIDTH, SD3_WIDTHS = 3072, {1536, 2432}
+"""Inputs of their attention."""
+
 
 @dataclass(frozen=True)
 class Content:
@@ -55,18 +58,23 @@ class Content:
     def family(self) -> Family:
         if "flux" in self.naming:
             return "flux"
-        if self.naming == "peft-transformer" or any("transformer_blocks." in p for p in self.all):
-            single = any("single_transformer_blocks." in place for place in self.all)
-            sd3 = any(".attn2." in place for place in self.all)  # of 3.5 medium alone
-            if not any(
-                "down_blocks" in p or "up_blocks" in p or "mid_block" in p for p in self.all
-            ):
-                return "flux" if single else "sd3" if sd3 else "transformer"
+        if "unet" in self.naming or "sgm" in self.naming:
+            return self._unet()
+        if any(re.search("(down|up)_blocks|mid_block", place) for place in self.all):
+            return self._unet()
+        said = self.file.metadata.get("modelspec.architecture", "")
+        if "flux" in said or any("single_transformer_blocks." in place for place in self.all):
+            return "flux"
+        if "stable-diffusion-3" in said or any(".attn2." in place for place in self.all):
+            return "sd3"
+        widths = {self.shape(one.roles["A"])[-1] for one in self.denoiser.values()}
+        return "flux" if FLUX_WIDTH in widths else "sd3" if widths & SD3_WIDTHS else "transformer"
+
+    def _unet(self) -> Family:
         for place, one in self.denoiser.items():
             if re.search(r"attn2[._](processor[._])?to_[kv]$", place):
-                width = self.shape(one.roles["A"])[1:2]
-                return TEXT_WIDTHS.get(width[0], "unet") if width else "unet"
-        return "unet" if "unet" in self.naming or "sgm" in self.naming else "transformer"
+                return TEXT_WIDTHS.get(self.shape(one.roles["A"])[1], "unet")
+        return "unet"
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.file.entries[name].shape

@@ -87,6 +87,19 @@ def holder(module: str) -> Fused | None:
     return None
 
 
+def underscored(module: str) -> str | None:
+    """One of diffusers' modules from its name with underscores (OneTrainer's)."""
+    plain = {one.replace(".", "_"): one for one in TOP.values()}
+    if module in plain:
+        return plain[module]
+    found = re.fullmatch(r"((?:single_)?transformer_blocks)_(\d+)_(.+)", module)
+    for kind, block in BLOCKS.items() if found else ():
+        for one in (inner for held in HELD[kind].values() for inner in held):
+            if found and found[1] == block and found[3] == one.replace(".", "_"):
+                return f"{block}.{found[2]}.{one}"
+    return None
+
+
 def rows(module: Fused, hidden: int) -> list[int]:
     """Rows of B that each held module has, where there are several."""
     return [hidden * (MLP_RATIO if one.endswith("proj_mlp") else 1) for one in module.holds]
@@ -122,11 +135,12 @@ def joined(pairs: Sequence[Pair | None], sides: Sequence[int]) -> Pair:
 
 
 def parted(pair: Pair, sides: Sequence[int], ranks: Sequence[int] | None) -> list[Pair | None]:
-    """What `joined` put together; `ranks` are those that it had, if they are known."""
+    """What `joined` put together; `ranks` are those that it had, none where one A serves all."""
     a, b = pair
-    ranks = ranks or ([len(a) // len(sides)] * len(sides) if len(a) % len(sides) == 0 else None)
+    if ranks is None:  # as sd-scripts writes them
+        ranks = [len(a) // len(sides)] * len(sides)
     blocks = b.split(list(sides))
-    if ranks is None or sum(ranks) != len(a) or not _diagonal(blocks, ranks):
+    if len(ranks) != len(sides) or sum(ranks) != len(a) or not _diagonal(blocks, ranks):
         return [(a, block.contiguous()) for block in blocks]
     pairs: list[Pair | None] = []
     column = 0

@@ -49,7 +49,8 @@ class Naming(NamedTuple):
 
 
 NAMINGS = {
-    "peft-transformer": Naming("PEFT (diffusers, ai-toolkit), transformer", r"transformer\.", "peft"),
+    "peft-transformer": Naming(
+        "PEFT (diffusers, ai-toolkit), transformer", r"transformer\.", "peft"),
     "down-transformer": Naming("PEFT's modules, kohya's halves", r"transformer\.", "kohya"),
     "peft-unet": Naming("PEFT (diffusers), UNet", r"unet\.", "peft"),
     "peft-bare": Naming(
@@ -123,9 +124,11 @@ def modules(names: Iterable[str]) -> dict[str, Module]:
     pairs: dict[str, str] = {}
     roles: dict[str, dict[str, str]] = {}
     for name in sorted(names):
-        part = parted(name)
-        roles.setdefault(part.place, {})[part.role] = name
-        pairs[part.place] = pairs.get(part.place) or part.pair
+        place, pair, role = parted(name)
+        if pair and pairs.get(place) and pairs[place] != pair:
+            place = name  # no reader pairs halves of two ways of writing
+        roles.setdefault(place, {})[role] = name
+        pairs[place] = pairs.get(place) or pair
     return {place: Module(naming_of(place, pairs[place]), found) for place, found in roles.items()}
 
 

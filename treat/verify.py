@@ -7,6 +7,7 @@ Exit code 0 sound, 1 where a reader in `--readers` loads it wrongly, 2 where not
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -28,6 +29,8 @@ from treat.lora_names import NAMINGS
 from treat.lora_values import hashes, values
 
 Reader = Literal["diffusers", "ComfyUI", "Forge", "sd-scripts"]
+USUAL: tuple[Reader, ...] = ("diffusers", "ComfyUI", "Forge")
+"""sd-scripts reads kohya's names only, and none that a FLUX adapter of `diffdoctor export` has."""
 WIDTH = 100
 
 
@@ -38,7 +41,7 @@ class Config(core.config.Config):
     """A .safetensors file, or a folder of them: one of its files has to serve each reader."""
     base: str | None = None
     """Pipeline folder or Hub id that it is for: names and sides are held against it."""
-    readers: tuple[Reader, ...] = ("diffusers", "ComfyUI", "Forge")
+    readers: tuple[Reader, ...] = USUAL
     """Whose troubles make the exit code 1."""
     json_file: core.config.JsonFile = None
     """Also write what was found to this file."""
@@ -57,7 +60,7 @@ class Report(NamedTuple):
 def main(config: Config) -> int | None:
     """Look, print, and tell by the exit code."""
     base = Base(config.base) if config.base else None
-    reports = [examine(path, base) for path in files(config.path)]
+    reports = [examine(path, base, config.readers) for path in files(config.path)]
     console = Console(width=max(WIDTH, Console().width))
     for report in reports:
         show(console, report)
@@ -76,8 +79,11 @@ def files(path: Path) -> list[Path]:
     return found
 
 
-def examine(path: Path, base: Base | None = None) -> Report:
-    """The whole ladder; where the header does not hold, no further."""
+def examine(path: Path, base: Base | None = None, readers: Sequence[str] = USUAL) -> Report:
+    """The whole ladder; where the header does not hold, no further.
+
+    That a reader passes over modules is a fault where it is one of `readers`.
+    """
     try:
         file = read_lora_file(path)
     except Damage as damage:
@@ -87,10 +93,8 @@ def examine(path: Path, base: Base | None = None) -> Report:
     found += against(content, base) if base else []
     findings = gathered(found)
     verdicts = [verdict(reader, content, refusal(reader, findings)) for reader in READERS]
-    partly = [
-        one for one in verdicts if one.dropped and not one.refuses and not explained(findings)
-    ]
-    if partly:
+    partly = [one for one in verdicts if one.dropped and one.reader in readers and not one.refuses]
+    if partly and not explained(findings):
         places = tuple(f"{one.reader}: {one.dropped} modules" for one in partly)
         readers = tuple(one.reader for one in partly)
         findings.append(Finding("dropped", places, readers=readers))
@@ -134,9 +138,8 @@ def show(console: Console, report: Report) -> None:
         title = NAMINGS[content.naming].title if content.naming in NAMINGS else content.naming
         ranks = ", ".join(map(str, sorted(content.ranks))) or "none"
         texts = f", text encoders {len(content.texts)} (not checked)" if content.texts else ""
-        console.print(
-            f"{title}; family {content.family}; {len(content.denoiser)} modules, rank {ranks}{texts}"
-        )
+        said = f"{len(content.denoiser)} modules, rank {ranks}{texts}"
+        console.print(f"{title}; family {content.family}; {said}")
     if report.findings:
         console.print(findings_table(report.findings))
     else:
