@@ -25,7 +25,7 @@ HEADER = {
     "header-short": Fault("no header", AGAIN, EVERYONE, EVERYONE),
     "header-cut": Fault("header cut off", AGAIN, EVERYONE, EVERYONE),
     "header-large": Fault("header larger than any LoRA's", "do not open it", EVERYONE, EVERYONE),
-    "header-json": Fault("header that no reader takes", AGAIN, EVERYONE, EVERYONE),
+    "header-json": Fault("header that the format does not allow", AGAIN, EVERYONE, EVERYONE),
     "too-many": Fault("more entries than any LoRA has", "do not open it", EVERYONE, EVERYONE),
     "name-twice": Fault("a name given twice", EXPORT, EVERYONE, EVERYONE),
     "no-tensors": Fault("no tensors", EXPORT, EVERYONE, EVERYONE),

@@ -1,0 +1,235 @@
+"""Headers that are torn, bombs or mutated: a finding each, no crash, little memory."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import safetensors
+import torch
+
+from tests.treat_output import lora_files as files
+from treat import verify
+from treat.lora_faults import HEADER
+from treat.lora_file import MAX_HEADER, Damage, read_lora_file
+
+
+def entry(shape=(2, 2), begin=0, end=16, dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+A, B = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "transformer.x.lora_B.weight"
+SIXTEEN = bytes(16)
+HEADERS = {
+    b"": "header-short",
+    b"\x08\0\0": "header-short",
+    (2**63).to_bytes(8, "little") + b"{}": "header-cut",
+    files.raw({A: entry()}, SIXTEEN)[:60]: "header-cut",
+    files.raw(b" " * (MAX_HEADER + 1)): "header-large",
+    files.raw(b"[" * 100_000): "header-json",
+    files.raw(b'{"a":' * 50_000): "header-json",
+    files.raw(b"{}"): "no-tensors",
+    files.raw({"__metadata__": {"a": "b"}}): "no-tensors",
+    files.raw({"__metadata__": {"a": 1}, A: entry()}, SIXTEEN): "header-json",
+    files.raw({A: entry(), "__metadata__": "x"}, SIXTEEN): "header-json",
+    files.raw({A: [1, 2]}, SIXTEEN): "header-json",
+    files.raw({A: {"dtype": "F32", "shape": [2, 2]}}, SIXTEEN): "header-json",
+    files.raw({A: entry() | {"more": "x"}}, SIXTEEN): "header-json",
+    files.raw({A: entry(shape=(-2, -2))}, SIXTEEN): "header-json",
+    files.raw({A: entry(shape=(2.0, 2))}, SIXTEEN): "header-json",
+    files.raw(json.dumps({A: entry()}).encode() + b"{}", SIXTEEN): "header-json",
+    files.raw(b'{"a' + b"\\" * 999, SIXTEEN): "header-json",
+    files.raw(b'{"\xff":1}', SIXTEEN): "header-json",
+    files.raw(b'{"\\ud800":{}}', SIXTEEN): "header-json",
+    files.raw(b"{" + b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},' * 2 + b"}"):
+        "name-twice",
+    files.raw({"__metadata__": {str(i): "" for i in range(10_001)}, A: entry()}, SIXTEEN):
+        "too-many",
+    files.raw({A: entry(dtype="F4")}, SIXTEEN): "dtype-unknown",
+    files.raw({A: entry(begin=16, end=0)}, SIXTEEN): "offsets-reversed",
+    files.raw({A: entry()}, SIXTEEN[:9]): "tensor-cut",
+    files.raw({A: entry(shape=(2, 3))}, SIXTEEN): "size-wrong",
+    files.raw({A: entry(shape=(2**40, 2**40))}, SIXTEEN): "size-wrong",
+    files.raw({A: entry(), B: entry(begin=8, end=24)}, bytes(24)): "overlap",
+    files.raw({A: entry(), B: entry(begin=20, end=36)}, bytes(36)): "hole",
+    files.raw({A: entry(begin=4, end=20)}, bytes(20)): "hole",
+    files.raw({A: entry()}, SIXTEEN + b"more"): "rest",
+}  # fmt: skip
+
+
+OURS = ("name-twice", "too-many", "no-tensors", "header-large")
+"""What the package lets pass; a further field of a tensor as well."""
+
+
+@pytest.mark.parametrize("number", range(len(HEADERS)))
+def test_a_faulty_header_is_named_and_no_more_is_read(tmp_path, number):
+    content, code = list(HEADERS.items())[number]
+    path = tmp_path / "faulty.safetensors"
+    path.write_bytes(content)
+    report = verify.examine(path)
+    assert [one.code for one in report.findings] == [code] and report.content is None
+    assert code in HEADER and verify.code([report], verify.USUAL) == 2
+    with pytest.raises(safetensors.SafetensorError):
+        if code in OURS or b'"more"' in content:
+            raise safetensors.SafetensorError
+        safetensors.safe_open(path, framework="pt")
+
+
+def mutated(content, draw):
+    """A header with one to four faults of bytes, words or the length."""
+    content = bytearray(content)
+    for _ in range(draw.randint(1, 4)):
+        place = draw.randrange(min(len(content), 1500))
+        match draw.randrange(6):
+            case 0:
+                content[place] = draw.randrange(256)
+            case 1:
+                del content[place : place + draw.randint(1, 9)]
+            case 2:
+                content[place:place] = bytes(
+                    draw.choices(b'{}[],:"\\0123456789-. ', k=draw.randint(1, 5))
+                )
+            case 3:
+                content[:8] = draw.choice(
+                    [0, 1, 2**63, len(content), draw.randrange(4000)]
+                ).to_bytes(8, "little")
+            case 4:
+                words = [
+                    b"F32",
+                    b"shape",
+                    b"data_offsets",
+                    b"lora_A",
+                    b"alpha",
+                    b"lora_up",
+                    b"[",
+                    b"4",
+                ]
+                new = [
+                    b"I64",
+                    b"BOOL",
+                    b"",
+                    b"lora_B",
+                    b"null",
+                    b"1e9",
+                    b"18446744073709551615",
+                    b"-1",
+                    b"0",
+                ]
+                content = content.replace(draw.choice(words), draw.choice(new), draw.randint(1, 3))
+            case 5:
+                content = content[: draw.randrange(len(content))]
+        content = content or bytearray(b"\0")
+    return bytes(content)
+
+
+def fuzz(tmp_path, count, seed):
+    path, sources = tmp_path / "fuzzed.safetensors", []
+    for naming in ("peft-transformer", "kohya-unet", "kohya-flux"):
+        files.save(path, dict(list(files.sound(naming).items())[:4]))
+        sources.append(path.read_bytes())
+    draw, readable = random.Random(seed), 0
+    for _ in range(count):
+        path.write_bytes(mutated(draw.choice(sources), draw))
+        report = verify.examine(path)
+        verify.plain(report)
+        if report.content is not None:  # then the package has to read it as well
+            readable += 1
+            with safetensors.safe_open(path, framework="pt") as file:
+                assert set(file.keys()) == set(report.content.file.entries)
+        else:
+            assert report.findings
+    return readable
+
+
+def test_mutated_headers_never_crash(tmp_path):
+    assert 0 < fuzz(tmp_path, 2500, seed=1) < 2500
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_mutated_headers_never_crash(tmp_path):
+    assert 0 < fuzz(tmp_path, 100_000, seed=2) < 100_000
+
+
+def test_no_crash_where_the_package_reads_what_we_do_not(tmp_path):
+    """The other way round: whatever the package opens is read here, but for the bounds."""
+    path = files.save(tmp_path / "a.safetensors", files.sound("peft-transformer"))
+    source, draw, opened = path.read_bytes(), random.Random(3), 0
+    for _ in range(500):
+        path.write_bytes(mutated(source, draw))
+        try:
+            with safetensors.safe_open(path, framework="pt"):
+                opened += 1
+        except safetensors.SafetensorError:
+            continue
+        try:
+            read_lora_file(path)
+        except Damage as damage:
+            assert damage.code in ("name-twice", "too-many", "no-tensors", "header-json")
+    assert opened
+
+
+MEASURE = """
+import os, resource, sys
+from pathlib import Path
+from treat import verify
+verify.examine(Path(sys.argv[1]))  # what is imported lazily is imported
+for path in sys.argv[2:]:
+    if not os.fork():  # a fresh peak for each
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found = [one.code for one in verify.examine(Path(path)).findings]
+        taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        print(taken, *found, flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+ALLOWED = 64 << 20
+"""Bytes beside three times the file."""
+
+
+def look(tmp_path, contents):
+    """Look at files in a process of their own: the codes; the memory is checked."""
+    paths = [files.save(tmp_path / "warm.safetensors", files.sound("peft-transformer"))]
+    for number, content in enumerate(contents):
+        paths.append(tmp_path / f"{number}.safetensors")
+        paths[-1].write_bytes(content)
+    words = [sys.executable, "-c", MEASURE, *map(str, paths)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    for (taken, *_), content in zip(lines, contents, strict=True):
+        assert int(taken) < 3 * len(content) + ALLOWED, (taken, len(content))
+    return [found for _, *found in lines]
+
+
+def test_memory_of_bombs(tmp_path):
+    many = b"".join(
+        b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},' % i for i in range(200_000)
+    )
+    said = b"".join(b'"%d":"",' % i for i in range(1_000_000))
+    text = "\U0001f600".encode() + b"a" * (MAX_HEADER - 100)
+    bombs = {
+        files.raw(b"[" * (MAX_HEADER - 1)): "header-json",
+        files.raw(b'{"a":' + b"[]," * (MAX_HEADER // 4)): "header-json",
+        files.raw(b"{" + many + b"}"): "too-many",
+        files.raw(b'{"__metadata__":{' + said): "too-many",
+        files.raw(b'{"__metadata__":{"a":"' + text + b'"}}'): "no-tensors",
+        files.raw(b" " * (32 << 20)): "header-large",
+        (2**40).to_bytes(8, "little") + b"{" * (8 << 20): "header-cut",
+    }
+    assert look(tmp_path, list(bombs)) == [[code] for code in bombs.values()]
+
+
+def test_memory_of_a_large_tensor_and_of_half_of_it(tmp_path):
+    a, b = torch.zeros(16, 2**20).bfloat16(), torch.ones(2**20, 16).bfloat16()
+    names = [
+        f"transformer.single_transformer_blocks.0.attn.to_q.lora_{half}.weight" for half in "AB"
+    ]
+    path = files.save(tmp_path / "whole.safetensors", dict(zip(names, (a, b), strict=True)))
+    content = path.read_bytes()
+    found = look(tmp_path, [content, content[: len(content) // 2]])
+    assert found == [["nothing"], ["tensor-cut"]]
+
+
+def test_every_fault_of_a_header_has_a_test():
+    assert set(HEADERS.values()) == set(HEADER)
