@@ -34,45 +34,47 @@ class Rule(NamedTuple):
     """Where it looks for the scale; elsewhere it takes 1."""
     raises: str = NOTHING
     """Pattern of the places for which it refuses the whole file."""
+    lone: str = ""
+    """The halves, A or B, whose lack it meets with an error; else it says nothing."""
 
 
 NONE = Rule(NOTHING)
 READERS: dict[str, dict[str, Rule]] = {
     DIFFUSERS: {
-        "peft-transformer": Rule(alpha=EITHER),
+        "peft-transformer": Rule(alpha=EITHER, lone="B"),
         "peft-unet": Rule(alpha=METADATA),
         "old-unet": Rule(alpha=METADATA),
         "down-transformer": Rule(alpha=IGNORED),
-        "kohya-unet": Rule(alpha=COMMONEST),
-        "kohya-sgm": Rule(alpha=COMMONEST),
-        "kohya-flux": Rule(BLOCKS_ONLY),
-        "comfy-flux": Rule(BLOCKS_ONLY),
-        "onetrainer-flux": Rule(raises=BESIDE_ATTENTION),
+        "kohya-unet": Rule(alpha=COMMONEST, lone="AB"),
+        "kohya-sgm": Rule(alpha=COMMONEST, lone="AB"),
+        "kohya-flux": Rule(BLOCKS_ONLY, lone="AB"),
+        "comfy-flux": Rule(BLOCKS_ONLY, lone="AB"),
+        "onetrainer-flux": Rule(raises=BESIDE_ATTENTION, lone="AB"),
         "helper-flux": Rule(NOTHING, raises=ALL),
         "xlabs-flux": Rule(alpha=IGNORED),
     },
     COMFYUI: {
-        "peft-transformer": Rule(),
-        "down-transformer": Rule(),
-        "peft-unet": Rule(NO_ATTENTION),
-        "old-unet": Rule(),
-        "kohya-unet": Rule(),
-        "kohya-sgm": Rule(),
-        "kohya-flux": Rule(),
-        "comfy-flux": Rule(),
-        "comfy-flux-peft": Rule(),
-        "onetrainer-flux": Rule(),
+        "peft-transformer": Rule(lone="A"),
+        "down-transformer": Rule(lone="A"),
+        "peft-unet": Rule(NO_ATTENTION, lone="A"),
+        "old-unet": Rule(lone="A"),
+        "kohya-unet": Rule(lone="A"),
+        "kohya-sgm": Rule(lone="A"),
+        "kohya-flux": Rule(lone="A"),
+        "comfy-flux": Rule(lone="A"),
+        "comfy-flux-peft": Rule(lone="A"),
+        "onetrainer-flux": Rule(lone="A"),
     },
     FORGE: {
-        "peft-transformer": Rule(),
-        "down-transformer": Rule(),
-        "peft-unet": Rule(NO_ATTENTION),
-        "old-unet": Rule(),
-        "kohya-unet": Rule(),
-        "kohya-sgm": Rule(),
-        "kohya-flux": Rule(),
-        "comfy-flux": Rule(),
-        "comfy-flux-peft": Rule(),
+        "peft-transformer": Rule(lone="A"),
+        "down-transformer": Rule(lone="A"),
+        "peft-unet": Rule(NO_ATTENTION, lone="A"),
+        "old-unet": Rule(lone="A"),
+        "kohya-unet": Rule(lone="A"),
+        "kohya-sgm": Rule(lone="A"),
+        "kohya-flux": Rule(lone="A"),
+        "comfy-flux": Rule(lone="A"),
+        "comfy-flux-peft": Rule(lone="A"),
     },
     KOHYA: {
         "kohya-unet": Rule(SD_SCRIPTS_UNET),
@@ -81,8 +83,8 @@ READERS: dict[str, dict[str, Rule]] = {
     },
 }
 """Reader -> naming -> rule. A naming that is not listed loads nothing."""
-SD3 = {FORGE: NONE}
-"""Forge has SD 3's names switched off."""
+SD3 = {FORGE: NONE, DIFFUSERS: Rule(alpha=METADATA)}
+"""Forge has SD 3's names switched off; diffusers reads its alphas as a UNet's."""
 SOURCES = {
     DIFFUSERS: "0.42, run in the tests",
     COMFYUI: "its source at 41444b5, read and not run",
@@ -98,6 +100,8 @@ class Verdict(NamedTuple):
     loaded: int
     dropped: int
     """Modules that it passes over; most readers say so nowhere but in a log."""
+    off: int
+    """Modules of the loaded ones that get another strength than the file means."""
     strengths: tuple[float, ...]
     """The different factors before B A of the loaded modules, the least first."""
     said: tuple[float, ...]
@@ -107,7 +111,7 @@ class Verdict(NamedTuple):
     @property
     def whole(self) -> bool:
         """Every module, at the strength that the file means."""
-        return not (self.refuses or self.dropped or not self.loaded or self.strengths != self.said)
+        return bool(self.loaded) and not (self.refuses or self.dropped or self.off)
 
 
 def rule_of(reader: str, content: Content) -> Rule:
@@ -118,7 +122,7 @@ def rule_of(reader: str, content: Content) -> Rule:
 
 def verdict(reader: str, content: Content, refuses: str = "") -> Verdict:
     """By the rules; `refuses` is the finding for which it raises, if there is one."""
-    strengths, said, loaded = set(), set(), 0
+    strengths, said, loaded, off = set(), set(), 0, 0
     whole = [place for place, one in content.all.items() if one.whole]
     for place in whole:
         rule = rule_of(reader, content)
@@ -133,10 +137,25 @@ def verdict(reader: str, content: Content, refuses: str = "") -> Verdict:
         if re.match(rule.loads, place):
             loaded += 1
             strengths.add(applied(content, place, rule))
+            off += applied(content, place, rule) != meant(content, place)
+    refuses = refuses or _lone(reader, content)
     if refuses:
-        loaded, strengths = 0, set()
+        loaded, off, strengths = 0, 0, set()
     left = len(whole) - loaded
-    return Verdict(reader, loaded, left, _sorted(strengths), _sorted(said), refuses)
+    return Verdict(reader, loaded, left, off, _sorted(strengths), _sorted(said), refuses)
+
+
+def _lone(reader: str, content: Content) -> str:
+    """The missing half over which a reader stumbles."""
+    for one in content.all.values():
+        lacking = {"A", "B"} - one.roles.keys()
+        rule = READERS[reader].get(one.naming, NONE)
+        if one.naming == content.naming:
+            rule = rule_of(reader, content)
+        for half in lacking if len(lacking) == 1 else ():
+            if half in rule.lone:
+                return f"half-{half}"
+    return ""
 
 
 def _sorted(numbers: set[float]) -> tuple[float, ...]:

@@ -59,7 +59,7 @@ FAULTS = HEADER | {
     ),
     "extra": Fault("differences, biases or middle factors", "train a plain LoRA", (DIFFUSERS,)),
     # pairs and shapes
-    "half-A": Fault("B without its A (lora_A, lora_down)", EXPORT, EVERYONE, INTERFACES),
+    "half-A": Fault("B without its A (lora_A, lora_down)", EXPORT, EVERYONE),
     "half-B": Fault("A without its B (lora_B, lora_up)", EXPORT, EVERYONE),
     "alpha-alone": Fault("an alpha without its module", EXPORT, (DIFFUSERS,), (DIFFUSERS,)),
     "rank": Fault("A's rows are not B's columns", EXPORT, EVERYONE, (DIFFUSERS,)),

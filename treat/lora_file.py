@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_HEADER = 16 * 2**20
-"""Bytes. A header of a LoRA has some hundred kB; with kohya's statistics of tags a few MB."""
+MAX_HEADER, MAX_TEXT = 8 << 20, 3 << 20
+"""Bytes of the header and of one text. A LoRA's has some hundred kB; with kohya's statistics of
+tags it may have a few MB. A letter of one byte can take four in memory: hence so low."""
 MAX_TENSORS, MAX_ENTRIES, MAX_SIDES = 20_000, 10_000, 8
 """Tensors of a file, entries of its metadata, sides of a tensor."""
 DTYPES: dict[str, torch.dtype] = {
@@ -218,6 +219,8 @@ class Scanner:
             self.at = end + 1
             if (end - slashes) % 2 == 0:
                 break
+        if self.at - begin > MAX_TEXT:
+            raise Damage("too-many", f"a text of its header has more than {MAX_TEXT} bytes")
         try:
             text = json.loads(self.raw[begin : self.at])
             text.encode()  # a lone half of a surrogate pair is no text

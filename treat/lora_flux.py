@@ -141,7 +141,7 @@ def parted(pair: Pair, sides: Sequence[int], ranks: Sequence[int] | None) -> lis
         ranks = [len(a) // len(sides)] * len(sides)
     blocks = b.split(list(sides))
     if len(ranks) != len(sides) or sum(ranks) != len(a) or not _diagonal(blocks, ranks):
-        return [(a, block.contiguous()) for block in blocks]
+        return [(a.clone(), block.contiguous()) for block in blocks]
     pairs: list[Pair | None] = []
     column = 0
     for block, rank in zip(blocks, ranks, strict=True):

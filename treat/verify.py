@@ -169,8 +169,8 @@ def readers_table(verdicts: list[Verdict]) -> Table:
         shown.add_column(title, overflow="fold")
     for one in verdicts:
         strength = strengths(one.strengths)
-        if one.loaded and one.strengths != one.said:
-            strength += f" instead of {strengths(one.said)}"
+        if one.off:
+            strength += f", in {one.off} modules not what the file says ({strengths(one.said)})"
         loads = f"refuses ({one.refuses})" if one.refuses else str(one.loaded)
         shown.add_row(one.reader, loads, str(one.dropped), strength, SOURCES[one.reader])
     return shown

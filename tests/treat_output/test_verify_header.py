@@ -12,7 +12,7 @@ import torch
 from tests.treat_output import lora_files as files
 from treat import verify
 from treat.lora_faults import HEADER
-from treat.lora_file import MAX_HEADER, Damage, read_lora_file
+from treat.lora_file import MAX_HEADER, MAX_TEXT, Damage, read_lora_file
 
 
 def entry(shape=(2, 2), begin=0, end=16, dtype="F32"):
@@ -170,7 +170,8 @@ def test_no_crash_where_the_package_reads_what_we_do_not(tmp_path):
 
 
 MEASURE = """
-import os, resource, sys
+import os, resource, sys, torch
+torch.set_num_threads(1)  # threads do not survive a fork
 from pathlib import Path
 from treat import verify
 verify.examine(Path(sys.argv[1]))  # what is imported lazily is imported
@@ -204,16 +205,18 @@ def look(tmp_path, contents):
 
 def test_memory_of_bombs(tmp_path):
     many = b"".join(
-        b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},' % i for i in range(200_000)
+        b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},' % i for i in range(120_000)
     )
-    said = b"".join(b'"%d":"",' % i for i in range(1_000_000))
-    text = "\U0001f600".encode() + b"a" * (MAX_HEADER - 100)
+    said = b"".join(b'"%d":"",' % i for i in range(500_000))
+    one = '"%d":"' + "\U0001f600" + "a" * (MAX_TEXT - 99) + '\\n",'
+    texts = "".join(one % i for i in range(2)).encode()
     bombs = {
         files.raw(b"[" * (MAX_HEADER - 1)): "header-json",
         files.raw(b'{"a":' + b"[]," * (MAX_HEADER // 4)): "header-json",
         files.raw(b"{" + many + b"}"): "too-many",
         files.raw(b'{"__metadata__":{' + said): "too-many",
-        files.raw(b'{"__metadata__":{"a":"' + text + b'"}}'): "no-tensors",
+        files.raw(b'{"__metadata__":{' + texts + b'"a":""}}'): "no-tensors",
+        files.raw(b'{"__metadata__":{"a":"' + b"a" * (MAX_TEXT + 1) + b'"}}'): "too-many",
         files.raw(b" " * (32 << 20)): "header-large",
         (2**40).to_bytes(8, "little") + b"{" * (8 << 20): "header-cut",
     }

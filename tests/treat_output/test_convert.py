@@ -1,0 +1,400 @@
+"""`diffdoctor convert`: the same changes in other names, and diffusers reads them again."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from diffusers import FluxPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from peft.tuners.lora import LoraLayer
+
+from core.errors import UserError
+from tests.base_models.families import CASES
+from tests.chain import with_adapters
+from tests.treat_output import lora_files as files
+from treat import convert, verify
+from treat.lora import lora_state
+from treat.lora_names import dotted, from_sgm
+
+UNETS = ["sdxl", "sd"]
+
+
+def converted(source, to, folder, **options):
+    out = folder / f"{source.stem}-{to}.safetensors"
+    convert.main(convert.Config(file=source, to=to, out=out, **options))
+    return out
+
+
+def read(path):
+    return safetensors.torch.load_file(path)
+
+
+def header(path):
+    with safetensors.safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def same(left, right):
+    left, right = read(left), read(right)
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+def deltas(pipeline):
+    """Of every weight that a loaded adapter changes, as peft itself computes it."""
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    layers = {n: one for n, one in network.named_modules() if isinstance(one, LoraLayer)}
+    return {name: one.get_delta_weight(next(iter(one.lora_A))) for name, one in layers.items()}
+
+
+def loaded(case, path):
+    pipeline = CASES[case].pipeline()
+    pipeline.load_lora_weights(path.parent, weight_name=path.name)
+    return deltas(pipeline)
+
+
+def equal(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+@pytest.fixture(scope="module", params=UNETS)
+def unet(request, tmp_path_factory):
+    """The case, and an adapter of its tiny base in PEFT names."""
+    state = lora_state(with_adapters(CASES[request.param].model()).network)
+    folder = tmp_path_factory.mktemp(request.param)
+    tensors = {f"unet.{name}": one for name, one in state.items()}
+    return request.param, files.save(folder / "peft.safetensors", tensors)
+
+
+def test_diffusers_reads_the_same_changes_from_kohyas_names(unet, tmp_path):
+    case, source = unet
+    kohya = converted(source, "kohya", tmp_path)
+    assert equal(loaded(case, kohya), loaded(case, source))
+    assert same(converted(kohya, "peft", tmp_path), source)
+    assert verify.examine(kohya).findings == []
+    alphas = [one for name, one in read(kohya).items() if name.endswith(".alpha")]
+    assert len(alphas) == len(read(source)) // 2
+    assert all(one.dtype == torch.float32 and one == 4 for one in alphas)
+
+
+@pytest.mark.parametrize("alpha", [1, 2, 8, 16])
+def test_a_scale_is_folded(unet, tmp_path, alpha):
+    case, source = unet
+    modules = sorted({name[5:].rsplit(".", 2)[0] for name in read(source)})
+    said = files.settings(modules, "unet.", lora_alpha=alpha)
+    scaled = files.save(tmp_path / "scaled.safetensors", read(source), said)
+    kohya = converted(scaled, "kohya", tmp_path)
+    again = converted(kohya, "peft", tmp_path)
+    wanted = loaded(case, scaled)
+    assert equal(loaded(case, kohya), wanted) and equal(loaded(case, again), wanted)
+    assert json.loads(header(again)["lora_adapter_metadata"])["unet.lora_alpha"] == 4
+    assert verify.examine(kohya).findings == []
+
+
+def test_a_scale_that_would_round_is_kept(unet, tmp_path):
+    case, source = unet
+    modules = sorted({name[5:].rsplit(".", 2)[0] for name in read(source)})
+    said = files.settings(modules, "unet.", lora_alpha=3)
+    scaled = files.save(tmp_path / "scaled.safetensors", read(source), said)
+    kohya = converted(scaled, "kohya", tmp_path)
+    assert {float(t) for n, t in read(kohya).items() if n.endswith("alpha")} == {3.0}
+    again = converted(kohya, "peft", tmp_path)
+    assert same(again, source)
+    assert json.loads(header(again)["lora_adapter_metadata"])["unet.lora_alpha"] == 3
+    assert equal(loaded(case, kohya), loaded(case, scaled))
+    assert equal(loaded(case, again), loaded(case, scaled))
+
+
+def test_ranks_that_differ_go_without_alphas(unet, tmp_path):
+    """With them, diffusers would take the commonest for all attention (see `downstream`)."""
+    case, source = unet
+    tensors = read(source)
+    for name in [name for name in tensors if "attn1.to_q" in name]:
+        tensors[name] = tensors[name][:2] if "lora_A" in name else tensors[name][:, :2]
+    uneven = files.save(tmp_path / "uneven.safetensors", tensors)
+    kohya = converted(uneven, "kohya", tmp_path)
+    assert not any(name.endswith(".alpha") for name in read(kohya))
+    assert equal(loaded(case, kohya), loaded(case, uneven))
+    assert same(converted(kohya, "peft", tmp_path), uneven)
+
+
+def test_alphas_that_differ_are_mended_or_refused(tmp_path):
+    tensors = files.sound("kohya-unet")
+    first = next(name for name in tensors if name.endswith(".alpha"))
+    source = files.save(tmp_path / "a.safetensors", tensors | {first: torch.tensor(8.0)})
+    again = read(converted(source, "peft", tmp_path))
+    place = first.removesuffix(".alpha")
+    b = again["unet." + dotted(place) + ".lora_B.weight"]
+    assert torch.equal(b, 2 * tensors[f"{place}.lora_up.weight"])
+    source = files.save(tmp_path / "b.safetensors", tensors | {first: torch.tensor(3.0)})
+    with pytest.raises(UserError, match="do not fold"):
+        converted(source, "peft", tmp_path)
+    assert not (tmp_path / "b-peft.safetensors").exists()
+
+
+def test_bf16_stays_bf16(tmp_path):
+    tensors = {n: t.bfloat16() for n, t in files.sound("kohya-unet").items()}
+    tensors |= {n: torch.tensor(1.0).bfloat16() for n in tensors if n.endswith(".alpha")}
+    again = read(converted(files.save(tmp_path / "a.safetensors", tensors), "peft", tmp_path))
+    assert {one.dtype for one in again.values()} == {torch.bfloat16}
+    for name, up in tensors.items():
+        if name.endswith("lora_up.weight"):
+            module = dotted(name.removesuffix(".lora_up.weight"))
+            assert torch.equal(again[f"unet.{module}.lora_B.weight"] * 4, up)
+
+
+def test_a_fold_that_would_leave_the_range_is_not_done(tmp_path):
+    tensors = {n: t.half() if "lora" in n.split(".", 1)[1] else t
+               for n, t in files.sound("kohya-unet").items()}  # fmt: skip
+    tensors |= {n: torch.tensor(2.0**20) for n in tensors if n.endswith(".alpha")}
+    again = converted(files.save(tmp_path / "a.safetensors", tensors), "peft", tmp_path)
+    assert json.loads(header(again)["lora_adapter_metadata"])["unet.lora_alpha"] == 2**20
+
+
+# UNets' names
+
+
+@pytest.mark.parametrize("depth", [[1, 2, 10], [1, 1, 1]])
+def test_every_module_of_a_full_unet_is_found_again(depth):
+    with torch.device("meta"):
+        network = UNet2DConditionModel(
+            block_out_channels=(32, 64, 128),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=depth,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=64,
+            use_linear_projection=depth[1] == 2,
+        )
+    layers = torch.nn.Linear, torch.nn.Conv2d
+    names = [name for name, one in network.named_modules() if isinstance(one, layers)]
+    assert len(names) > 200
+    for name in names:
+        assert dotted("lora_unet_" + name.replace(".", "_")) == name
+
+
+def test_the_original_blocks_as_diffusers_reads_them(tmp_path):
+    blocks = {
+        f"{block}_{inner}"
+        for block in ("input_blocks_4", "input_blocks_7", "output_blocks_2", "output_blocks_5")
+        for inner in (
+            "0_in_layers_2", "0_emb_layers_1", "0_out_layers_3", "0_skip_connection",
+            "1_proj_in", "1_proj_out", "1_transformer_blocks_1_attn1_to_q",
+            "1_transformer_blocks_0_attn2_to_out_0", "1_transformer_blocks_0_ff_net_0_proj",
+        )
+    }  # fmt: skip
+    blocks |= {
+        "input_blocks_3_0_op", "output_blocks_2_2_conv", "middle_block_0_in_layers_2",
+        "middle_block_1_transformer_blocks_9_ff_net_2", "middle_block_2_out_layers_3",
+        "middle_block_1_proj_in",
+    }  # fmt: skip
+    tensors = files.named(sorted(blocks), "lora_unet_", files.KOHYA, 4.0)
+    source = files.save(tmp_path / "sgm.safetensors", tensors)
+    again = read(converted(source, "peft", tmp_path))
+    config = SimpleNamespace(layers_per_block=2)
+    theirs, _ = StableDiffusionXLPipeline.lora_state_dict(str(source), unet_config=config)
+    pipeline = {}
+    for name, tensor in theirs.items():
+        name = name.replace(".processor.", ".").replace("_lora.", ".lora.")
+        name = name.replace("to_out.lora", "to_out.0.lora")
+        pipeline[name.replace("lora.down", "lora_A").replace("lora.up", "lora_B")] = tensor
+    assert equal(again, pipeline)
+
+
+def test_names_of_no_module_are_refused(tmp_path):
+    assert from_sgm("lora_unet_middle_block_7_in_layers_2") is None
+    tensors = files.named(["output_blocks_0_0_a-b"], "lora_unet_", files.KOHYA, 4.0)
+    with pytest.raises(UserError, match="no module"):
+        converted(files.save(tmp_path / "a.safetensors", tensors), "peft", tmp_path)
+
+
+# FLUX
+
+
+def flux(rank=files.RANK, shared=False):
+    tensors = files.sound("peft-transformer")
+    for name in [name for name in tensors if "lora_A" in name and shared]:
+        tensors[name] = files.pair(99)[0]
+    return tensors
+
+
+def test_q_k_and_v_of_different_a_are_packed_block_diagonally(tmp_path, capsys):
+    source = files.save(tmp_path / "flux.safetensors", flux())
+    kohya = converted(source, "kohya", tmp_path)
+    assert "rank 4 grows to 16" in capsys.readouterr().out
+    qkv = "lora_unet_double_blocks_0_img_attn_qkv"
+    written, peft = read(kohya), read(source)
+    assert written[f"{qkv}.lora_down.weight"].shape == (12, files.WIDTH)
+    assert written[f"{qkv}.alpha"] == 12
+    delta = files.delta(*(written[f"{qkv}.lora_{half}.weight"] for half in ("down", "up")))
+    parts = [f"transformer.transformer_blocks.0.attn.to_{one}.lora_" for one in "qkv"]
+    each = [files.delta(peft[f"{one}A.weight"], peft[f"{one}B.weight"]) for one in parts]
+    assert torch.equal(delta, torch.cat(each))
+    assert same(converted(kohya, "peft", tmp_path), source)
+    assert verify.examine(kohya).verdicts[0].whole
+
+
+def test_one_a_for_all_is_kept_once(tmp_path):
+    source = files.save(tmp_path / "flux.safetensors", flux(shared=True))
+    kohya = converted(source, "kohya", tmp_path)
+    qkv = "lora_unet_double_blocks_0_img_attn_qkv"
+    assert read(kohya)[f"{qkv}.lora_down.weight"].shape == (4, files.WIDTH)
+    assert same(converted(kohya, "peft", tmp_path), source)
+
+
+@pytest.mark.parametrize("lost", ["to_k", "to_q", "proj_mlp"])
+def test_a_part_that_was_not_trained_is_left_as_it_was(tmp_path, lost):
+    tensors = {name: one for name, one in flux().items() if lost not in name}
+    source = files.save(tmp_path / "flux.safetensors", tensors)
+    kohya = converted(source, "kohya", tmp_path)
+    assert same(converted(kohya, "peft", tmp_path), source)
+
+
+def test_ranks_that_differ_are_packed_too(tmp_path):
+    tensors = flux()
+    q = "transformer.transformer_blocks.0.attn.to_q.lora_"
+    tensors[f"{q}A.weight"] = tensors[f"{q}A.weight"][:1]
+    tensors[f"{q}B.weight"] = tensors[f"{q}B.weight"][:, :1]
+    source = files.save(tmp_path / "flux.safetensors", tensors)
+    assert same(converted(converted(source, "kohya", tmp_path), "peft", tmp_path), source)
+
+
+def test_nothing_learned_comes_back_as_it_was(tmp_path):
+    tensors = {n: torch.zeros_like(t) if "lora_B" in n else t for n, t in flux(shared=True).items()}
+    source = files.save(tmp_path / "flux.safetensors", tensors)
+    assert same(converted(converted(source, "kohya", tmp_path), "peft", tmp_path), source)
+
+
+def test_fused_weights_of_others_are_taken_apart(tmp_path):
+    """One A for q, k and v, as kohya trains it; and ComfyUI's own prefix."""
+    for prefix in ("lora_unet_", "diffusion_model."):
+        source = files.save(tmp_path / "fused.safetensors", files.fused(prefix, alpha=8.0))
+        out = tmp_path / f"{prefix}.safetensors"
+        convert.main(convert.Config(file=source, to="peft", out=out))
+        again, a_and_b = read(out), list(files.fused(prefix).values())[:2]
+        parts = [f"transformer.transformer_blocks.0.attn.to_{one}.lora_" for one in "qkv"]
+        each = [files.delta(again[f"{one}A.weight"], again[f"{one}B.weight"]) for one in parts]
+        assert torch.equal(torch.cat(each), 2 * files.delta(*a_and_b))
+
+
+TRUE = 3072
+
+
+def true_size(rank=2):
+    """One single block of FLUX's own sides, which diffusers' reader insists on."""
+    block = "transformer.single_transformer_blocks.3."
+    tensors = {}
+    for index, inner in enumerate(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")):
+        a, b = files.pair(index, TRUE * (4 if inner == "proj_mlp" else 1), TRUE, rank)
+        tensors |= {f"{block}{inner}.lora_A.weight": a, f"{block}{inner}.lora_B.weight": b}
+    a, b = files.pair(7, TRUE, TRUE, rank)
+    tensors |= {"transformer.transformer_blocks.1.attn.to_add_out.lora_A.weight": a}
+    return tensors | {"transformer.transformer_blocks.1.attn.to_add_out.lora_B.weight": b}
+
+
+def test_diffusers_takes_apart_what_was_packed(tmp_path):
+    source = files.save(tmp_path / "flux.safetensors", true_size())
+    kohya = converted(source, "kohya", tmp_path)
+    theirs = FluxPipeline.lora_state_dict(str(kohya))
+    assert equal(theirs, read(source))
+
+
+def test_diffusers_loads_flux_from_kohyas_names(tmp_path):
+    """Into a tiny FLUX: double blocks only, for its reader fixes the sides of the single ones."""
+    state = lora_state(with_adapters(CASES["flux"].model()).network)
+    tensors = {f"transformer.{n}": t for n, t in state.items() if not n.startswith("single")}
+    source = files.save(tmp_path / "flux.safetensors", tensors)
+    CASES["flux"].pipeline().save_pretrained(tmp_path / "base")
+    kohya = converted(source, "kohya", tmp_path, base=str(tmp_path / "base"))
+    assert equal(loaded("flux", kohya), loaded("flux", source))
+
+
+def test_shift_and_scale_change_places(tmp_path):
+    a, b = files.pair(0, 2 * TRUE, TRUE, 1)
+    names = [f"transformer.norm_out.linear.lora_{half}.weight" for half in "AB"]
+    source = files.save(tmp_path / "flux.safetensors", dict(zip(names, (a, b), strict=True)))
+    kohya = converted(source, "kohya", tmp_path)
+    theirs = FluxPipeline.lora_state_dict(str(kohya))
+    assert torch.equal(theirs["norm_out.linear.lora_B.weight"], b)
+    assert same(converted(kohya, "peft", tmp_path), source)
+
+
+def test_flux_keeps_alphas_that_would_round(tmp_path):
+    """As tensors: diffusers and ComfyUI read them beside FLUX's PEFT names."""
+    state = lora_state(with_adapters(CASES["flux"].model()).network)
+    modules = sorted({name.rsplit(".", 2)[0] for name in state})
+    tensors = {}
+    for index, module in enumerate(modules):
+        place = "lora_transformer_" + module.replace(".", "_")
+        tensors[f"{place}.lora_down.weight"] = state[f"{module}.lora_A.weight"]
+        tensors[f"{place}.lora_up.weight"] = state[f"{module}.lora_B.weight"]
+        tensors[f"{place}.alpha"] = torch.tensor(3.0 if index % 2 else 5.0)
+    source = files.save(tmp_path / "onetrainer.safetensors", tensors)
+    out = converted(source, "peft", tmp_path)
+    found = loaded("flux", out)
+    for index, module in enumerate(modules):
+        pair = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
+        wanted = files.delta(*pair, 3.0 if index % 2 else 5.0)
+        assert torch.allclose(found[module].double(), wanted, rtol=1e-5, atol=1e-7)
+    assert verify.examine(out).findings == []
+
+
+def test_wrong_prefixes_are_mended(tmp_path):
+    bare = {name.removeprefix("transformer."): one for name, one in flux().items()}
+    source = files.save(tmp_path / "bare.safetensors", bare)
+    assert same(converted(source, "peft", tmp_path), files.save(tmp_path / "f.safetensors", flux()))
+
+
+# What is refused, and the header
+
+
+def test_what_cannot_be_held_is_refused(tmp_path):
+    wide = {n: torch.cat([t, t]) if "to_q.lora_B" in n else t for n, t in flux().items()}
+    cases = {
+        "other sides than FLUX": (wide, "kohya"),
+        "of FLUX or of SD 3": (
+            {n: t for n, t in flux().items() if "single" not in n}, "kohya"),
+        "has no module": (files.named(["single_transformer_blocks.0.attn.x"], "transformer."),
+                          "kohya"),
+        "text encoder": (files.sound("kohya-unet") | {
+            f"lora_te1_x.{half}.weight": torch.ones(2, 2) for half in files.KOHYA}, "peft"),
+        "B without its A": (
+            {n: t for n, t in flux().items() if n != next(iter(flux()))}, "kohya"),
+        "integer|whole numbers": ({n: t.to(torch.int8) for n, t in flux().items()}, "kohya"),
+        "no kohya naming of sd3": (
+            files.named(["transformer_blocks.0.attn2.to_q"], "transformer."), "kohya"),
+    }  # fmt: skip
+    for sentence, (tensors, to) in cases.items():
+        source = files.save(tmp_path / "source.safetensors", tensors)
+        with pytest.raises(UserError, match=sentence):
+            converted(source, to, tmp_path)
+        assert not (tmp_path / f"source-{to}.safetensors").exists()
+
+
+def test_nothing_is_overwritten(tmp_path):
+    source = files.save(tmp_path / "a.safetensors", flux())
+    before = source.read_bytes()
+    with pytest.raises(UserError, match="there already"):
+        convert.main(convert.Config(file=source, to="kohya", out=source))
+    assert source.read_bytes() == before
+    with pytest.raises(UserError, match="create it first"):
+        convert.main(convert.Config(file=source, to="kohya", out=tmp_path / "no/a.safetensors"))
+    (tmp_path / "torn.safetensors").write_bytes(before[:-1])
+    with pytest.raises(UserError, match="tensor-cut"):
+        converted(tmp_path / "torn.safetensors", "kohya", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "torn.safetensors"]
+
+
+def test_the_header_is_carried_over_and_its_hashes_recompute(tmp_path):
+    said = {
+        "modelspec.title": "Hands", "ss_network_dim": "4", "ss_network_alpha": "4.0",
+        "sshs_model_hash": "old", "sshs_legacy_hash": "old", "modelspec.hash_sha256": "0xold",
+    }  # fmt: skip
+    tensors = files.sound("kohya-unet")
+    source = files.save(tmp_path / "a.safetensors", tensors, said)
+    out = converted(source, "peft", tmp_path)
+    assert header(out)["modelspec.title"] == "Hands" and "old" not in header(out).values()
+    assert verify.examine(out, None, ("diffusers",)).findings == []
+    assert "lora_adapter_metadata" not in header(converted(out, "kohya", tmp_path))
