@@ -177,8 +177,12 @@ def adapter_metadata(content: Content) -> Iterator[Found]:
 def _scale_said(content: Content) -> Iterator[Found]:
     rank = content.settings.get("r")
     exceptions = content.settings.get("rank_pattern")
-    if rank is not None and not exceptions and content.ranks and content.ranks != {rank}:
-        yield "metadata-rank", METADATA, f"{rank}, and the tensors say {sorted(content.ranks)}"
+    if rank is not None and not exceptions and any(one != rank for one in content.ranks):
+        yield (
+            "metadata-rank",
+            METADATA,
+            f"{rank!s:.20}, and the tensors say {sorted(content.ranks)}",
+        )
         return
     scales = {place: content.said_scale(place) for place in content.denoiser}
     other = [place for place, scale in scales.items() if scale not in (None, 1.0)]

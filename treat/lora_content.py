@@ -16,6 +16,10 @@ Family = str
 TEXT_WIDTHS = {2048: "sdxl", 1024: "sd2", 768: "sd1"}
 """Width of the text that a UNet's second attention reads."""
 
+MAX_SETTINGS = 1 << 20
+"""Letters of the adapter metadata; beyond, it is cut and thus no JSON."""
+MANY = 1e9
+"""Neither a rank nor an alpha."""
 FLUX_WIDTH, SD3_WIDTHS = 3072, {1536, 2432}
 """Inputs of their attention."""
 
@@ -67,17 +71,21 @@ class Content:
             return "flux"
         if "stable-diffusion-3" in said or any(".attn2." in place for place in self.all):
             return "sd3"
-        widths = {self.shape(one.roles["A"])[-1] for one in self.denoiser.values()}
+        widths = {self.inputs(one) for one in self.denoiser.values()}
         return "flux" if FLUX_WIDTH in widths else "sd3" if widths & SD3_WIDTHS else "transformer"
 
     def _unet(self) -> Family:
         for place, one in self.denoiser.items():
             if re.search(r"attn2[._](processor[._])?to_[kv]$", place):
-                return TEXT_WIDTHS.get(self.shape(one.roles["A"])[1], "unet")
+                return TEXT_WIDTHS.get(self.inputs(one), "unet")
         return "unet"
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.file.entries[name].shape
+
+    def inputs(self, one: Module) -> int:
+        """Columns of A; zero where it has none."""
+        return (*self.shape(one.roles["A"])[1:], 0)[0]
 
     def rank(self, place: str) -> int:
         """Rows of A; zero where it has none."""
@@ -106,7 +114,7 @@ class Content:
     def adapter_metadata(self) -> dict[str, Any] | None:
         """diffusers' own entry; None where it is absent or no JSON object."""
         try:
-            said = json.loads(self.file.metadata.get(METADATA, ""))
+            said = json.loads(self.file.metadata.get(METADATA, "")[:MAX_SETTINGS])
         except (ValueError, RecursionError):
             return None
         return said if isinstance(said, dict) else None
@@ -126,7 +134,7 @@ class Content:
         bare = place.removeprefix("unet.").removeprefix("transformer.")
         rank = _of(self.settings, "rank_pattern", bare, self.settings.get("r"))
         alpha = _of(self.settings, "alpha_pattern", bare, self.settings.get("lora_alpha"))
-        if not all(isinstance(one, int | float) and one > 0 for one in (rank, alpha)):
+        if not all(_sound(one) for one in (rank, alpha)):
             return None
         return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
 
@@ -134,6 +142,10 @@ class Content:
         """alpha / rank of the alpha tensor beside a module; None where there is none."""
         alpha, rank = self.alphas.get(place), self.rank(place)
         return alpha / rank if alpha is not None and rank else None
+
+
+def _sound(number: Any) -> bool:
+    return isinstance(number, int | float) and 0 < number < MANY
 
 
 def _of(settings: dict[str, Any], pattern: str, module: str, default: Any) -> Any:

@@ -15,6 +15,7 @@ import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import core.config
 from core.errors import UserError
@@ -133,13 +134,13 @@ def code(reports: list[Report], readers: tuple[str, ...]) -> int:
 def show(console: Console, report: Report) -> None:
     """The findings, then the readers."""
     content = report.content
-    console.print(f"[bold]{report.path}[/bold]")
+    console.print(shown(str(report.path)), style="bold")
     if content is not None:
         title = NAMINGS[content.naming].title if content.naming in NAMINGS else content.naming
         ranks = ", ".join(map(str, sorted(content.ranks))) or "none"
         texts = f", text encoders {len(content.texts)} (not checked)" if content.texts else ""
         said = f"{len(content.denoiser)} modules, rank {ranks}{texts}"
-        console.print(f"{title}; family {content.family}; {said}")
+        console.print(shown(f"{title}; family {content.family}; {said}"))
     if report.findings:
         console.print(findings_table(report.findings))
     else:
@@ -149,13 +150,19 @@ def show(console: Console, report: Report) -> None:
 
 
 def findings_table(findings: list[Finding]) -> Table:
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("severity", "what", "where", "cure"):
-        shown.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold")
     for one in findings:
         what = one.fault.what + (f" ({one.detail})" if one.detail else "")
-        shown.add_row(one.severity, f"{one.code}: {what}", where(one.places), one.fault.cure)
-    return shown
+        cells = one.severity, f"{one.code}: {what}", where(one.places), one.fault.cure
+        table.add_row(*map(shown, cells))
+    return table
+
+
+def shown(text: str) -> Text:
+    """Strangers' words: no markup, nothing that a terminal would obey."""
+    return Text("".join(one if one.isprintable() else "?" for one in text))
 
 
 def where(places: tuple[str, ...]) -> str:
@@ -164,16 +171,16 @@ def where(places: tuple[str, ...]) -> str:
 
 
 def readers_table(verdicts: list[Verdict]) -> Table:
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("reader", "loads", "drops", "strength", "rules from"):
-        shown.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold")
     for one in verdicts:
         strength = strengths(one.strengths)
         if one.off:
             strength += f", in {one.off} modules not what the file says ({strengths(one.said)})"
         loads = f"refuses ({one.refuses})" if one.refuses else str(one.loaded)
-        shown.add_row(one.reader, loads, str(one.dropped), strength, SOURCES[one.reader])
-    return shown
+        table.add_row(one.reader, loads, str(one.dropped), strength, SOURCES[one.reader])
+    return table
 
 
 def strengths(found: tuple[float, ...]) -> str:

@@ -7,14 +7,19 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from diffusers import FluxPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from peft.tuners.lora import LoraLayer
 
 from core.errors import UserError
 from tests.base_models.families import CASES
 from tests.chain import with_adapters
 from tests.treat_output import lora_files as files
-from treat import convert, verify
+from treat import convert, lora_flux, verify
 from treat.lora import lora_state
 from treat.lora_names import dotted, from_sgm
 
@@ -398,3 +403,31 @@ def test_the_header_is_carried_over_and_its_hashes_recompute(tmp_path):
     assert header(out)["modelspec.title"] == "Hands" and "old" not in header(out).values()
     assert verify.examine(out, None, ("diffusers",)).findings == []
     assert "lora_adapter_metadata" not in header(converted(out, "kohya", tmp_path))
+
+
+def test_hashes_of_a_file_that_reaches_to_the_legacy_bytes(tmp_path):
+    said = {"sshs_model_hash": "old", "sshs_legacy_hash": "old", "ss_steps": "5", "note": "é"}
+    source = files.save(tmp_path / "a.safetensors", true_size(rank=12), said)
+    out = converted(source, "peft", tmp_path)
+    assert out.stat().st_size > 0x110000
+    assert not {one.code for one in verify.examine(out).findings}
+    content = bytearray(out.read_bytes())
+    content[0x108000] ^= 1
+    out.write_bytes(content)
+    (finding,) = (one for one in verify.examine(out).findings if one.code == "hash")
+    assert set(finding.places) == {"sshs_model_hash", "sshs_legacy_hash"}
+
+
+def test_every_module_of_flux_is_held_by_the_original_code():
+    with torch.device("meta"):
+        network = FluxTransformer2DModel(num_layers=2, num_single_layers=2, guidance_embeds=True)
+    names = [n for n, one in network.named_modules() if isinstance(one, torch.nn.Linear)]
+    assert len(names) > 30
+    for name in names:
+        whole = lora_flux.holder(name)
+        assert whole is not None and name in whole.holds
+        assert lora_flux.fused("lora_unet_" + whole.place) == whole
+        assert lora_flux.underscored(name.replace(".", "_")) == name
+        if len(whole.holds) > 1:
+            sides = [network.get_submodule(one).weight.shape[0] for one in whole.holds]
+            assert sides == lora_flux.rows(whole, network.get_submodule(name).weight.shape[1])

@@ -181,6 +181,7 @@ FAULTY = {
     "a token": (PT, said(note="hf_" + "aB3" * 10), "secret"),
     "sshs_model_hash": (PT, said(sshs_model_hash="0" * 64), "hash"),
     "modelspec's hash": (PT, said(modelspec__hash_sha256="0x" + "1" * 64), "hash"),
+    "sshs_legacy_hash": (PT, said(sshs_legacy_hash="0" * 8), "hash"),
     # values
     "NaN": (PT, changed("lora_A", put(torch.nan)), "not-finite"),
     "infinity": (KU, changed("lora_up", put(torch.inf)), "not-finite"),
@@ -210,8 +211,8 @@ def test_a_planted_fault_is_named(tmp_path, name):
     finding = next(one for one in report.findings if one.code == code)
     if code in ALONE:
         assert {one.code for one in report.findings} - MINOR == {code}
-    hurt = set(finding.wrong) & set(readers)
-    assert verify.code([report], readers) == (1 if hurt else 0) or not hurt
+    if set(finding.wrong) & set(readers):
+        assert verify.code([report], readers) == 1
     assert finding.fault.cure and finding.places[0]
 
 

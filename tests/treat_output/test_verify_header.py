@@ -1,18 +1,25 @@
 """Headers that are torn, bombs or mutated: a finding each, no crash, little memory."""
 
+import io
 import json
+import math
 import random
 import subprocess
 import sys
+from collections import Counter
+from contextlib import suppress
 
 import pytest
 import safetensors
 import torch
+from rich.console import Console
 
+from core.errors import UserError
 from tests.treat_output import lora_files as files
-from treat import verify
+from treat import convert, verify
 from treat.lora_faults import HEADER
-from treat.lora_file import MAX_HEADER, MAX_TEXT, Damage, read_lora_file
+from treat.lora_file import DTYPES, MAX_HEADER, MAX_TEXT, Damage, read_lora_file
+from treat.lora_names import ENDINGS
 
 
 def entry(shape=(2, 2), begin=0, end=16, dtype="F32"):
@@ -151,6 +158,72 @@ def test_a_hundred_thousand_mutated_headers_never_crash(tmp_path):
     assert 0 < fuzz(tmp_path, 100_000, seed=2) < 100_000
 
 
+def anything(draw):
+    """A file that is one for the package: names, shapes and dtypes of no mind."""
+    starts = (
+        "transformer.transformer_blocks.0.attn.to_q",
+        "unet.mid_block.attn2.to_k",
+        "[/bold]",
+        "lora_unet_mid_block_attn2_to_k",
+        "lora_unet_double_blocks_0_img_attn_qkv",
+        "",
+        "lora_te1_x",
+        "text_encoder.x",
+        "transformer_blocks.0",
+        "double_blocks.0.processor.x",
+        "lora_unet_output_blocks_9_1_x",
+        "lora_transformer_x",
+        "\x1b[31m",
+        "é" * 300,
+    )
+    # fmt: skip
+    shapes = (
+        (),
+        (0,),
+        (1,),
+        (4,),
+        (4, 4),
+        (4, 0),
+        (2, 4),
+        (4, 2),
+        (2, 4, 3, 3),
+        (1, 2, 3),
+        (1,) * 6,
+    )
+    values = ("4", "[]", "{}", "null", '"x"', "1e999", "9" * 400, "-1", "NaN", '{"a": "b"}', "true")
+    header, end = {}, 0
+    for _ in range(draw.randrange(1, 9)):
+        dtype, shape = draw.choice(list(DTYPES)), draw.choice(shapes)
+        size = math.prod(shape) * DTYPES[dtype].itemsize
+        name = draw.choice(starts) + draw.choice([*ENDINGS, "", ".weight"])
+        if name not in header:
+            header[name] = entry(shape, end, end + size, dtype)
+            end += size
+    fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "x")
+    prefix = draw.choice(("transformer.", "unet.", ""))
+    pairs = ", ".join(f'"{prefix}{name}": {draw.choice(values)}' for name in fields)
+    said = {"lora_adapter_metadata": draw.choice((f"{{{pairs}}}", "[" * 9999, "")),
+            "ss_network_alpha": draw.choice(values), "ss_network_dim": draw.choice(values),
+            "sshs_legacy_hash": "x", "sshs_model_hash": draw.choice(("", "x"))}  # fmt: skip
+    data = bytes(draw.randrange(256) for _ in range(end))
+    return files.raw({"__metadata__": said} | header, data)
+
+
+def test_files_of_no_mind_never_crash(tmp_path):
+    path, draw = tmp_path / "any.safetensors", random.Random(4)
+    console, counts = Console(file=io.StringIO(), force_terminal=True), Counter()
+    for _ in range(600):
+        path.write_bytes(anything(draw))
+        with safetensors.safe_open(path, framework="pt"):
+            report = verify.examine(path)
+        json.dumps(verify.plain(report))
+        verify.show(console, report)
+        counts.update(one.code for one in report.findings)
+        with suppress(UserError):
+            convert.read(path)
+    assert len(counts) > 20 and "\x1b[31m\x1b" not in console.file.getvalue()
+
+
 def test_no_crash_where_the_package_reads_what_we_do_not(tmp_path):
     """The other way round: whatever the package opens is read here, but for the bounds."""
     path = files.save(tmp_path / "a.safetensors", files.sound("peft-transformer"))
@@ -173,7 +246,7 @@ MEASURE = """
 import os, resource, sys, torch
 torch.set_num_threads(1)  # threads do not survive a fork
 from pathlib import Path
-from treat import verify
+from treat import convert, verify
 verify.examine(Path(sys.argv[1]))  # what is imported lazily is imported
 for path in sys.argv[2:]:
     if not os.fork():  # a fresh peak for each
