@@ -32,8 +32,8 @@ from treat.lora_plain import (
 )
 
 BLOCKING = (
-    "unknown-name", "no-module", "mixed", "helper", "dora", "extra", "half-A", "half-B",
-    "alpha-alone", "rank", "transposed", "transposed-A", "transposed-B", "sides", "empty",
+    "unknown-name", "no-module", "mixed", "helper", "dora", "dora-peft", "extra", "half-A",
+    "half-B", "alpha-alone", "rank", "transposed", "transposed-A", "transposed-B", "sides", "empty",
     "integer", "alpha-shape", "alpha-sign", "alpha-zero",
 )  # fmt: skip
 """Faults for which nobody can say what the file means."""

@@ -85,6 +85,8 @@ READERS: dict[str, dict[str, Rule]] = {
 """Reader -> naming -> rule. A naming that is not listed loads nothing."""
 SD3 = {FORGE: NONE, DIFFUSERS: Rule(alpha=METADATA)}
 """Forge has SD 3's names switched off; diffusers reads its alphas as a UNet's."""
+NO_DEFAULT = (FORGE, KOHYA)
+"""They do not know peft's adapter name within a name: `.lora_A.default.weight`."""
 SOURCES = {
     DIFFUSERS: "0.42, run in the tests",
     COMFYUI: "its source at 41444b5, read and not run",
@@ -126,11 +128,14 @@ def verdict(reader: str, content: Content, refuses: str = "") -> Verdict:
     whole = [place for place, one in content.all.items() if one.whole]
     for place in whole:
         rule = rule_of(reader, content)
-        naming = content.all[place].naming
-        if naming == "text":  # goes with the naming of the rest
-            rule = rule._replace(loads=ALL if rule.loads != NOTHING else NOTHING, raises=NOTHING)
-        elif naming != content.naming:
-            rule = READERS[reader].get(naming, NONE)
+        one = content.all[place]
+        if one.naming == "text":  # goes with the naming of the rest
+            alpha = TENSORS if rule.alpha == COMMONEST else rule.alpha
+            rule = Rule(NOTHING if rule.loads == NOTHING else ALL, alpha)
+        elif one.naming != content.naming:
+            rule = READERS[reader].get(one.naming, NONE)
+        if ".default." in one.roles["A"] and reader in NO_DEFAULT:
+            rule = NONE
         said.add(meant(content, place))
         if re.match(rule.raises, place):
             refuses = refuses or "names"
@@ -173,9 +178,10 @@ def meant(content: Content, place: str) -> float:
 def applied(content: Content, place: str, rule: Rule) -> float:
     """The scale that a reader gives it."""
     scale = None
-    if rule.alpha == COMMONEST and content.alphas:
-        own, commonest = content.alphas.get(place), Counter(content.alphas.values()).most_common(1)
-        alpha = commonest[0][0] if own is None or ATTENTION.match(place) else own
+    alphas = [content.alphas[one] for one in content.denoiser if one in content.alphas]
+    if rule.alpha == COMMONEST and alphas:
+        own, (commonest, _) = content.alphas.get(place), Counter(alphas).most_common(1)[0]
+        alpha = commonest if own is None or ATTENTION.match(place) else own
         scale = alpha / max(content.rank(place), 1)
     if rule.alpha in (TENSORS, EITHER):
         scale = content.tensor_scale(place)

@@ -51,7 +51,8 @@ def names(content: Content) -> Iterator[Found]:
         if any(".default." in name for name in one.roles.values()):
             yield "adapter-name", place, ""
         if "DoRA" in one.roles:
-            yield "dora", one.roles["DoRA"], ""
+            name = one.roles["DoRA"]
+            yield ("dora" if name.endswith("dora_scale") else "dora-peft"), name, ""
         for role in ("mid", "bias", "difference"):
             if role in one.roles:
                 yield "extra", one.roles[role], role

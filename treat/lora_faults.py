@@ -38,6 +38,7 @@ HEADER = {
     "rest": Fault("bytes after the tensors", AGAIN, EVERYONE, EVERYONE),
 }
 """Where these stand, nothing else is looked at."""
+MERGE = "merge it and extract a plain LoRA"
 CONVERT = "run `diffdoctor convert`"
 FAULTS = HEADER | {
     # names
@@ -55,7 +56,10 @@ FAULTS = HEADER | {
         "peft's adapter name ('default') in the names", f"{CONVERT} --to peft", (FORGE,)
     ),
     "dora": Fault(
-        "DoRA: not a plain B A", "merge it and extract a plain LoRA", (DIFFUSERS, KOHYA)
+        "DoRA by kohya's dora_scale, which diffusers takes out", MERGE, (DIFFUSERS, KOHYA)
+    ),
+    "dora-peft": Fault(
+        "DoRA by peft's magnitudes, which only diffusers reads", MERGE, INTERFACES
     ),
     "extra": Fault("differences, biases or middle factors", "train a plain LoRA", (DIFFUSERS,)),
     # pairs and shapes

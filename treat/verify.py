@@ -109,7 +109,9 @@ def refusal(reader: str, findings: list[Finding]) -> str:
 
 def explained(findings: list[Finding]) -> bool:
     """Whether a naming that nobody reads says already why modules are passed over."""
-    return any(one.code in ("prefix", "helper", "mixed", "no-module") for one in findings)
+    return any(
+        one.code in ("prefix", "helper", "mixed", "no-module", "adapter-name") for one in findings
+    )
 
 
 def code(reports: list[Report], readers: tuple[str, ...]) -> int:

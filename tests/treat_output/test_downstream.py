@@ -108,6 +108,9 @@ FILES = {
         state("sdxl"), "unet.").items()}, None),
     "bare": ("sdxl", lambda: write(state("sdxl"), ""), None),
     "base_model": ("sdxl", lambda: write(state("sdxl"), "base_model.model."), None),
+    "PEFT, DoRA": ("sdxl", lambda: write(state("sdxl"), "unet.") | {
+        f"unet.{m}.lora_magnitude_vector": torch.ones(len(b)) for m, (_, b) in state("sdxl").items()
+    }, None),
     "another tensor": ("sdxl", lambda: write(state("sdxl"), "unet.") | {"step": torch.ones(1)},
                        None),
     "before PEFT": ("sdxl", lambda: old(state("sdxl")), None),
@@ -196,6 +199,14 @@ def test_a_half_that_is_missing_misleads_diffusers_without_a_word(tmp_path):
         path = files.save(tmp_path / f"{half}.safetensors", without(tensors, half))
         assert len(what_diffusers_does("sdxl", path)) == len(state("sdxl"))
         assert any(DIFFUSERS in one.wrong for one in verify.examine(path).findings)
+
+
+def test_peft_names_with_the_adapters_name(tmp_path):
+    tensors = write(state("sdxl"), "unet.", ("lora_A.default", "lora_B.default"))
+    path = files.save(tmp_path / "a.safetensors", tensors)
+    said = {one.reader: one for one in verify.examine(path).verdicts}
+    assert said[DIFFUSERS].loaded == len(what_diffusers_does("sdxl", path))
+    assert said[FORGE].loaded == 0
 
 
 @pytest.mark.parametrize(

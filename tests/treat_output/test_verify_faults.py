@@ -111,7 +111,7 @@ FAULTY = {
         KF, lambda t, m: files.fused("diffusion_model.", ("lora_A", "lora_B"), None), "dropped"),
     "DoRA": (KU, added(lora_unet_mid_block_attentions_0_proj_in__dora_scale=ONE), "dora"),
     "DoRA in PEFT names": (
-        PU, lambda t, m: t | {f"unet.{files.UNET[0]}.lora_magnitude_vector": ONE}, "dora"),
+        PU, lambda t, m: t | {f"unet.{files.UNET[0]}.lora_magnitude_vector": ONE}, "dora-peft"),
     "a trained bias": (PU, lambda t, m: t | {f"unet.{files.UNET[0]}.lora_B.bias": ONE}, "extra"),
     "a difference": (KU, added(lora_unet_conv_in__diff=ONE), "extra"),
     # pairs and shapes
