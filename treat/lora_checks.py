@@ -159,7 +159,7 @@ def adapter_metadata(content: Content) -> Iterator[Found]:
     said = content.file.metadata.get("ss_network_dim")
     if content.ranks and _number(said) is not None and _number(said) not in content.ranks:
         yield "rank-said", "ss_network_dim", f"{said}, and the tensors say {sorted(content.ranks)}"
-    if len(content.ranks) > 1:
+    if len(content.ranks) > 1 and content.naming not in FLUX_KOHYA:  # every alpha is read there
         yield "ranks-differ", "file", f"{sorted(content.ranks)}"
     if METADATA not in content.file.metadata or not content.denoiser:
         return

@@ -11,6 +11,7 @@ from diffusers import (
 )
 
 from core.errors import UserError
+from diffdoctor import cli
 from tests.base_models.families import CASES
 from tests.chain import with_adapters
 from tests.treat_output import lora_files as files
@@ -117,6 +118,15 @@ def test_bf16_stays_bf16(tmp_path):
             assert torch.equal(again[f"unet.{module}.lora_B.weight"] * 4, up)
 
 
+def test_a_scale_of_three_quarters_is_kept_even_where_b_would_hold_it(tmp_path):
+    """3/4 B may be exact, and yet 3/4 B times A rounds otherwise than 3/4 of B A."""
+    tensors = files.sound("kohya-unet")
+    tensors |= {n: torch.ones_like(t) for n, t in tensors.items() if "lora_up" in n}
+    tensors |= {n: torch.tensor(3.0) for n in tensors if n.endswith(".alpha")}
+    again = converted(files.save(tmp_path / "a.safetensors", tensors), "peft", tmp_path)
+    assert json.loads(header(again)["lora_adapter_metadata"])["unet.lora_alpha"] == 3
+
+
 def test_a_fold_that_would_leave_the_range_is_not_done(tmp_path):
     tensors = {n: t.half() if "lora" in n.split(".", 1)[1] else t
                for n, t in files.sound("kohya-unet").items()}  # fmt: skip
@@ -220,6 +230,9 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(before[:-1])
     with pytest.raises(UserError, match="tensor-cut"):
         converted(tmp_path / "torn.safetensors", "kohya", tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["convert", str(source), "--to", "kohya", "--out", str(source)])
+    assert stop.value.code == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "torn.safetensors"]
 
 

@@ -8,9 +8,11 @@ import torch
 from core.errors import UserError
 from diffdoctor import cli
 from tests.base_models.families import CASES
+from tests.chain import with_adapters
 from tests.treat_output import lora_files as files
-from treat import verify
+from treat import export, verify
 from treat.downstream import READERS
+from treat.lora import lora_state
 from treat.lora_base import Base
 
 PU, PT, KU = "peft-unet", "peft-transformer", "kohya-unet"
@@ -131,6 +133,25 @@ def test_one_file_of_a_folder_has_to_serve_each_reader(tmp_path, capsys):
     files.save(tmp_path / "comfyui_lora.safetensors", files.sound(KU))
     assert run(tmp_path) == 0
     assert run(tmp_path, "--readers", "sd-scripts") == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("case", ["flux", "sdxl", "sd", "kolors", "sd3"])
+def test_what_the_export_writes_is_sound_against_its_base(case, tmp_path, capsys):
+    CASES[case].pipeline().save_pretrained(tmp_path / "base")
+    state = lora_state(with_adapters(CASES[case].model()).network)
+    prefix = "transformer." if case in ("flux", "sd3") else "unet."
+    files.save(tmp_path / "trained.safetensors", {prefix + n: t for n, t in state.items()})
+    names = {"flux": "schnell", "sd": "sd1"}
+    config = {"run": tmp_path / "trained.safetensors", "out": tmp_path / "lora"}
+    export.main(export.Config(architecture=names.get(case, case), **config))
+    # Forge has SD 3's names switched off.
+    readers = ["diffusers", "ComfyUI"] if case == "sd3" else ["diffusers", "ComfyUI", "Forge"]
+    words = ["--base", tmp_path / "base", "--readers", *readers, "--json", tmp_path / "a.json"]
+    assert run(tmp_path / "lora", *words) == 0
+    for found in json.loads((tmp_path / "a.json").read_text()):
+        assert {one["code"] for one in found["findings"]} <= {"dropped"}
+        assert found["modules"] == len(state) // 2
     capsys.readouterr()
 
 
