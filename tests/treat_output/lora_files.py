@@ -6,8 +6,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from treat import lora_flux
-
 RANK, WIDTH = 4, 16
 UNET = [
     f"{block}.attentions.0.transformer_blocks.0.{inner}"
@@ -92,6 +90,19 @@ def sound(naming):
     raise KeyError(naming)
 
 
+def old(pairs):
+    """As diffusers wrote UNets before PEFT."""
+    tensors = {}
+    for module, (a, b) in pairs.items():
+        block, _, inner = module.rpartition(".to_")
+        if block:
+            place = f"unet.{block}.processor.to_{inner.split('.')[0]}_lora"
+        else:
+            place = f"unet.{module}.lora"
+        tensors |= {f"{place}.down.weight": a, f"{place}.up.weight": b}
+    return tensors
+
+
 def save(path: Path, tensors, metadata=None) -> Path:
     tensors = {name: one.contiguous() for name, one in tensors.items()}
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"} | (metadata or {}))
@@ -107,6 +118,3 @@ def raw(header, data=b"") -> bytes:
 def delta(a, b, alpha=None):
     scale = 1.0 if alpha is None else float(alpha) / len(a)
     return (b.double().flatten(1) @ a.double().flatten(1)) * scale
-
-
-HELD = lora_flux.HELD

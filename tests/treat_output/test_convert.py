@@ -186,6 +186,13 @@ def test_the_original_blocks_as_diffusers_reads_them(tmp_path):
     assert equal(again, pipeline)
 
 
+def test_names_from_before_peft(tmp_path):
+    tensors = files.old({name: files.pair(i) for i, name in enumerate(files.UNET)})
+    source = files.save(tmp_path / "old.safetensors", tensors)
+    sound = files.save(tmp_path / "sound.safetensors", files.sound("peft-unet"))
+    assert same(converted(source, "peft", tmp_path), sound)
+
+
 def test_names_of_no_module_are_refused(tmp_path):
     assert from_sgm("lora_unet_middle_block_7_in_layers_2") is None
     tensors = files.named(["output_blocks_0_0_a-b"], "lora_unet_", files.KOHYA, 4.0)

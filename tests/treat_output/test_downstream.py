@@ -48,19 +48,6 @@ def kohya(pairs, *alpha):
     return write(pairs, "lora_unet_", files.KOHYA, alpha or None, "_")
 
 
-def old(pairs):
-    """As diffusers wrote before PEFT."""
-    tensors = {}
-    for module, (a, b) in pairs.items():
-        block, _, inner = module.rpartition(".to_")
-        if block:
-            place = f"unet.{block}.processor.to_{inner.split('.')[0]}_lora"
-        else:
-            place = f"unet.{module}.lora"
-        tensors |= {f"{place}.down.weight": a, f"{place}.up.weight": b}
-    return tensors
-
-
 def uneven(pairs):
     """Every third of rank 2."""
     return {
@@ -97,6 +84,7 @@ def attention(case):
     return {m: pair for m, pair in state(case).items() if ".attn." in m}
 
 
+FIRST = "down_blocks.1.attentions.0.transformer_blocks.0"
 FILES = {
     "PEFT": ("sdxl", lambda: write(state("sdxl"), "unet."), {}),
     "PEFT, alpha 2 r": ("sdxl", lambda: write(state("sdxl"), "unet."), {"lora_alpha": 8}),
@@ -113,7 +101,7 @@ FILES = {
     }, None),
     "another tensor": ("sdxl", lambda: write(state("sdxl"), "unet.") | {"step": torch.ones(1)},
                        None),
-    "before PEFT": ("sdxl", lambda: old(state("sdxl")), None),
+    "before PEFT": ("sdxl", lambda: files.old(state("sdxl")), None),
     "kohya": ("sdxl", lambda: kohya(state("sdxl"), 4.0), None),
     "kohya, SD": ("sd", lambda: kohya(state("sd"), 4.0), None),
     "kohya, alpha 1": ("sdxl", lambda: kohya(state("sdxl"), 1.0), None),
@@ -146,6 +134,14 @@ FILES = {
     "FLUX, ComfyUI": ("flux", lambda: qkv("diffusion_model.double_blocks.0.", "."), None),
     "FLUX, ComfyUI, PEFT": ("flux", lambda: qkv(
         "diffusion_model.double_blocks.0.", ".", ("lora_A", "lora_B"), None), None),
+    "FLUX, XLabs": ("flux", lambda: {
+        n.replace("lora_A", "down").replace("lora_B", "up"): t
+        for n, t in write({"processor.qkv_lora1": files.pair(0, 48)}, "double_blocks.0.").items()
+    }, None),
+    "kohya, original blocks": ("sdxl", lambda: write({
+        f"{attention}_{inner}": state("sdxl")[f"{FIRST}.{attention}.{inner}"]
+        for attention, inner in (("attn1", "to_q"), ("attn2", "to_v"))
+    }, "lora_unet_input_blocks_3_1_transformer_blocks_0_", files.KOHYA, [8.0]), None),
     "FLUX, OneTrainer": (
         "flux", lambda: write(attention("flux"), "lora_transformer_", files.KOHYA, [4.0], "_"),
         None),
@@ -183,7 +179,7 @@ def test_diffusers_does_what_the_table_says(tmp_path, name):
     assert bool(said.refuses) == (done is None)
     if done is None:
         return
-    fused = 3 if name in ("FLUX, fused", "FLUX, ComfyUI") else 1
+    fused = 3 if name in ("FLUX, fused", "FLUX, ComfyUI", "FLUX, XLabs") else 1
     assert said.loaded * fused == len(done)
     if name in FOLDED:
         assert said.whole
