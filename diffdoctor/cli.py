@@ -46,6 +46,16 @@ COMMANDS = {
         "write an adapter as a LoRA file that plain diffusers and ComfyUI load",
         "diffdoctor export --run runs/treat --out lora --step best",
     ),
+    "verify": Command(
+        "treat.verify",
+        "faults of any LoRA file, and what each downstream reader makes of it",
+        "diffdoctor verify lora/pytorch_lora_weights.safetensors --base FOLDER",
+    ),
+    "convert": Command(
+        "treat.convert",
+        "a LoRA file in other names, PEFT's or kohya's, without rounding",
+        "diffdoctor convert lora.safetensors --to kohya --out for_comfyui.safetensors",
+    ),
     "redraw": Command(
         "treat.redraw",
         "sound images as a base would finish them: broken ones whose mend is known",
