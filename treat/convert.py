@@ -18,11 +18,11 @@ from core.errors import UserError
 from core.storage import write_atomic
 from treat.adapter import METADATA
 from treat.export import LEGACY, digest
-from treat.lora_checks import checks
-from treat.lora_content import Content
-from treat.lora_faults import FAULTS, gathered
-from treat.lora_file import Damage, read_lora_file
-from treat.lora_plain import (
+from treat.lora_files.checks import checks
+from treat.lora_files.content import Content
+from treat.lora_files.faults import FAULTS, gathered
+from treat.lora_files.file import Damage, read_lora_file
+from treat.lora_files.plain import (
     PACKED,
     Plain,
     kohya_tensors,

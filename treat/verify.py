@@ -20,14 +20,14 @@ from rich.text import Text
 import core.config
 from core.errors import UserError
 from core.storage import write_atomic
-from treat.downstream import READERS, SOURCES, Verdict, verdict
-from treat.lora_base import Base, against
-from treat.lora_checks import checks
-from treat.lora_content import Content
-from treat.lora_faults import HEADER, Finding, gathered
-from treat.lora_file import Damage, read_lora_file
-from treat.lora_names import NAMINGS
-from treat.lora_values import hashes, values
+from treat.lora_files.base import Base, against
+from treat.lora_files.checks import checks
+from treat.lora_files.content import Content
+from treat.lora_files.faults import HEADER, Finding, gathered
+from treat.lora_files.file import Damage, read_lora_file
+from treat.lora_files.names import NAMINGS
+from treat.lora_files.readers import READERS, SOURCES, Verdict, verdict
+from treat.lora_files.values import hashes, values
 
 Reader = Literal["diffusers", "ComfyUI", "Forge", "sd-scripts"]
 USUAL: tuple[Reader, ...] = ("diffusers", "ComfyUI", "Forge")

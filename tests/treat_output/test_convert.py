@@ -27,7 +27,7 @@ from tests.treat_output.conversions import (
 )
 from treat import convert, verify
 from treat.lora import lora_state
-from treat.lora_names import dotted, from_sgm
+from treat.lora_files.names import dotted, from_sgm
 
 UNETS = ["sdxl", "sd"]
 

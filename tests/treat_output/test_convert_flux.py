@@ -17,8 +17,9 @@ from tests.treat_output.conversions import (
     same,
     true_size,
 )
-from treat import convert, lora_flux, verify
+from treat import convert, verify
 from treat.lora import lora_state
+from treat.lora_files import flux as flux_names
 
 
 def test_q_k_and_v_of_different_a_are_packed_block_diagonally(tmp_path, capsys):
@@ -140,10 +141,10 @@ def test_every_module_of_flux_is_held_by_the_original_code():
     names = [n for n, one in network.named_modules() if isinstance(one, torch.nn.Linear)]
     assert len(names) > 30
     for name in names:
-        whole = lora_flux.holder(name)
+        whole = flux_names.holder(name)
         assert whole is not None and name in whole.holds
-        assert lora_flux.fused("lora_unet_" + whole.place) == whole
-        assert lora_flux.underscored(name.replace(".", "_")) == name
+        assert flux_names.fused("lora_unet_" + whole.place) == whole
+        assert flux_names.underscored(name.replace(".", "_")) == name
         if len(whole.holds) > 1:
             sides = [network.get_submodule(one).weight.shape[0] for one in whole.holds]
-            assert sides == lora_flux.rows(whole, network.get_submodule(name).weight.shape[1])
+            assert sides == flux_names.rows(whole, network.get_submodule(name).weight.shape[1])

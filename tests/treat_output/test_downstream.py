@@ -1,4 +1,4 @@
-"""What `treat.downstream` says of diffusers is what diffusers does, on tiny pipelines.
+"""What `treat.lora_files.readers` says of diffusers is what diffusers does, on tiny pipelines.
 
 ComfyUI, Forge and sd-scripts are not at hand: of them only the counts that their sources give are
 pinned here (docs/downstream.md says what was read and not run).
@@ -15,9 +15,9 @@ from tests.base_models.families import CASES
 from tests.chain import with_adapters
 from tests.treat_output import lora_files as files
 from treat import verify
-from treat.downstream import COMFYUI, DIFFUSERS, FORGE, KOHYA, READERS
 from treat.lora import lora_state
-from treat.lora_flux import holder
+from treat.lora_files.flux import holder
+from treat.lora_files.readers import COMFYUI, DIFFUSERS, FORGE, KOHYA, READERS
 
 PART = {"sdxl": "unet", "sd": "unet", "flux": "transformer", "sd3": "transformer"}
 STATES = {}

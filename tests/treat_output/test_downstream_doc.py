@@ -14,9 +14,9 @@ from tests.base_models.families import CASES
 from tests.chain import with_adapters
 from tests.treat_output import lora_files as files
 from treat import export
-from treat.downstream import READERS, SOURCES
 from treat.lora import lora_state
-from treat.lora_names import NAMINGS
+from treat.lora_files.names import NAMINGS
+from treat.lora_files.readers import READERS, SOURCES
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/downstream.md").read_text()
 BASES = {

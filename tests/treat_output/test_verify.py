@@ -11,9 +11,9 @@ from tests.base_models.families import CASES
 from tests.chain import with_adapters
 from tests.treat_output import lora_files as files
 from treat import export, verify
-from treat.downstream import READERS
 from treat.lora import lora_state
-from treat.lora_base import Base
+from treat.lora_files.base import Base
+from treat.lora_files.readers import READERS
 
 PU, PT, KU = "peft-unet", "peft-transformer", "kohya-unet"
 SOUND = [PT, KU, "kohya-sgm", "kohya-flux", "comfy-flux", "down-transformer"]

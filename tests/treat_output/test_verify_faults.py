@@ -5,7 +5,7 @@ import torch
 
 from tests.treat_output import lora_files as files
 from treat import verify
-from treat.lora_faults import FAULTS, HEADER
+from treat.lora_files.faults import FAULTS, HEADER
 
 PU, PT, KU, KF, KS, DT, OT = (
     "peft-unet", "peft-transformer", "kohya-unet", "kohya-flux", "kohya-sgm", "down-transformer",

@@ -14,9 +14,9 @@ from rich.console import Console
 from core.errors import UserError
 from tests.treat_output import lora_files as files
 from treat import convert, verify
-from treat.lora_faults import HEADER
-from treat.lora_file import DTYPES, MAX_HEADER, Damage, read_lora_file
-from treat.lora_names import ENDINGS
+from treat.lora_files.faults import HEADER
+from treat.lora_files.file import DTYPES, MAX_HEADER, Damage, read_lora_file
+from treat.lora_files.names import ENDINGS
 
 
 def entry(shape=(2, 2), begin=0, end=16, dtype="F32"):

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from tests.treat_output import lora_files as files
-from treat.lora_file import MAX_HEADER, MAX_TEXT
+from treat.lora_files.file import MAX_HEADER, MAX_TEXT
 
 MEASURE = """
 import os, resource, sys, torch

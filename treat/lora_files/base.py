@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from base_models.outline import open_outline
-from treat.lora_content import Content
-from treat.lora_faults import Found
-from treat.lora_flux import fused, underscored
-from treat.lora_names import dotted, from_sgm
+from treat.lora_files.content import Content
+from treat.lora_files.faults import Found
+from treat.lora_files.flux import fused, underscored
+from treat.lora_files.names import dotted, from_sgm
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Sides of a weight by its module."""

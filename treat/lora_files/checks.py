@@ -1,6 +1,6 @@
 """What a LoRA file says of itself in; the faults of names, shapes, dtypes, alphas, metadata out.
 
-No weight is looked at here: that is `treat.lora_values`.
+No weight is looked at here: that is `treat.lora_files.values`.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from peft import LoraConfig
 
 from treat.adapter import METADATA
-from treat.lora_content import Content
-from treat.lora_faults import Found
-from treat.lora_names import UNKNOWN, Module
+from treat.lora_files.content import Content
+from treat.lora_files.faults import Found
+from treat.lora_files.names import UNKNOWN, Module
 
 WEIGHTS, ODD = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"), ("F64", "F8_E4M3", "F8_E5M2")
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}

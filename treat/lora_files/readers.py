@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from treat.lora_content import Content
+from treat.lora_files.content import Content
 
 DIFFUSERS, COMFYUI, FORGE, KOHYA = "diffusers", "ComfyUI", "Forge", "sd-scripts"
 NOTHING, ALL = r"(?!)", r""

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from treat.downstream import meant
-from treat.lora_checks import WEIGHTS, misfit
-from treat.lora_content import Content
-from treat.lora_faults import Found
-from treat.lora_file import LoraFile
+from treat.lora_files.checks import WEIGHTS, misfit
+from treat.lora_files.content import Content
+from treat.lora_files.faults import Found
+from treat.lora_files.file import LoraFile
+from treat.lora_files.readers import meant
 
 PIECE = 1 << 20
 """Numbers looked at together."""

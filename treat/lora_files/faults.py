@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from treat.downstream import COMFYUI, DIFFUSERS, FORGE, KOHYA
+from treat.lora_files.readers import COMFYUI, DIFFUSERS, FORGE, KOHYA
 
 EVERYONE = (DIFFUSERS, COMFYUI, FORGE, KOHYA)
 INTERFACES = (COMFYUI, FORGE)

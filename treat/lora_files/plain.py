@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from treat import lora_flux
 from treat.adapter import TRANSFORMER, UNET
-from treat.lora_content import Content
-from treat.lora_names import dotted, from_sgm
+from treat.lora_files import flux
+from treat.lora_files.content import Content
+from treat.lora_files.names import dotted, from_sgm
 
 PACKED = "diffdoctor.packed_ranks"
 """Metadata: ranks of what stands in one fused module, so that it can be taken apart again."""
@@ -88,7 +88,7 @@ def module_name(place: str, naming: str, layers: int = 2) -> str | None:
         case "kohya-sgm":
             return from_sgm(place, layers)
         case "onetrainer-flux":
-            return lora_flux.underscored(place.removeprefix("lora_transformer_"))
+            return flux.underscored(place.removeprefix("lora_transformer_"))
         case "old-unet":
             bare = bare.replace(".processor.", ".")
             return f"{bare}.0" if bare.endswith(".to_out") else bare
@@ -98,20 +98,20 @@ def module_name(place: str, naming: str, layers: int = 2) -> str | None:
 
 
 def _apart(content: Content, place: str, whole: Weights) -> Iterator[tuple[str, Weights]]:
-    module = lora_flux.fused(place)
+    module = flux.fused(place)
     if module is None:
         raise UserError(f"FLUX has no module '{place}': take it out.")
     if len(module.holds) == 1:
-        swap = module.holds[0] == lora_flux.SWAPPED
-        yield module.holds[0], replace(whole, b=lora_flux.swapped(whole.b)) if swap else whole
+        swap = module.holds[0] == flux.SWAPPED
+        yield module.holds[0], replace(whole, b=flux.swapped(whole.b)) if swap else whole
         return
-    sides = lora_flux.rows(module, whole.a.shape[1])
+    sides = flux.rows(module, whole.a.shape[1])
     if sum(sides) != len(whole.b):
         raise UserError(f"'{place}' has other sides than FLUX: it is of another network.")
     ranks = _packed(content.file.metadata).get(module.place)
     if ranks is None and PACKED in content.file.metadata:
         ranks = []  # we put it together, and one A serves all
-    pairs = lora_flux.parted((whole.a, whole.b), sides, ranks)
+    pairs = flux.parted((whole.a, whole.b), sides, ranks)
     for name, pair in zip(module.holds, pairs, strict=True):
         if pair is not None:
             yield name, Weights(*pair, whole.scale * len(pair[0]))
@@ -221,9 +221,9 @@ def kohya_tensors(plain: Plain) -> tuple[dict[str, Tensor], Plain, dict[str, lis
 
 def _fused(plain: Plain, packed: dict[str, list[int]]) -> Iterator[tuple[str, Weights]]:
     """FLUX's modules put together as the original code has them; notes the ranks in `packed`."""
-    groups: dict[lora_flux.Fused, dict[str, Weights]] = {}
+    groups: dict[flux.Fused, dict[str, Weights]] = {}
     for name, one in plain.modules.items():
-        module = lora_flux.holder(name)
+        module = flux.holder(name)
         if module is None:
             raise UserError(f"FLUX has no module '{name}': take it out.")
         groups.setdefault(module, {})[name] = one
@@ -232,14 +232,14 @@ def _fused(plain: Plain, packed: dict[str, list[int]]) -> Iterator[tuple[str, We
 
 
 def _together(
-    module: lora_flux.Fused, group: Mapping[str, Weights], packed: dict[str, list[int]]
+    module: flux.Fused, group: Mapping[str, Weights], packed: dict[str, list[int]]
 ) -> Weights:
     one = next(iter(group.values()))
     if len(module.holds) == 1:
-        swap = module.holds[0] == lora_flux.SWAPPED
-        return replace(one, b=lora_flux.swapped(one.b)) if swap else one
+        swap = module.holds[0] == flux.SWAPPED
+        return replace(one, b=flux.swapped(one.b)) if swap else one
     members = [group.get(name) for name in module.holds]
-    sides = lora_flux.rows(module, one.a.shape[1])
+    sides = flux.rows(module, one.a.shape[1])
     for member, side in zip(members, sides, strict=True):
         if member is not None and (len(member.b), member.a.shape[1]) != (side, sides[0]):
             raise UserError(f"'{module.place}' has other sides than FLUX: kohya cannot hold it.")
@@ -250,7 +250,7 @@ def _together(
             f"the alphas in '{module.place}' differ and do not fold into B without rounding: kohya "
             "has one for all of it; leave the file in PEFT names."
         )
-    a, b = lora_flux.joined([m and (m.a, m.b) for m in members], sides)
+    a, b = flux.joined([m and (m.a, m.b) for m in members], sides)
     if len(a) != one.rank or len(group) != len(members):
         packed[module.place] = [m.rank if m else 0 for m in members]
     return Weights(a, b, one.scale * len(a))
