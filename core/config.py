@@ -36,6 +36,8 @@ def _writable(path: Path | None) -> Path | None:
         raise ValueError("this is a folder; name a file in it")
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent}; create it first")
+    if path is not None and path.exists() and path.suffix != ".json":
+        raise ValueError(f"{path} is there already and no .json file; name another")
     return path
 
 

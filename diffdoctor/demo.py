@@ -70,6 +70,9 @@ def main(config: Config) -> int | None:
     summary = demo.summary()
     Console().print(table(summary))
     Console().print(f"report   {summary['report']}\nadapter  {summary['adapter_file']}")
+    if config.quick:
+        few = f"{settings.treat['steps']} updates, {settings.evaluated} images"
+        Console().print(f"--quick shows the path and proves nothing: {few}.")
     return None
 
 
