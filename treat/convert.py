@@ -32,9 +32,9 @@ from treat.lora_files.plain import (
 )
 
 BLOCKING = (
-    "unknown-name", "no-module", "mixed", "helper", "dora", "dora-peft", "extra", "half-A",
-    "half-B", "alpha-alone", "rank", "transposed", "transposed-A", "transposed-B", "sides", "empty",
-    "integer", "alpha-shape", "alpha-sign", "alpha-zero",
+    "unknown-name", "base-weight", "unknown-role", "no-module", "mixed", "helper", "dora",
+    "dora-peft", "extra", "half-A", "half-B", "alpha-alone", "rank", "transposed", "transposed-A", "transposed-B", "sides",
+    "empty", "integer", "alpha-shape", "alpha-sign", "alpha-zero",
 )  # fmt: skip
 """Faults for which nobody can say what the file means."""
 FAMILIES = {

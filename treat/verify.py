@@ -26,7 +26,7 @@ from treat.lora_files.content import Content
 from treat.lora_files.faults import HEADER, Finding, gathered
 from treat.lora_files.file import Damage, read_lora_file
 from treat.lora_files.names import NAMINGS
-from treat.lora_files.readers import READERS, SOURCES, Verdict, verdict
+from treat.lora_files.readers import READERS, SOURCES, Verdict, keeps_strays, verdict
 from treat.lora_files.values import hashes, values
 
 Reader = Literal["diffusers", "ComfyUI", "Forge", "sd-scripts"]
@@ -93,7 +93,7 @@ def examine(path: Path, base: Base | None = None, readers: Sequence[str] = USUAL
     found = [*checks(content), *hashes(file), *values(content)]
     found += against(content, base) if base else []
     findings = gathered(found)
-    verdicts = [verdict(reader, content, refusal(reader, findings)) for reader in READERS]
+    verdicts = [verdict(reader, content, refusal(reader, findings, content)) for reader in READERS]
     partly = [one for one in verdicts if one.dropped and one.reader in readers and not one.refuses]
     if partly and not explained(findings):
         places = tuple(f"{one.reader}: {one.dropped} modules" for one in partly)
@@ -102,9 +102,11 @@ def examine(path: Path, base: Base | None = None, readers: Sequence[str] = USUAL
     return Report(path, content, findings, verdicts)
 
 
-def refusal(reader: str, findings: list[Finding]) -> str:
+def refusal(reader: str, findings: list[Finding], content: Content) -> str:
     """The finding for which a reader raises."""
-    return next((one.code for one in findings if reader in one.fault.refuse), "")
+    kept = ("unknown-name", "base-weight") if keeps_strays(reader, content) else ()
+    codes = (one.code for one in findings if reader in one.fault.refuse and one.code not in kept)
+    return next(codes, "")
 
 
 def explained(findings: list[Finding]) -> bool:

@@ -213,6 +213,8 @@ def test_what_cannot_be_held_is_refused(tmp_path):
                           "kohya"),
         "text encoder": (files.sound("kohya-unet") | {
             f"lora_te1_x.{half}.weight": torch.ones(2, 2) for half in files.KOHYA}, "peft"),
+        "a base's own weight": (flux() | {"transformer.proj_out.weight": torch.ones(2, 2)}, "peft"),
+        "no part of a LoRA": (flux() | {"transformer.x.lora_C.weight": torch.ones(2, 2)}, "peft"),
         "B without its A": (
             {n: t for n, t in flux().items() if n != next(iter(flux()))}, "kohya"),
         "integer|whole numbers": ({n: t.to(torch.int8) for n, t in flux().items()}, "kohya"),

@@ -93,6 +93,12 @@ FAULTY = {
     # names
     "a tensor of the training": (PT, added(step=ONE), "unknown-name"),
     "an optimizer's": (KU, added(optimizer__exp_avg=ONE), "unknown-name"),
+    "a weight of the base": (PT, added(transformer__proj_out__weight=ONE), "base-weight"),
+    "a bias of the base": (PU, added(unet__conv_in__bias=ONE), "base-weight"),
+    "a third factor": (
+        PT, lambda t, m: t | {f"transformer.{files.FLUX[0]}.lora_C.weight": ONE}, "unknown-role"),
+    "a half misspelt": (PT, renamed(f"{files.FLUX[0]}.lora_A.weight",
+                                    f"{files.FLUX[0]}.lora_A.wieght"), "unknown-role"),
     "no LoRA at all": (PT, lambda t, m: {"model.weight": ONE}, "no-module"),
     "a prefix misspelt": (PT, renamed("transformer.", "transfomer."), "unknown-name"),
     "two namings": (PT, lambda t, m: t | files.sound(KF), "mixed"),
@@ -214,6 +220,13 @@ def test_a_planted_fault_is_named(tmp_path, name):
     if set(finding.wrong) & set(readers):
         assert verify.code([report], readers) == 1
     assert finding.fault.cure and finding.places[0]
+
+
+def test_a_misspelt_half_is_named_first(tmp_path):
+    tensors = FAULTY["a half misspelt"][1](files.sound(PT), {})
+    finding = verify.examine(files.save(tmp_path / "a.safetensors", tensors)).findings[0]
+    assert finding.places == (f"transformer.{files.FLUX[0]}.lora_A.wieght",)
+    assert ".lora_A.weight" in finding.detail
 
 
 def test_every_fault_has_a_test():

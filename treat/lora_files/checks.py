@@ -13,7 +13,7 @@ from peft import LoraConfig
 from treat.adapter import METADATA
 from treat.lora_files.content import Content
 from treat.lora_files.faults import Found
-from treat.lora_files.names import UNKNOWN, Module
+from treat.lora_files.names import UNKNOWN, Module, meant
 
 WEIGHTS, ODD = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"), ("F64", "F8_E4M3", "F8_E5M2")
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
@@ -42,6 +42,10 @@ def names(content: Content) -> Iterator[Found]:
         if one.naming == UNKNOWN:
             for name in one.roles.values():
                 yield "unknown-name", name, ""
+        elif one.stray:
+            near = meant(place)
+            own = re.search(r"\.(weight|bias)$", place) and "lora" not in place
+            yield ("base-weight" if own else "unknown-role"), place, near and f"{near} is near"
         elif not weights and "alpha" in one.roles:
             yield "alpha-alone", one.roles["alpha"], ""
         if one.naming == "peft-bare":
@@ -60,7 +64,11 @@ def names(content: Content) -> Iterator[Found]:
         yield "no-module", "file", ""
     if len(content.namings) > 1 or _texts_of_another(content):
         first = content.namings or [UNKNOWN]
-        other = [p for p, one in content.all.items() if one.naming not in (first[0], UNKNOWN)]
+        other = [
+            p
+            for p, one in content.all.items()
+            if one.naming not in (first[0], UNKNOWN) and not one.stray
+        ]
         yield "mixed", other[0], " and ".join(first)
 
 

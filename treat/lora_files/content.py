@@ -51,7 +51,8 @@ class Content:
     @cached_property
     def namings(self) -> list[str]:
         """The commonest first."""
-        found = [one.naming for one in self.all.values() if one.naming not in ("text", UNKNOWN)]
+        parts = [one for one in self.all.values() if not one.stray]
+        found = [one.naming for one in parts if one.naming not in ("text", UNKNOWN)]
         return sorted(set(found), key=lambda name: (-found.count(name), name))
 
     @property

@@ -8,6 +8,7 @@ EVERYONE = (DIFFUSERS, COMFYUI, FORGE, KOHYA)
 INTERFACES = (COMFYUI, FORGE)
 AGAIN = "copy or download it again"
 EXPORT = "export it again"
+OUT = "take it out"
 
 
 class Fault(NamedTuple):
@@ -42,7 +43,12 @@ MERGE = "merge it and extract a plain LoRA"
 CONVERT = "run `diffdoctor convert`"
 FAULTS = HEADER | {
     # names
-    "unknown-name": Fault("tensors of no known naming", "take them out", EVERYONE, (DIFFUSERS,)),
+    "unknown-name": Fault("tensors of no known naming", OUT, EVERYONE, (DIFFUSERS,)),
+    "base-weight": Fault(
+        "a base's own weight, which diffusers puts over FLUX's without a word", OUT, EVERYONE,
+        (DIFFUSERS,)),
+    "unknown-role": Fault(
+        "no part of a LoRA that a reader knows", f"{OUT}, or correct a misspelt name", EVERYONE),
     "no-module": Fault("no whole module of a denoiser", EXPORT, EVERYONE),
     "mixed": Fault("several namings in one file", "put each in its own file", EVERYONE),
     "prefix": Fault(

@@ -5,6 +5,7 @@ A module is called by its *place*: its name as that naming writes it, without th
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import NamedTuple
 
 ENDINGS = {
@@ -101,12 +102,24 @@ class Module(NamedTuple):
     def whole(self) -> bool:
         return "A" in self.roles and "B" in self.roles
 
+    @property
+    def stray(self) -> bool:
+        """Whether its tensor is no part of a LoRA's module; such a place has one."""
+        return UNKNOWN in self.roles
+
 
 def parted(name: str) -> Part:
     for ending, (pair, role) in ENDINGS.items():
         if name.endswith(ending) and (pair != "xlabs" or ".processor." in name):
             return Part(name.removesuffix(ending), pair, role)
     return Part(name, "", UNKNOWN)
+
+
+def meant(name: str) -> str:
+    """The ending that a name comes near without having it; empty where there is none."""
+    ending = "." + ".".join(name.split(".")[-2:])
+    near = get_close_matches(ending, ENDINGS, n=1, cutoff=0.8)
+    return near[0] if near else ""
 
 
 def naming_of(place: str, pair: str) -> str:

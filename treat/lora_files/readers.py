@@ -109,11 +109,13 @@ class Verdict(NamedTuple):
     said: tuple[float, ...]
     """Those that the file means."""
     refuses: str = ""
+    strays: int = 0
+    """Tensors of no module: passed over, or put over the base's own."""
 
     @property
     def whole(self) -> bool:
         """Every module, at the strength that the file means."""
-        return bool(self.loaded) and not (self.refuses or self.dropped or self.off)
+        return bool(self.loaded) and not (self.refuses or self.dropped or self.off or self.strays)
 
 
 def rule_of(reader: str, content: Content) -> Rule:
@@ -147,7 +149,14 @@ def verdict(reader: str, content: Content, refuses: str = "") -> Verdict:
     if refuses:
         loaded, off, strengths = 0, 0, set()
     left = len(whole) - loaded
-    return Verdict(reader, loaded, left, off, _sorted(strengths), _sorted(said), refuses)
+    strays = sum(one.stray for one in content.all.values())
+    return Verdict(reader, loaded, left, off, _sorted(strengths), _sorted(said), refuses, strays)
+
+
+def keeps_strays(reader: str, content: Content) -> bool:
+    """Whether it takes a file for all that some of its names have no `lora` in them."""
+    flux = content.naming == "peft-transformer" and content.family != "sd3"
+    return reader == DIFFUSERS and flux
 
 
 def _lone(reader: str, content: Content) -> str:
