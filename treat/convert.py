@@ -25,6 +25,7 @@ from treat.lora_files.file import Damage, read_lora_file
 from treat.lora_files.plain import (
     PACKED,
     Plain,
+    is_unet,
     kohya_tensors,
     peft_settings,
     peft_tensors,
@@ -33,13 +34,16 @@ from treat.lora_files.plain import (
 
 BLOCKING = (
     "unknown-name", "base-weight", "unknown-role", "no-module", "mixed", "helper", "dora",
-    "dora-peft", "extra", "half-A", "half-B", "alpha-alone", "rank", "transposed", "transposed-A", "transposed-B", "sides",
-    "empty", "integer", "alpha-shape", "alpha-sign", "alpha-zero",
+    "dora-peft", "extra", "half-A", "half-B", "alpha-alone", "rank", "transposed", "transposed-A",
+    "transposed-B", "sides", "empty", "integer", "alpha-shape", "alpha-sign", "alpha-zero",
+    "metadata-type", "metadata-pattern", "metadata-dora", "metadata-zero",
 )  # fmt: skip
 """Faults for which nobody can say what the file means."""
 FAMILIES = {
     "FluxPipeline": "flux",
     "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionPipeline": "unet",
 }
 HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
@@ -112,12 +116,24 @@ def told(base: str | None, content: Content) -> tuple[str, int]:
     family, layers = content.family, 2
     if base is not None:
         pipeline, folder, _ = read_parts(locate(base, weights=False))
-        family = FAMILIES.get(pipeline, "unet")
-        if family == "unet":
+        family = base_family(pipeline, base, content)
+        if is_unet(family):
             layers = int(read_json(folder / "unet/config.json").get("layers_per_block", 2))
     if family == "transformer":
         raise UserError(f"{content.file.path} may be of FLUX or of SD 3: name its --base.")
     return family, layers
+
+
+def base_family(pipeline: str, base: str, content: Content) -> str:
+    """The base's family; raises `UserError` where it is unknown or the file is of another."""
+    if pipeline not in FAMILIES:
+        raise UserError(f"{base} is a {pipeline}: a --base is one of {', '.join(FAMILIES)}.")
+    family, own = FAMILIES[pipeline], content.family
+    alike = {"sd1", "sd2", "unet"}
+    known = own not in ("unet", "transformer") or is_unet(own) != is_unet(family)
+    if known and own != family and not {own, family} <= alike:
+        raise UserError(f"{content.file.path} is of {own} and {base} of {family}: name its --base.")
+    return family
 
 
 def to_peft(plain: Plain) -> Written:

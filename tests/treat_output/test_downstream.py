@@ -86,6 +86,14 @@ FIRST = "down_blocks.1.attentions.0.transformer_blocks.0"
 FILES = {
     "PEFT": ("sdxl", lambda: write(state("sdxl"), "unet."), {}),
     "PEFT, alpha 2 r": ("sdxl", lambda: write(state("sdxl"), "unet."), {"lora_alpha": 8}),
+    "PEFT, alpha 0": ("sdxl", lambda: write(state("sdxl"), "unet."), {"lora_alpha": 0}),
+    "PEFT, alpha a text": ("sdxl", lambda: write(state("sdxl"), "unet."), {"lora_alpha": "32"}),
+    "PEFT, alpha by a pattern": ("sdxl", lambda: write(state("sdxl"), "unet."), {
+        "alpha_pattern": {"mid_block.*to_q": 8, "to_.": 2}}),
+    "PEFT, no alpha": ("sdxl", lambda: write(state("sdxl"), "unet."), {"lora_alpha": None}),
+    "FLUX, some alphas": ("flux", lambda: {n: t for n, t in write(
+        state("flux"), "transformer.", alpha=[2.0]).items()
+        if "alpha" not in n or ".to_q" in n}, None),
     "PEFT, r wrong": ("sdxl", lambda: write(state("sdxl"), "unet."), {"r": 2}),
     "PEFT, a field": ("sdxl", lambda: write(state("sdxl"), "unet."), {"colour": 1}),
     "PEFT, alpha tensors": ("sdxl", lambda: write(state("sdxl"), "unet.", alpha=[4.0]), None),

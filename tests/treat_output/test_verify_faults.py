@@ -182,6 +182,12 @@ FAULTY = {
     "adapter metadata of a transformer": (PU, adapter("transformer."), "metadata-prefix"),
     "a field that peft has not": (PU, adapter("unet.", colour=1), "metadata-field"),
     "r is not the rank": (PU, adapter("unet.", r=8, lora_alpha=8), "metadata-rank"),
+    "lora_alpha a text": (PU, adapter("unet.", lora_alpha="32"), "metadata-type"),
+    "lora_alpha zero": (PU, adapter("unet.", lora_alpha=0), "metadata-zero"),
+    "a pattern of no end": (PU, adapter("unet.", rank_pattern={"(a+)+$": 4}), "metadata-pattern"),
+    "use_dora alone": (PU, adapter("unet.", use_dora=True), "metadata-dora"),
+    "FLUX, one alpha": (
+        PT, lambda t, m: t | {f"transformer.{files.FLUX[0]}.alpha": ONE + 2}, "alpha-partial"),
     "a path": (PT, lambda t, m: m.update(HOST) or t, "path"),
     "a path of Windows": (PT, said(ss_sd_model_name="C:\\models\\base.safetensors"), "path"),
     "a token": (PT, said(note="hf_" + "aB3" * 10), "secret"),

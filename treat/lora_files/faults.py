@@ -128,6 +128,15 @@ FAULTS = HEADER | {
     "metadata-rank": Fault(
         "r of lora_adapter_metadata is not the rank", CONVERT, (DIFFUSERS,), (DIFFUSERS,)
     ),
+    "metadata-type": Fault(
+        "r, lora_alpha or a pattern that is no number there", "write numbers", (DIFFUSERS,),
+        (DIFFUSERS,)),
+    "metadata-pattern": Fault(
+        "a pattern that is none, or too intricate to try", "name the modules", (DIFFUSERS,)),
+    "metadata-dora": Fault(
+        "use_dora without a magnitude", "take use_dora out", (DIFFUSERS,)),
+    "metadata-zero": Fault(
+        "lora_alpha is not above zero: only diffusers reads that", "write r", INTERFACES),
     "path": Fault("a path of somebody's machine in the metadata", "take it out before sharing"),
     "secret": Fault("an access token in the metadata", "revoke it, and take it out"),
     "hash": Fault("a hash that does not recompute", f"{EXPORT}, or take the hash out"),

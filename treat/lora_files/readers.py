@@ -192,8 +192,11 @@ def applied(content: Content, place: str, rule: Rule) -> float:
         own, (commonest, _) = content.alphas.get(place), Counter(alphas).most_common(1)[0]
         alpha = commonest if own is None or ATTENTION.match(place) else own
         scale = alpha / max(content.rank(place), 1)
-    if rule.alpha in (TENSORS, EITHER):
+    if rule.alpha == EITHER and content.first_alpha is not None:
+        alpha = content.alphas.get(place, content.first_alpha)
+        scale = alpha / max(content.rank(place), 1)
+    elif rule.alpha in (TENSORS, EITHER):
         scale = content.tensor_scale(place)
-    if scale is None and rule.alpha in (METADATA, EITHER):
+    if scale is None and rule.alpha in (METADATA, EITHER, COMMONEST):
         scale = content.said_scale(place)
     return 1.0 if scale is None else round(scale, 6)
