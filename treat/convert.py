@@ -31,6 +31,7 @@ from treat.lora_files.plain import (
     peft_tensors,
     read_plain,
 )
+from treat.lora_files.values import values
 
 BLOCKING = (
     "unknown-name", "base-weight", "unknown-role", "no-module", "mixed", "helper", "dora",
@@ -72,15 +73,24 @@ class Written(NamedTuple):
 
 def main(config: Config) -> None:
     """Read, rename, fold, write."""
-    check_out(config.out)
+    out = config.out.expanduser()
+    check_out(out)
     content = read(config.file)
     family, layers = told(config.base, content)
     plain = read_plain(content, family, layers)
     written = to_peft(plain) if config.to == "peft" else to_kohya(plain)
     tensors = {name: one.contiguous() for name, one in sorted(written.tensors.items())}
     metadata = rehashed(tensors, written.metadata)
-    write_atomic(config.out, safetensors.torch.save(tensors, metadata=metadata))
-    print(f"{config.out}: {len(plain.modules)} modules; {written.said}")
+    write_atomic(out, safetensors.torch.save(tensors, metadata=metadata))
+    warn(content)
+    print(f"{out}: {len(plain.modules)} modules; {written.said}")
+
+
+def warn(content: Content) -> None:
+    """Say it where numbers are not finite: they are carried over as they are."""
+    broken = [place for code, place, _ in values(content) if code == "not-finite"]
+    if broken:
+        print(f"warning: NaN or infinite numbers in '{broken[0]}', {len(broken)} modules in all")
 
 
 def check_out(path: Path) -> None:
@@ -173,9 +183,9 @@ def carried(metadata: Mapping[str, str], kept: Plain) -> dict[str, str]:
     said = {n: t for n, t in metadata.items() if n not in (METADATA, PACKED)} | {"format": "pt"}
     ranks = {one.rank for one in kept.modules.values()}
     alphas = {one.alpha for one in kept.modules.values()}
-    for name, values in (("ss_network_dim", ranks), ("ss_network_alpha", alphas)):
+    for name, found in (("ss_network_dim", ranks), ("ss_network_alpha", alphas)):
         if name in said:
-            said[name] = str(values.pop()) if len(values) == 1 else "Dynamic"
+            said[name] = str(found.pop()) if len(found) == 1 else "Dynamic"
     return said
 
 

@@ -33,6 +33,8 @@ Reader = Literal["diffusers", "ComfyUI", "Forge", "sd-scripts"]
 USUAL: tuple[Reader, ...] = ("diffusers", "ComfyUI", "Forge")
 """sd-scripts reads kohya's names only, and none that a FLUX adapter of `diffdoctor export` has."""
 WIDTH = 100
+BROKEN = ("rank", "transposed", "transposed-A", "transposed-B", "sides", "empty", "not-finite")
+"""Where these stand, no strength is told."""
 
 
 class Config(core.config.Config):
@@ -94,6 +96,8 @@ def examine(path: Path, base: Base | None = None, readers: Sequence[str] = USUAL
     found += against(content, base) if base else []
     findings = gathered(found)
     verdicts = [verdict(reader, content, refusal(reader, findings, content)) for reader in READERS]
+    if any(one.code in BROKEN for one in findings):
+        verdicts = [one._replace(strengths=()) for one in verdicts]
     partly = [one for one in verdicts if one.dropped and one.reader in readers and not one.refuses]
     if partly and not explained(findings):
         places = tuple(f"{one.reader}: {one.dropped} modules" for one in partly)

@@ -7,7 +7,7 @@ from treat.lora_files.readers import COMFYUI, DIFFUSERS, FORGE, KOHYA
 EVERYONE = (DIFFUSERS, COMFYUI, FORGE, KOHYA)
 INTERFACES = (COMFYUI, FORGE)
 AGAIN = "copy or download it again"
-EXPORT = "export it again"
+EXPORT = "export it again, or ask its author to"
 OUT = "take it out"
 
 
@@ -24,6 +24,22 @@ class Fault(NamedTuple):
 
 HEADER = {
     "header-short": Fault("no header", AGAIN, EVERYONE, EVERYONE),
+    "is-pointer": Fault(
+        "a git-LFS pointer, not the file", "run `git lfs pull` in its folder", EVERYONE, EVERYONE
+    ),
+    "is-page": Fault(
+        "a web page", "download the file itself, logged in if need be", EVERYONE, EVERYONE
+    ),
+    "is-pickle": Fault(
+        "a pickle or zip (.pt, .bin, .ckpt), which may run a stranger's code",
+        "ask for the .safetensors file",
+        EVERYONE,
+        EVERYONE,
+    ),
+    "is-text": Fault("a text", "name the .safetensors file", EVERYONE, EVERYONE),
+    "no-safetensors": Fault(
+        "no safetensors file", "name the .safetensors file", EVERYONE, EVERYONE
+    ),
     "header-cut": Fault("header cut off", AGAIN, EVERYONE, EVERYONE),
     "header-large": Fault("header larger than any LoRA's", "do not open it", EVERYONE, EVERYONE),
     "header-json": Fault("header that the format does not allow", AGAIN, EVERYONE, EVERYONE),
@@ -40,7 +56,7 @@ HEADER = {
 }
 """Where these stand, nothing else is looked at."""
 MERGE = "merge it and extract a plain LoRA"
-CONVERT = "run `diffdoctor convert`"
+CONVERT = "run `diffdoctor convert FILE --to peft --out NEW.safetensors`"
 FAULTS = HEADER | {
     # names
     "unknown-name": Fault("tensors of no known naming", OUT, EVERYONE, (DIFFUSERS,)),
@@ -52,14 +68,14 @@ FAULTS = HEADER | {
     "no-module": Fault("no whole module of a denoiser", EXPORT, EVERYONE),
     "mixed": Fault("several namings in one file", "put each in its own file", EVERYONE),
     "prefix": Fault(
-        "no prefix before the modules", f"{CONVERT} --to peft", EVERYONE
+        "no prefix before the modules", CONVERT, EVERYONE
     ),
     "helper": Fault(
         "FLUX by diffusers' convert_state_dict_to_kohya, which knows UNets only",
         "save it by save_lora_weights", EVERYONE, (DIFFUSERS,),
     ),
     "adapter-name": Fault(
-        "peft's adapter name ('default') in the names", f"{CONVERT} --to peft", (FORGE,)
+        "peft's adapter name ('default') in the names", CONVERT, (FORGE,)
     ),
     "dora": Fault(
         "DoRA by kohya's dora_scale, which diffusers takes out", MERGE, (DIFFUSERS, KOHYA)

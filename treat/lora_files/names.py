@@ -108,7 +108,7 @@ class Module(NamedTuple):
         return UNKNOWN in self.roles
 
 
-def parted(name: str) -> Part:
+def taken_apart(name: str) -> Part:
     for ending, (pair, role) in ENDINGS.items():
         if name.endswith(ending) and (pair != "xlabs" or ".processor." in name):
             return Part(name.removesuffix(ending), pair, role)
@@ -137,7 +137,7 @@ def modules(names: Iterable[str]) -> dict[str, Module]:
     pairs: dict[str, str] = {}
     roles: dict[str, dict[str, str]] = {}
     for name in sorted(names):
-        place, pair, role = parted(name)
+        place, pair, role = taken_apart(name)
         if pair and pairs.get(place) and pairs[place] != pair:
             place = name  # no reader pairs halves of two ways of writing
         roles.setdefault(place, {})[role] = name
