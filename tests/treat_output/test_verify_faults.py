@@ -228,6 +228,16 @@ def test_a_planted_fault_is_named(tmp_path, name):
     assert finding.fault.cure and finding.places[0]
 
 
+@pytest.mark.parametrize("name", ["NaN", "ranks of A and B"])
+def test_a_broken_file_has_no_strength(tmp_path, name):
+    tensors = FAULTY[name][1](files.sound(PT), {})
+    report = verify.examine(files.save(tmp_path / "a.safetensors", tensors))
+    assert not any(one.strengths for one in report.verdicts)
+    assert verify.examine(files.save(tmp_path / "b.safetensors", files.sound(PT))).verdicts[
+        0
+    ].strengths == (1.0,)
+
+
 def test_a_misspelt_half_is_named_first(tmp_path):
     tensors = FAULTY["a half misspelt"][1](files.sound(PT), {})
     finding = verify.examine(files.save(tmp_path / "a.safetensors", tensors)).findings[0]
