@@ -26,13 +26,15 @@ from treat.lora_files.content import Content
 from treat.lora_files.faults import HEADER, Finding, gathered
 from treat.lora_files.file import Damage, read_lora_file
 from treat.lora_files.names import NAMINGS
-from treat.lora_files.readers import READERS, SOURCES, Verdict, verdict
+from treat.lora_files.readers import READERS, SOURCES, Verdict, keeps_strays, verdict
 from treat.lora_files.values import hashes, values
 
 Reader = Literal["diffusers", "ComfyUI", "Forge", "sd-scripts"]
 USUAL: tuple[Reader, ...] = ("diffusers", "ComfyUI", "Forge")
 """sd-scripts reads kohya's names only, and none that a FLUX adapter of `diffdoctor export` has."""
 WIDTH = 100
+BROKEN = ("rank", "transposed", "transposed-A", "transposed-B", "sides", "empty", "not-finite")
+"""Where these stand, no strength is told."""
 
 
 class Config(core.config.Config):
@@ -93,7 +95,9 @@ def examine(path: Path, base: Base | None = None, readers: Sequence[str] = USUAL
     found = [*checks(content), *hashes(file), *values(content)]
     found += against(content, base) if base else []
     findings = gathered(found)
-    verdicts = [verdict(reader, content, refusal(reader, findings)) for reader in READERS]
+    verdicts = [verdict(reader, content, refusal(reader, findings, content)) for reader in READERS]
+    if any(one.code in BROKEN for one in findings):
+        verdicts = [one._replace(strengths=()) for one in verdicts]
     partly = [one for one in verdicts if one.dropped and one.reader in readers and not one.refuses]
     if partly and not explained(findings):
         places = tuple(f"{one.reader}: {one.dropped} modules" for one in partly)
@@ -102,9 +106,11 @@ def examine(path: Path, base: Base | None = None, readers: Sequence[str] = USUAL
     return Report(path, content, findings, verdicts)
 
 
-def refusal(reader: str, findings: list[Finding]) -> str:
+def refusal(reader: str, findings: list[Finding], content: Content) -> str:
     """The finding for which a reader raises."""
-    return next((one.code for one in findings if reader in one.fault.refuse), "")
+    kept = ("unknown-name", "base-weight") if keeps_strays(reader, content) else ()
+    codes = (one.code for one in findings if reader in one.fault.refuse and one.code not in kept)
+    return next(codes, "")
 
 
 def explained(findings: list[Finding]) -> bool:
