@@ -241,7 +241,7 @@ def test_a_broken_file_has_no_strength(tmp_path, name):
 def test_a_misspelt_half_is_named_first(tmp_path):
     tensors = FAULTY["a half misspelt"][1](files.sound(PT), {})
     finding = verify.examine(files.save(tmp_path / "a.safetensors", tensors)).findings[0]
-    assert finding.places == (f"transformer.{files.FLUX[0]}.lora_A.wieght",)
+    assert f"transformer.{files.FLUX[0]}.lora_A.wieght" in finding.places
     assert ".lora_A.weight" in finding.detail
 
 
