@@ -69,7 +69,7 @@ def names(content: Content) -> Iterator[Found]:
             for p, one in content.all.items()
             if one.naming not in (first[0], UNKNOWN) and not one.stray
         ]
-        yield "mixed", other[0], " and ".join(first)
+        yield "mixed", (other or ["file"])[0], " and ".join(first)
 
 
 def _texts_of_another(content: Content) -> bool:
