@@ -243,6 +243,9 @@ def _parse_words(cls: type[C], words: list[str], default: Any, prog: str | None)
 
 
 def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: str) -> str:
+    unknown = _unknown_word(cls, words)
+    if unknown:
+        return unknown
     cause = stop.__context__
     while cause is not None and not isinstance(cause, ValidationError):
         cause = cause.__context__
@@ -252,12 +255,13 @@ def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: st
     rows = [row.strip(" │╰─╯") for row in plain.splitlines()[1:]]  # the first is the box's title
     text = _one_line(" ".join(row for row in rows if not set(row) <= {"-"}))
     text = text.split("Argument helptext:")[0].split("For full helptext")[0].strip()
-    return _unknown_word(cls, words) or f"{text.rstrip('.:')}; see --help."
+    return f"{text.rstrip('.:')}; see --help."
 
 
 def _unknown_word(cls: type[BaseModel], words: list[str]) -> str | None:
     """A sentence for the first `--option` that the settings do not have."""
-    known = {_dashed(name) for name in _names(cls)} | {"config", "help"}
+    renamed = {getattr(one, "name", None) for f in cls.model_fields.values() for one in f.metadata}
+    known = {_dashed(name) for name in _names(cls)} | (renamed - {None}) | {"config", "help"}
     for word in words:
         name = _dashed(word.split("=")[0].lstrip("-"))
         positive = ".".join([*name.split(".")[:-1], name.split(".")[-1].removeprefix("no-")])

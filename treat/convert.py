@@ -21,7 +21,7 @@ from treat.export import LEGACY, digest
 from treat.lora_files.checks import checks
 from treat.lora_files.content import Content
 from treat.lora_files.faults import FAULTS, gathered
-from treat.lora_files.file import Damage, read_lora_file
+from treat.lora_files.file import Damage, check_readable, read_lora_file
 from treat.lora_files.plain import (
     PACKED,
     Plain,
@@ -44,6 +44,7 @@ FAMILIES = {
     "FluxPipeline": "flux",
     "StableDiffusion3Pipeline": "sd3",
     "StableDiffusionXLPipeline": "sdxl",
+    "KolorsPipeline": "sdxl",  # the same UNet, but for what reads the text
     "StableDiffusionPipeline": "unet",
 }
 HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
@@ -105,6 +106,7 @@ def read(path: Path) -> Content:
     path = path.expanduser()
     if not path.is_file():
         raise UserError(f"{path} is no file: check the path.")
+    check_readable(path)
     try:
         content = Content(read_lora_file(path))
     except Damage as damage:

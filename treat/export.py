@@ -174,7 +174,7 @@ def modelspec(config: Config, adapter: Adapter, kind: Kind, whole: str) -> dict[
         "modelspec.title": config.title,
         "modelspec.author": config.author,
         "modelspec.date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "modelspec.description": "Fewer artifacts: trained against a frozen artifact detector.",
+        "modelspec.description": "Trained against a frozen artifact detector.",
         "modelspec.resolution": "x".join(map(str, sides)) if all(sides) else None,
         "modelspec.license": config.license,
         "modelspec.usage_hint": f"Always on, strength 1.0; no trigger word.{beside(adapter)}",
@@ -264,7 +264,7 @@ def card(config: Config, adapter: Adapter, kind: Kind, figures: Mapping[str, flo
 
 CARD_TEXT = """# {title}
 
-A LoRA (rank {rank}) for {base} that makes fewer artifacts, trained with DiffDoctor: a frozen
+A LoRA (rank {rank}) for {base}, trained with DiffDoctor to make fewer artifacts: a frozen
 pixel-level artifact detector gives the gradient. Always on, strength 1.0; no trigger word.{beside}
 {measured}
 ## diffusers

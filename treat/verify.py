@@ -24,7 +24,7 @@ from treat.lora_files.base import Base, against
 from treat.lora_files.checks import checks
 from treat.lora_files.content import Content
 from treat.lora_files.faults import HEADER, Finding, gathered
-from treat.lora_files.file import Damage, read_lora_file
+from treat.lora_files.file import Damage, check_readable, read_lora_file
 from treat.lora_files.names import NAMINGS
 from treat.lora_files.readers import READERS, SOURCES, Verdict, keeps_strays, verdict
 from treat.lora_files.values import hashes, values
@@ -33,8 +33,9 @@ Reader = Literal["diffusers", "ComfyUI", "Forge", "sd-scripts"]
 USUAL: tuple[Reader, ...] = ("diffusers", "ComfyUI", "Forge")
 """sd-scripts reads kohya's names only, and none that a FLUX adapter of `diffdoctor export` has."""
 WIDTH = 100
-BROKEN = ("rank", "transposed", "transposed-A", "transposed-B", "sides", "empty", "not-finite")
-"""Where these stand, no strength is told."""
+BROKEN = ("rank", "transposed", "transposed-A", "transposed-B", "sides", "empty", "not-finite",
+          "metadata-dora")  # fmt: skip
+"""Where these stand, no strength is told of the readers that they mislead."""
 
 
 class Config(core.config.Config):
@@ -79,6 +80,8 @@ def files(path: Path) -> list[Path]:
     found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not found or not all(one.is_file() for one in found):
         raise UserError(f"{path} is no .safetensors file and holds none: check the path.")
+    for one in found:
+        check_readable(one)
     return found
 
 
@@ -96,8 +99,8 @@ def examine(path: Path, base: Base | None = None, readers: Sequence[str] = USUAL
     found += against(content, base) if base else []
     findings = gathered(found)
     verdicts = [verdict(reader, content, refusal(reader, findings, content)) for reader in READERS]
-    if any(one.code in BROKEN for one in findings):
-        verdicts = [one._replace(strengths=()) for one in verdicts]
+    misled = {reader for one in findings if one.code in BROKEN for reader in one.wrong}
+    verdicts = [one._replace(strengths=()) if one.reader in misled else one for one in verdicts]
     partly = [one for one in verdicts if one.dropped and one.reader in readers and not one.refuses]
     if partly and not explained(findings):
         places = tuple(f"{one.reader}: {one.dropped} modules" for one in partly)

@@ -76,6 +76,7 @@ def test_required_names_may_come_from_either_side(tmp_path):
     [
         ("a --out o --raet 5", "unknown name '--raet' in the command line; did you mean '--rate'?"),
         ("a --raet 5", "did you mean '--rate'?"),
+        ("a --out o --rate 7 --raet 5", "did you mean '--rate'?"),  # before what does not agree
         ("a --out o --width 5", "did you mean '--inner.width'?"),
         ("a --out o --rate -5", "'rate' in the command line is -5.0"),
         ("a --out o --rate x", "--rate: could not convert string to float: 'x'"),
@@ -205,3 +206,5 @@ def test_figures_overwrite_nothing_but_figures(tmp_path):
         assert load_config(Measured, overrides=["--json", str(tmp_path / name)]).json_file
     with pytest.raises(UserError, match=r"is there already and no \.json file; name another"):
         load_config(Measured, overrides=["--json", str(tmp_path / "lora.safetensors")])
+    with pytest.raises(UserError, match="'--jsno' in the command line; did you mean '--json'"):
+        load_config(Measured, overrides=["--json", str(tmp_path / "new.json"), "--jsno", "a"])

@@ -239,6 +239,14 @@ def test_a_base_of_another_family_is_refused(tmp_path):
         convert.base_family("MochiPipeline", "base", content)
 
 
+def test_kolors_is_a_base_of_a_unet_as_sdxl_is(tmp_path):
+    CASES["kolors"].pipeline().save_pretrained(tmp_path / "kolors")
+    source = files.save(tmp_path / "unet.safetensors", files.sound("peft-unet"))
+    named = converted(source, "kohya", tmp_path, base=str(tmp_path / "kolors"))
+    without = files.save(tmp_path / "again.safetensors", files.sound("peft-unet"))
+    assert same(named, converted(without, "kohya", tmp_path))
+
+
 def test_scales_of_the_metadata_that_mean_nothing_are_refused(tmp_path):
     for changes, sentence in (
         ({"lora_alpha": "32"}, "no number"),

@@ -232,10 +232,16 @@ def test_a_planted_fault_is_named(tmp_path, name):
 def test_a_broken_file_has_no_strength(tmp_path, name):
     tensors = FAULTY[name][1](files.sound(PT), {})
     report = verify.examine(files.save(tmp_path / "a.safetensors", tensors))
-    assert not any(one.strengths for one in report.verdicts)
-    assert verify.examine(files.save(tmp_path / "b.safetensors", files.sound(PT))).verdicts[
-        0
-    ].strengths == (1.0,)
+    assert not any(one.strengths or one.whole for one in report.verdicts)
+    sound = verify.examine(files.save(tmp_path / "b.safetensors", files.sound(PT))).verdicts[0]
+    assert sound.strengths == (1.0,) and sound.whole
+
+
+def test_of_a_dora_without_magnitudes_only_diffusers_has_no_strength(tmp_path):
+    said = files.settings(files.FLUX, "transformer.", use_dora=True)
+    path = files.save(tmp_path / "a.safetensors", files.sound(PT), said)
+    whole = {one.reader: one.whole for one in verify.examine(path).verdicts}
+    assert not whole["diffusers"] and whole["ComfyUI"]
 
 
 def test_a_misspelt_half_is_named_first(tmp_path):

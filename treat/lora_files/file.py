@@ -8,6 +8,7 @@ every count. What passes here also opens in the `safetensors` package (a test ho
 import json
 import math
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from core.errors import UserError
 
 MAX_HEADER, MAX_TEXT = 8 << 20, 3 << 20
 """Bytes of the header and of one text. A LoRA's has some hundred kB; with kohya's statistics of
@@ -115,6 +118,11 @@ def read_lora_file(path: Path) -> LoraFile:
     entries, metadata = Scanner(raw).header()
     check_places(entries, size - 8 - length)
     return LoraFile(path, 8 + length, entries, metadata)
+
+
+def check_readable(path: Path) -> None:
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read: change its permissions, or copy it.")
 
 
 def kind(start: bytes) -> str:

@@ -39,6 +39,18 @@ class Rule(NamedTuple):
 
 
 NONE = Rule(NOTHING)
+INTERFACES = {
+    "peft-transformer": Rule(lone="A"),
+    "down-transformer": Rule(lone="A"),
+    "peft-unet": Rule(NO_ATTENTION, lone="A"),
+    "old-unet": Rule(lone="A"),
+    "kohya-unet": Rule(lone="A"),
+    "kohya-sgm": Rule(lone="A"),
+    "kohya-flux": Rule(lone="A"),
+    "comfy-flux": Rule(lone="A"),
+    "comfy-flux-peft": Rule(lone="A"),
+}
+"""Forge's loader grew out of ComfyUI's."""
 READERS: dict[str, dict[str, Rule]] = {
     DIFFUSERS: {
         "peft-transformer": Rule(alpha=EITHER, lone="B"),
@@ -53,29 +65,8 @@ READERS: dict[str, dict[str, Rule]] = {
         "helper-flux": Rule(NOTHING, raises=ALL),
         "xlabs-flux": Rule(alpha=IGNORED),
     },
-    COMFYUI: {
-        "peft-transformer": Rule(lone="A"),
-        "down-transformer": Rule(lone="A"),
-        "peft-unet": Rule(NO_ATTENTION, lone="A"),
-        "old-unet": Rule(lone="A"),
-        "kohya-unet": Rule(lone="A"),
-        "kohya-sgm": Rule(lone="A"),
-        "kohya-flux": Rule(lone="A"),
-        "comfy-flux": Rule(lone="A"),
-        "comfy-flux-peft": Rule(lone="A"),
-        "onetrainer-flux": Rule(lone="A"),
-    },
-    FORGE: {
-        "peft-transformer": Rule(lone="A"),
-        "down-transformer": Rule(lone="A"),
-        "peft-unet": Rule(NO_ATTENTION, lone="A"),
-        "old-unet": Rule(lone="A"),
-        "kohya-unet": Rule(lone="A"),
-        "kohya-sgm": Rule(lone="A"),
-        "kohya-flux": Rule(lone="A"),
-        "comfy-flux": Rule(lone="A"),
-        "comfy-flux-peft": Rule(lone="A"),
-    },
+    COMFYUI: INTERFACES | {"onetrainer-flux": Rule(lone="A")},
+    FORGE: INTERFACES,
     KOHYA: {
         "kohya-unet": Rule(SD_SCRIPTS_UNET),
         "kohya-sgm": Rule(SD_SCRIPTS_UNET),
@@ -115,7 +106,9 @@ class Verdict(NamedTuple):
     @property
     def whole(self) -> bool:
         """Every module, at the strength that the file means."""
-        return bool(self.loaded) and not (self.refuses or self.dropped or self.off or self.strays)
+        return bool(self.strengths) and not (
+            self.refuses or self.dropped or self.off or self.strays
+        )
 
 
 def rule_of(reader: str, content: Content) -> Rule:
