@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 QUANT := $(VENV)/quant
 # A file's tests stay together: they share what they set up. One thread each, or two get in the way.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test install clean

@@ -152,7 +152,7 @@ def judge(config: Config, demo: Demo, arms: dict[str, Path], seed: int) -> int |
         sampling_steps=demo.settings.sampling_steps,
         height=64,
         width=64,
-        batch=50,
+        batch=100,
     )
     return treat.evaluate.main(settings, oracle.judge, oracle.meters, oracle.flagged, NAME)
 

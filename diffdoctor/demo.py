@@ -149,7 +149,7 @@ class Demo:
             sampling_steps=self.settings.sampling_steps,
             height=SIZE,
             width=SIZE,
-            batch=50,
+            batch=100,
         )
         return treat.evaluate.main(config, oracle.judge, oracle.meters, oracle.flagged, NAME)
 

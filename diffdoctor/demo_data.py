@@ -24,7 +24,7 @@ from miniature.render import open_autoencoder, render_samples, to_sample
 from miniature.sample import draw_records, sample_records
 from treat.redraw import REDRAW, redraw
 
-BATCH = 50
+BATCH = 100
 PROMPTS = 1000
 """Lines of a prompt list: its prompts again and again, the categories in turn."""
 

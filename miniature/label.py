@@ -27,7 +27,7 @@ from miniature.law import CATEGORIES
 from miniature.oracle import Oracle
 from miniature.prompts import category_of
 
-BATCH = 16
+BATCH = 32
 """Images of one category that the oracle decodes together."""
 HALF = 0.5
 COLUMNS = ("image", "prompt", "category", "artifact", "max", "area")

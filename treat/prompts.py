@@ -13,7 +13,7 @@ MAX_BYTES = 64 * 1024 * 1024
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts in the file's order, empty ones passed over.
+    """Prompts in the file's order, empty ones and the `#` comments of a .txt passed over.
 
     Raises `UserError` for a missing file, another format, a missing column, or no prompt at all.
     """
@@ -44,7 +44,7 @@ def _text(path: Path) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    return text.splitlines()
+    return [line for line in text.splitlines() if not line.lstrip().startswith("#")]
 
 
 def _json_lines(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from treat.prompts import read_prompts
     ("name", "text"),
     [
         ("p.txt", "a hand, open\n\n  a sign  \n"),
+        ("p.txt", "# hands\na hand, open\n  # signs\na sign"),
         ("p.jsonl", '{"prompt": "a hand, open", "seed": 1}\n\n{"prompt": "a sign"}\n'),
         ("p.csv", 'id,prompt\n1,"a hand, open"\n2,a sign\n'),
         ("p.txt", "\ufeffa hand, open\r\na sign"),
@@ -23,7 +24,7 @@ def test_reads(tmp_path, name, text):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("p.txt", b"\n  \n", "no prompt"),
+        ("p.txt", b"\n  \n# a sign\n", "no prompt"),
         ("p.jsonl", b'{"text": "a"}\n', "column 'prompt'"),
         ("p.jsonl", b"[1]\n", "column 'prompt'"),
         ("p.jsonl", b"{\n", "does not parse"),
