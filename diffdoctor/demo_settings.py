@@ -21,13 +21,13 @@ class Settings:
 
     seed: int = 0
     sampling_steps: int = 4
-    labelled: int = 150
+    labelled: int = 100
     """Labelled images of each grade for the detector."""
-    second_labelled: int = 75
+    second_labelled: int = 50
     """The same for the second detector, which shares no image with the first."""
-    redrawn: int = 400
+    redrawn: int = 300
     """Sound renders that the newest grade redraws: they teach the detector's gradient."""
-    renders: int = 400
+    renders: int = 300
     """Valid images for each detector, and as the real images of the treatment."""
     tested: int = 200
     """Held-out images and renders that the detector is measured on."""
@@ -35,14 +35,14 @@ class Settings:
     """Images of each arm."""
     detector: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "steps": 60,
+            "steps": 45,
             "batch": 16,
             "warmup": 10,
             "optimizer": "muon",
             "learning_rate": 7e-4,
             "loss": "bce",
             "augmentation": HARDENED,
-            "valid_every": 60,
+            "valid_every": 45,
             "ema": 0.9,
         }
     )
@@ -71,7 +71,7 @@ class Settings:
     )
     refresh: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "refresh_every": 20,
+            "refresh_every": 30,
             "refresh_images": 100,
             "refresh_steps": 40,
             "refresh_optimizer": "muon",
