@@ -4,6 +4,7 @@ import json
 
 import diffusers
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -122,14 +123,15 @@ def files_of(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_every_other_file_is_carried_over(flux, tmp_path):
+def test_every_other_file_is_carried_over(flux, tmp_path, capsys):
     base = flux.folder / "base"
-    (base / "transformer/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant")
-    (base / "flux1.safetensors").write_bytes(b"the untreated whole")
+    left = [base / "transformer/diffusion_pytorch_model.fp16.safetensors", base / "f.safetensors"]
+    for path in left:  # a variant, and the whole model in one file: both untreated
+        path.write_bytes((base / "transformer" / merge.WEIGHTS).read_bytes())
     out = flux.export(tmp_path / "out", merge=True)
-    left = {"transformer/diffusion_pytorch_model.fp16.safetensors", "flux1.safetensors"}
-    for name in left:
-        (base / name).unlink()
+    assert "left out" in capsys.readouterr().out
+    for path in left:
+        path.unlink()
     assert files_of(out) == files_of(base) | {"README.base.md"}
     assert (out / "README.base.md").read_text() == "the base's own card"
     changed = {"README.md", "README.base.md", f"transformer/{merge.WEIGHTS}"}
