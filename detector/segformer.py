@@ -10,7 +10,7 @@ Legend: b batch, h w pixels of the image, s stride of the logits.
 import difflib
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
@@ -148,8 +148,8 @@ class SegformerDetector(nn.Module):
         return super().train(mode and not self.frozen)
 
 
-def upsample(logits: Tensor, size: Sequence[int]) -> Float[Tensor, "b 1 h w"]:
-    """The one way from logits to the image's grid."""
+def upsample(logits: Tensor, size: Sequence[Any]) -> Float[Tensor, "b 1 h w"]:
+    """The one way from logits to the image's grid (its sides are symbols under torch.export)."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
