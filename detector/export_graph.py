@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from core.errors import UserError
 from core.storage import raise_if_full, sync_folder
@@ -102,7 +101,7 @@ def check_onnx() -> None:
     lost = [name for name in NEEDED if find_spec(name) is None]
     if lost:
         raise UserError(
-            f"ONNX needs {' and '.join(lost)}: pip install 'diffdoctor[onnx]', or leave it out with "
+            f"ONNX needs {' and '.join(lost)}: pip install 'diffdoctor[onnx]', or leave it out, "
             "--formats transformers program."
         )
 
