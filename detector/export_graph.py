@@ -5,6 +5,7 @@ and give `(map, logits)`: resizing to such sides is the reader's (it is one line
 libraries resize alike). The map of another size comes from the logits, as here.
 """
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.storage import raise_if_full, sync_folder
+from core.storage import write_atomic
 from detector.segformer import SegformerDetector, upsample
 
 NEEDED = ("onnx", "onnxscript")
@@ -66,7 +67,9 @@ def write_program(
     graph: torch.export.ExportedProgram, detector: SegformerDetector, path: Path
 ) -> None:
     """`.pt2`, read back and compared; raises `UserError` where it says anything else."""
-    saved(path, lambda temporary: torch.export.save(graph, temporary))
+    content = io.BytesIO()
+    torch.export.save(graph, content)
+    write_atomic(path, content.getvalue())
     images = probe(detector)
     again = torch.export.load(path).module()(images)
     compare(again[1], detector.logits_at(images), path, 1e-5)
@@ -84,7 +87,7 @@ def write_onnx(
         output_names=["map", "logits"],
         verbose=False,
     )
-    saved(path, lambda temporary: program.save(temporary, external_data=False))
+    write_atomic(path, program.model_proto.SerializeToString())  # below protobuf's 2 GiB
     if find_spec("onnxruntime") is None:
         print(f"{path.name} was not run: pip install onnxruntime, and export again to compare it.")
         return
@@ -114,18 +117,3 @@ def compare(there: Tensor, here: Tensor, path: Path, limit: float) -> None:
             f"{path.name} gave logits {off:.2g} apart from the detector's and was removed: leave "
             "this format out with --formats, and report it with the detector's variant."
         )
-
-
-def saved(path: Path, write: Any) -> None:
-    """Under a temporary name first, so that half a file never has the name of a whole one."""
-    temporary = path.with_name(f".{path.name}.writing{path.suffix}")
-    try:
-        write(temporary)
-        sync_folder(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise_if_full(error, path, 0)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -55,7 +55,8 @@ class Answers(BaseHTTPRequestHandler):
                 one = json.loads(line)
                 if one["key"] == "file":
                     self.server.files[one["value"]["path"]] = one["value"]["content"]
-            return {"commitUrl": f"{self.server.url}/c", "commitOid": "0" * 40, "success": True}
+            url = f"{self.server.url}/me/x/commit/0"
+            return {"commitUrl": url, "commitOid": "0" * 40, "success": True}
         return {"sha": "0" * 40, "id": "me/x", "siblings": []}
 
     def log_message(self, *_):
