@@ -42,7 +42,7 @@ def card(
         f"## Calibration and figures\n\n{calibration(said, figures)}\n",
     ]
     if "program" in formats:
-        parts.append(f"## Use without any project\n\n```python\n{snippet(detector)}```\n")
+        parts.append(f"## Use without any project\n\n```python\n{snippet(detector)}```\n{TRUST}\n")
     if "transformers" in formats:
         parts.append(TRANSFORMERS_TEXT.format(enlarged=enlarged(detector)))
     if "onnx" in formats:
@@ -135,6 +135,10 @@ with torch.no_grad():
     logits = program(fitted)[1]
 heat = torch.sigmoid(interpolate(logits, (height, width), mode="bilinear"))[0, 0]
 Image.fromarray((heat * 255).round().byte().numpy()).save("artifacts.png")
+"""
+TRUST = """
+`detector.pt2` holds no pickle. `torch.export.load` runs one where it finds one: open such files only
+from a source that you trust, or take the safetensors.
 """
 TRANSFORMERS_TEXT = """## transformers
 

@@ -66,8 +66,12 @@ def probe(detector: SegformerDetector) -> Tensor:
 def write_program(
     graph: torch.export.ExportedProgram, detector: SegformerDetector, path: Path
 ) -> None:
-    """`.pt2`, read back and compared; raises `UserError` where it says anything else."""
+    """`.pt2`, read back and compared; raises `UserError` where it says anything else.
+
+    Without the images it was traced with: they are all that torch would pickle into it.
+    """
     content = io.BytesIO()
+    graph.example_inputs = None
     torch.export.save(graph, content)
     write_atomic(path, content.getvalue())
     images = probe(detector)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -90,6 +91,14 @@ def test_plain_transformers_opens_its_folder(world):
     seen = plain((x - detector.mean) / detector.std).logits
     torch.testing.assert_close(seen, detector.logits_at(images), atol=1e-4, rtol=1e-4)
     assert plain.config.id2label == {0: "artifact"}
+
+
+def test_the_program_holds_no_pickle(world):
+    with zipfile.ZipFile(world[1] / "detector.pt2") as archive:
+        for entry in archive.infolist():
+            assert not entry.filename.endswith(".pkl")
+            if entry.filename.endswith(".pt"):
+                assert entry.file_size == 0, entry.filename
 
 
 def test_own_files_are_the_runs_own(world):
