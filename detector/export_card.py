@@ -137,8 +137,8 @@ heat = torch.sigmoid(interpolate(logits, (height, width), mode="bilinear"))[0, 0
 Image.fromarray((heat * 255).round().byte().numpy()).save("artifacts.png")
 """
 TRUST = """
-`detector.pt2` holds no pickle. `torch.export.load` runs one where it finds one: open such files only
-from a source that you trust, or take the safetensors.
+`detector.pt2` holds no pickle, but `torch.export.load` runs one where it finds one: open such files
+only from a source that you trust, or take the safetensors.
 """
 TRANSFORMERS_TEXT = """## transformers
 

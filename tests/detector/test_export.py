@@ -60,7 +60,9 @@ def test_the_cards_snippet_draws_the_map_without_this_project(world, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     (tmp_path / "detector.pt2").write_bytes((out / "detector.pt2").read_bytes())
-    without = "assert not {'detector', 'core', 'treat', 'transformers'} & set(sys.modules)"
+    without = (
+        "import sys\nassert not {'detector', 'core', 'treat', 'transformers'} & set(sys.modules)"
+    )
     program = "\n".join([code, without, "np.save('heat.npy', heat.numpy())"])
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={}, capture_output=True, text=True
