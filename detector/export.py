@@ -93,7 +93,7 @@ def check_out(folder: Path) -> None:
         shutil.rmtree(folder / PLAIN, ignore_errors=True)
 
 
-def possible(formats: Sequence[Format], variant: str) -> tuple[Format, ...]:
+def possible(formats: Sequence[str], variant: str) -> tuple[str, ...]:
     """transformers has no network for smp's other encoders; raises where nothing else is asked."""
     kept = tuple(one for one in formats if one != "transformers" or variant in VARIANTS)
     if formats and not kept:

