@@ -70,7 +70,7 @@ def test_the_cards_snippet_draws_the_map_without_this_project(world, tmp_path):
     assert done.returncode == 0, done.stderr
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     here, there = detector(images)[0, 0], torch.from_numpy(np.load(tmp_path / "heat.npy"))
-    assert here.std() > 0.01 and torch.allclose(here, there, atol=1e-5)
+    assert here.std() > 1e-3 and torch.allclose(here, there, atol=1e-5)
     assert (tmp_path / "artifacts.png").is_file()
 
 
