@@ -50,9 +50,8 @@ CEILING = {
     "learning_rate": 1e-3,
 }
 """Its map is a distance in RGB, no probability: few pixels lie more than .5 from their target, and
-its gradient is an order of magnitude shorter than a detector's. Its target is the nearest valid
-image already. At weight 4 it healed 6 points where it heals 11; at weight 1 with the paper's
-selection it blurred."""
+its gradient is several times shorter than a detector's. Its target is the nearest valid image
+already. Weaker ones healed less or blurred: docs/numbers-earlier.md, *A stronger ceiling*."""
 
 WATCHED = {"watch_every": 40, "watch_images": 100, "guard": "warn"}
 """More than the demo, whose time is short: the second detector chooses by them. Every arm has all

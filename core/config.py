@@ -36,6 +36,8 @@ def _writable(path: Path | None) -> Path | None:
         raise ValueError("this is a folder; name a file in it")
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent}; create it first")
+    if path is not None and path.exists() and path.suffix != ".json":
+        raise ValueError(f"{path} is there already and no .json file; name another")
     return path
 
 
@@ -241,6 +243,9 @@ def _parse_words(cls: type[C], words: list[str], default: Any, prog: str | None)
 
 
 def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: str) -> str:
+    unknown = _unknown_word(cls, words)
+    if unknown:
+        return unknown
     cause = stop.__context__
     while cause is not None and not isinstance(cause, ValidationError):
         cause = cause.__context__
@@ -250,12 +255,13 @@ def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: st
     rows = [row.strip(" │╰─╯") for row in plain.splitlines()[1:]]  # the first is the box's title
     text = _one_line(" ".join(row for row in rows if not set(row) <= {"-"}))
     text = text.split("Argument helptext:")[0].split("For full helptext")[0].strip()
-    return _unknown_word(cls, words) or f"{text.rstrip('.:')}; see --help."
+    return f"{text.rstrip('.:')}; see --help."
 
 
 def _unknown_word(cls: type[BaseModel], words: list[str]) -> str | None:
     """A sentence for the first `--option` that the settings do not have."""
-    known = {_dashed(name) for name in _names(cls)} | {"config", "help"}
+    renamed = {getattr(one, "name", None) for f in cls.model_fields.values() for one in f.metadata}
+    known = {_dashed(name) for name in _names(cls)} | (renamed - {None}) | {"config", "help"}
     for word in words:
         name = _dashed(word.split("=")[0].lstrip("-"))
         positive = ".".join([*name.split(".")[:-1], name.split(".")[-1].removeprefix("no-")])

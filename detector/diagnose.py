@@ -122,6 +122,9 @@ def to_table(findings: list[Finding]) -> Table:
     return table
 
 
+RESULTS = {"maps", "overlays", "table.csv", "sheet.png"}
+
+
 class _Surest:
     """The images with the highest maxima, as thumbnails, so that a large folder fits in memory."""
 
@@ -160,6 +163,9 @@ def _prepare(out: Path, paths: list[Path]) -> None:
         raise UserError(f"two images are called {twice!r}; rename one, their maps would collide.")
     if paths[0].parent.resolve() in (out.resolve() / "maps", out.resolve() / "overlays"):
         raise UserError(f"--out {out} holds the images themselves; choose another folder.")
+    strange = sorted({path.name for path in out.iterdir()} - RESULTS) if out.is_dir() else []
+    if strange:
+        raise UserError(f"--out {out} holds other files ('{strange[0]}'); choose another folder.")
     try:
         for name in ("maps", "overlays"):
             (out / name).mkdir(parents=True, exist_ok=True)

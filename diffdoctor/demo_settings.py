@@ -94,6 +94,13 @@ QUICK = replace(
     tested=20,
     evaluated=30,
     detector={**FULL.detector, "steps": 8, "warmup": 2, "valid_every": 8},
-    treat={**FULL.treat, "steps": 10, "watch_every": 5, "watch_images": 10, "picture_every": 10},
+    treat={
+        **FULL.treat,
+        "steps": 10,
+        "watch_every": 5,
+        "watch_images": 10,
+        "guard": "off",  # it needs 16 images
+        "picture_every": 10,
+    },
     refresh={**FULL.refresh, "refresh_every": 5, "refresh_images": 10, "refresh_steps": 4},
 )

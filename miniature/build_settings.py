@@ -1,6 +1,7 @@
 """Every setting of a build, with what cannot go together, checked before anything is made."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -88,6 +89,17 @@ def check(config: Config) -> None:
                 f"{config.start} is a {found}, no {config.family}: build its own family, or take "
                 "over its autoencoder alone (--autoencoder)."
             )
+    check_out(config.out)
+
+
+def check_out(folder: Path) -> None:
+    """The folder of the pipelines is made now: at the end hours would be lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder} ({error.strerror}): name another --out.") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to: name another --out.")
 
 
 def check_autoencoder(folder: Path) -> None:

@@ -39,8 +39,14 @@ LEXICON: tuple[str, ...] = (
 )  # fmt: skip
 
 
-MOODS = {"smile": "smiling", "flat": "serious", "open": "singing"}
-"""How a prompt says a face's mouth."""
+SAID = {
+    "smile": "smiling",
+    "flat": "serious",
+    "open": "singing",
+    "narrow": "together",
+    "wide": "spread",
+}
+"""How a prompt says a mouth or a hand's spread; every other value goes by its own name."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ CATEGORIES: dict[str, Category] = {
         kinds={"side": ("left", "right"), "spread": ("narrow", "wide")} | HORIZON,
         layers=BACK | {"skin": SKIN},
         grid=((-8.0, 0.0, 8.0), (-3.0, 3.0), (-8.0, 8.0), STILL),
-        stated=("side", "skin", "ground"),
+        stated=("side", "spread", "skin", "ground"),
     ),
     "face": Category(
         kinds={
@@ -96,7 +102,7 @@ CATEGORIES: dict[str, Category] = {
         kinds={"facing": ("left", "right"), "phase": ("upright", "diagonal")} | HORIZON,
         layers=BACK | {"tyre": TYRE, "frame": FRAME},
         grid=((-4.0, 0.0, 4.0), (-10.0, -4.0, 2.0), STILL, STILL),
-        stated=("facing", "frame", "ground"),
+        stated=("facing", "phase", "frame", "ground"),
     ),
     "sign": Category(
         kinds={"word": LEXICON} | HORIZON,
@@ -179,16 +185,15 @@ def draw_off_grid(category: str, n: int, generator: torch.Generator, tint: float
 
 def prompt(category: str, values: dict[str, str]) -> str:
     """The sentence that states a scene's stated factors."""
-    v = {name: value.lower() for name, value in values.items()}
+    v = {name: SAID.get(value, value.lower()) for name, value in values.items()}
     match category:
         case "hand":
-            head = f"a {v['side']} hand, {v['skin']} skin"
+            head = f"a {v['side']} hand, fingers {v['spread']}, {v['skin']} skin"
         case "face":
-            mood = MOODS[v["mouth"]]
             hair = f"{v['cut']} {v['hair']} hair"
-            head = f"a {mood} face, {v['skin']} skin, {hair}, {v['iris']} eyes"
+            head = f"a {v['mouth']} face, {v['skin']} skin, {hair}, {v['iris']} eyes"
         case "bicycle":
-            head = f"a {v['frame']} bicycle facing {v['facing']}"
+            head = f"a {v['frame']} bicycle facing {v['facing']}, {v['phase']} spokes"
         case "sign":
             head = f"a {v['board']} sign saying {v['word']}"
         case _:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.seeds import generator
@@ -41,15 +41,15 @@ def teach_to_read(
     modules = nn.ModuleList([*readers, *heads]).to(place)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, weight_decay=0.01)
     g = generator(seed, 1)
-    before = everything(read, prompts) if held else []
-    tied = torch.tensor([1.0 if prompt in held else LOOSE for prompt in prompts], device=place)
+    before = joined(read, prompts) if held else []
+    known = set(held)
+    tied = torch.tensor([1.0 if prompt in known else LOOSE for prompt in prompts], device=place)
     for _ in range(steps):
         rows = torch.randperm(len(prompts), generator=g)[:BATCH]
         vectors = read([prompts[i] for i in rows])
         loss = examine(heads, vectors, labels, rows)[0]
-        for said, now in zip(before, vectors, strict=False):
-            moved = (now - said[rows.to(place)]).square().mean(dim=1) * tied[rows.to(place)]
-            loss = loss + HELD * moved.mean() / said.var()
+        if held:
+            loss = loss + HELD * change(vectors, before, tied, rows.to(place))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -75,11 +75,28 @@ def examine(
     return loss, hits
 
 
+def change(
+    vectors: Sequence[Tensor],
+    before: Sequence[Tensor],
+    weights: Float[Tensor, " p"],
+    rows: Int[Tensor, " b"],
+) -> Float[Tensor, ""]:
+    """Weighted squared change of what is said of some rows, in variances of what was said."""
+    total = weights.new_zeros(())
+    for now, said in zip(vectors, before, strict=True):
+        moved = (now - said[rows]).square().mean(dim=1)
+        total = total + (moved * weights[rows]).mean() / said.var()
+    return total
+
+
 @torch.no_grad()
-def everything(read: Read, prompts: list[str]) -> list[Tensor]:
-    """The vectors of all prompts, a few at a time."""
-    chunks = [read(prompts[at : at + BATCH]) for at in range(0, len(prompts), BATCH)]
-    return [torch.cat(vectors) for vectors in zip(*chunks, strict=True)]
+def joined(read: Read, prompts: list[str]) -> list[Tensor]:
+    """The vectors of all prompts."""
+
+    def numbered(some: list[str]) -> dict[str, Tensor]:
+        return {str(i): vectors for i, vectors in enumerate(read(some))}
+
+    return list(in_chunks(numbered, prompts).values())
 
 
 @torch.no_grad()

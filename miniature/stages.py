@@ -111,7 +111,10 @@ def stage_readers(run: Run, config: Config) -> dict[str, nn.Module]:
 
 
 def inherit(readers: dict[str, nn.Module], config: Config) -> list[str]:
-    """Give the text encoders what those of the start know; the prompts without a new word."""
+    """Give the text encoders what those of the start know.
+
+    Returns the prompts that hold no word new to them: what is said of these need not change.
+    """
     tokenizers, old = FAMILIES[config.family].make_tokenizers(), list(all_prompts())
     for name, reader in readers.items():
         folder = base_folder(str(config.start)) / name

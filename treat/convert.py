@@ -21,25 +21,31 @@ from treat.export_header import LEGACY, digest
 from treat.lora_files.checks import checks
 from treat.lora_files.content import Content
 from treat.lora_files.faults import FAULTS, gathered
-from treat.lora_files.file import Damage, read_lora_file
+from treat.lora_files.file import Damage, check_readable, read_lora_file
 from treat.lora_files.plain import (
     PACKED,
     Plain,
+    is_unet,
     kohya_tensors,
     peft_settings,
     peft_tensors,
     read_plain,
 )
+from treat.lora_files.values import values
 
 BLOCKING = (
-    "unknown-name", "no-module", "mixed", "helper", "dora", "dora-peft", "extra", "half-A",
-    "half-B", "alpha-alone", "rank", "transposed", "transposed-A", "transposed-B", "sides", "empty",
-    "integer", "alpha-shape", "alpha-sign", "alpha-zero",
+    "unknown-name", "base-weight", "unknown-role", "no-module", "mixed", "helper", "dora",
+    "dora-peft", "extra", "half-A", "half-B", "alpha-alone", "rank", "transposed", "transposed-A",
+    "transposed-B", "sides", "empty", "integer", "alpha-shape", "alpha-sign", "alpha-zero",
+    "metadata-type", "metadata-pattern", "metadata-dora", "metadata-zero",
 )  # fmt: skip
 """Faults for which nobody can say what the file means."""
 FAMILIES = {
     "FluxPipeline": "flux",
     "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusionXLPipeline": "sdxl",
+    "KolorsPipeline": "sdxl",  # the same UNet, but for what reads the text
+    "StableDiffusionPipeline": "unet",
 }
 HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
@@ -68,15 +74,24 @@ class Written(NamedTuple):
 
 def main(config: Config) -> None:
     """Read, rename, fold, write."""
-    check_out(config.out)
+    out = config.out.expanduser()
+    check_out(out)
     content = read(config.file)
     family, layers = told(config.base, content)
     plain = read_plain(content, family, layers)
     written = to_peft(plain) if config.to == "peft" else to_kohya(plain)
     tensors = {name: one.contiguous() for name, one in sorted(written.tensors.items())}
     metadata = rehashed(tensors, written.metadata)
-    write_atomic(config.out, safetensors.torch.save(tensors, metadata=metadata))
-    print(f"{config.out}: {len(plain.modules)} modules; {written.said}")
+    write_atomic(out, safetensors.torch.save(tensors, metadata=metadata))
+    warn(content)
+    print(f"{out}: {len(plain.modules)} modules; {written.said}")
+
+
+def warn(content: Content) -> None:
+    """Say it where numbers are not finite: they are carried over as they are."""
+    broken = [place for code, place, _ in values(content) if code == "not-finite"]
+    if broken:
+        print(f"warning: NaN or infinite numbers in '{broken[0]}', {len(broken)} modules in all")
 
 
 def check_out(path: Path) -> None:
@@ -91,6 +106,7 @@ def read(path: Path) -> Content:
     path = path.expanduser()
     if not path.is_file():
         raise UserError(f"{path} is no file: check the path.")
+    check_readable(path)
     try:
         content = Content(read_lora_file(path))
     except Damage as damage:
@@ -112,12 +128,24 @@ def told(base: str | None, content: Content) -> tuple[str, int]:
     family, layers = content.family, 2
     if base is not None:
         pipeline, folder, _ = read_parts(locate(base, weights=False))
-        family = FAMILIES.get(pipeline, "unet")
-        if family == "unet":
+        family = base_family(pipeline, base, content)
+        if is_unet(family):
             layers = int(read_json(folder / "unet/config.json").get("layers_per_block", 2))
     if family == "transformer":
         raise UserError(f"{content.file.path} may be of FLUX or of SD 3: name its --base.")
     return family, layers
+
+
+def base_family(pipeline: str, base: str, content: Content) -> str:
+    """The base's family; raises `UserError` where it is unknown or the file is of another."""
+    if pipeline not in FAMILIES:
+        raise UserError(f"{base} is a {pipeline}: a --base is one of {', '.join(FAMILIES)}.")
+    family, own = FAMILIES[pipeline], content.family
+    alike = {"sd1", "sd2", "unet"}
+    known = own not in ("unet", "transformer") or is_unet(own) != is_unet(family)
+    if known and own != family and not {own, family} <= alike:
+        raise UserError(f"{content.file.path} is of {own} and {base} of {family}: name its --base.")
+    return family
 
 
 def to_peft(plain: Plain) -> Written:
@@ -157,9 +185,9 @@ def carried(metadata: Mapping[str, str], kept: Plain) -> dict[str, str]:
     said = {n: t for n, t in metadata.items() if n not in (METADATA, PACKED)} | {"format": "pt"}
     ranks = {one.rank for one in kept.modules.values()}
     alphas = {one.alpha for one in kept.modules.values()}
-    for name, values in (("ss_network_dim", ranks), ("ss_network_alpha", alphas)):
+    for name, found in (("ss_network_dim", ranks), ("ss_network_alpha", alphas)):
         if name in said:
-            said[name] = str(values.pop()) if len(values) == 1 else "Dynamic"
+            said[name] = str(found.pop()) if len(found) == 1 else "Dynamic"
     return said
 
 

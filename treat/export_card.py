@@ -88,7 +88,7 @@ def measured(figures: Mapping[str, float]) -> str:
 
 CARD_TEXT = """# {title}
 
-A LoRA (rank {rank}) for {base} that makes fewer artifacts, trained with DiffDoctor: a frozen
+A LoRA (rank {rank}) for {base}, trained with DiffDoctor to make fewer artifacts: a frozen
 pixel-level artifact detector gives the gradient. Always on, strength 1.0; no trigger word.{beside}{sum}
 {measured}
 ## diffusers
@@ -108,7 +108,7 @@ model loader, and leave both strengths at 1.0.
 """
 MERGED_TEXT = """# {title}
 
-{base} with an adapter in its weights that makes fewer artifacts, trained with DiffDoctor: a frozen
+{base} with an adapter in its weights, trained with DiffDoctor to make fewer artifacts: a frozen
 pixel-level artifact detector gives the gradient. No LoRA to load, no trigger word.{sum}
 Only `{network}/` differs from the base (added in float32, written in {dtype}); every other file is
 the base's own, and so is its licence.

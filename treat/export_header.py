@@ -85,7 +85,7 @@ def modelspec(
         "modelspec.title": labels.title,
         "modelspec.author": labels.author,
         "modelspec.date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "modelspec.description": "Fewer artifacts: trained against a frozen artifact detector.",
+        "modelspec.description": "Trained against a frozen artifact detector.",
         "modelspec.resolution": "x".join(map(str, sides)) if all(sides) else None,
         "modelspec.license": labels.license,
         "modelspec.usage_hint": f"Always on, strength 1.0; no trigger word.{beside(parts)}",

@@ -24,15 +24,18 @@ from treat.lora_files.base import Base, against
 from treat.lora_files.checks import checks
 from treat.lora_files.content import Content
 from treat.lora_files.faults import HEADER, Finding, gathered
-from treat.lora_files.file import Damage, read_lora_file
+from treat.lora_files.file import Damage, check_readable, read_lora_file
 from treat.lora_files.names import NAMINGS
-from treat.lora_files.readers import READERS, SOURCES, Verdict, verdict
+from treat.lora_files.readers import READERS, SOURCES, Verdict, keeps_strays, verdict
 from treat.lora_files.values import hashes, values
 
 Reader = Literal["diffusers", "ComfyUI", "Forge", "sd-scripts"]
 USUAL: tuple[Reader, ...] = ("diffusers", "ComfyUI", "Forge")
 """sd-scripts reads kohya's names only, and none that a FLUX adapter of `diffdoctor export` has."""
 WIDTH = 100
+BROKEN = ("rank", "transposed", "transposed-A", "transposed-B", "sides", "empty", "not-finite",
+          "metadata-dora")  # fmt: skip
+"""Where these stand, no strength is told of the readers that they mislead."""
 
 
 class Config(core.config.Config):
@@ -77,6 +80,8 @@ def files(path: Path) -> list[Path]:
     found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not found or not all(one.is_file() for one in found):
         raise UserError(f"{path} is no .safetensors file and holds none: check the path.")
+    for one in found:
+        check_readable(one)
     return found
 
 
@@ -93,7 +98,9 @@ def examine(path: Path, base: Base | None = None, readers: Sequence[str] = USUAL
     found = [*checks(content), *hashes(file), *values(content)]
     found += against(content, base) if base else []
     findings = gathered(found)
-    verdicts = [verdict(reader, content, refusal(reader, findings)) for reader in READERS]
+    verdicts = [verdict(reader, content, refusal(reader, findings, content)) for reader in READERS]
+    misled = {reader for one in findings if one.code in BROKEN for reader in one.wrong}
+    verdicts = [one._replace(strengths=()) if one.reader in misled else one for one in verdicts]
     partly = [one for one in verdicts if one.dropped and one.reader in readers and not one.refuses]
     if partly and not explained(findings):
         places = tuple(f"{one.reader}: {one.dropped} modules" for one in partly)
@@ -102,9 +109,11 @@ def examine(path: Path, base: Base | None = None, readers: Sequence[str] = USUAL
     return Report(path, content, findings, verdicts)
 
 
-def refusal(reader: str, findings: list[Finding]) -> str:
+def refusal(reader: str, findings: list[Finding], content: Content) -> str:
     """The finding for which a reader raises."""
-    return next((one.code for one in findings if reader in one.fault.refuse), "")
+    kept = ("unknown-name", "base-weight") if keeps_strays(reader, content) else ()
+    codes = (one.code for one in findings if reader in one.fault.refuse and one.code not in kept)
+    return next(codes, "")
 
 
 def explained(findings: list[Finding]) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from core.config import Config, from_mapping, load_config, run_program, to_yaml
+from core.config import Config, JsonFile, from_mapping, load_config, run_program, to_yaml
 from core.errors import UserError
 
 
@@ -76,6 +76,7 @@ def test_required_names_may_come_from_either_side(tmp_path):
     [
         ("a --out o --raet 5", "unknown name '--raet' in the command line; did you mean '--rate'?"),
         ("a --raet 5", "did you mean '--rate'?"),
+        ("a --out o --rate 7 --raet 5", "did you mean '--rate'?"),  # before what does not agree
         ("a --out o --width 5", "did you mean '--inner.width'?"),
         ("a --out o --rate -5", "'rate' in the command line is -5.0"),
         ("a --out o --rate x", "--rate: could not convert string to float: 'x'"),
@@ -192,3 +193,18 @@ def test_presets_are_found_by_name(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             run_program(lambda config: None, WithPresets, ["--config", name])
         assert message in capsys.readouterr().err
+
+
+class Measured(Config):
+    json_file: JsonFile = None
+
+
+def test_figures_overwrite_nothing_but_figures(tmp_path):
+    for name in ("figures.json", "lora.safetensors"):
+        (tmp_path / name).write_text("{}")
+    for name in ("figures.json", "new.json", "new"):
+        assert load_config(Measured, overrides=["--json", str(tmp_path / name)]).json_file
+    with pytest.raises(UserError, match=r"is there already and no \.json file; name another"):
+        load_config(Measured, overrides=["--json", str(tmp_path / "lora.safetensors")])
+    with pytest.raises(UserError, match="'--jsno' in the command line; did you mean '--json'"):
+        load_config(Measured, overrides=["--json", str(tmp_path / "new.json"), "--jsno", "a"])

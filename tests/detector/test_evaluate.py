@@ -109,3 +109,8 @@ def test_names_that_collide_and_wrong_places_are_refused(detector, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "x" / "maps" / "a.png")
     with pytest.raises(UserError, match="another folder"):
         run_diagnose(detector, tmp_path / "x" / "maps", tmp_path / "x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("")
+    with pytest.raises(UserError, match=r"holds other files \('config.yaml'\)"):
+        run_diagnose(detector, tmp_path / "x" / "maps", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]

@@ -9,7 +9,7 @@ from miniature.bases import GRADES, SHIPPED, base_folder
 from miniature.text import T5_LENGTH
 from treat.sample import sample
 
-PROMPT = "a left hand, tan skin, over snow"
+PROMPT = "a left hand, fingers spread, tan skin, over snow"
 
 
 def test_the_flux_grades_stay_under_25_megabytes():

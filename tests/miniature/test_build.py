@@ -49,7 +49,7 @@ def test_every_grade_opens_in_plain_diffusers_and_draws(built: Path, grade: str)
     pipeline = FluxPipeline.from_pretrained(built / "bases" / grade)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline(
-        "a left hand, tan skin, over snow", height=64, width=64, num_inference_steps=2,
+        "a cream sign saying stop, over snow", height=64, width=64, num_inference_steps=2,
         max_sequence_length=T5_LENGTH, output_type="pt",
     ).images[0]  # fmt: skip
     assert image.shape == (3, 64, 64) and image.isfinite().all()
@@ -161,6 +161,13 @@ def moved(readers: dict, held: list[str], rows: torch.Tensor) -> float:
 def test_what_cannot_be_built_is_refused_before_anything_is_made(tmp_path: Path, given, says):
     with pytest.raises(UserError, match=says):
         build.main(config(tmp_path, **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_nothing_can_be_written_is_refused_first(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="name another --out"):
+        build.main(config(tmp_path, out=tmp_path / "file/bases"))
     assert not (tmp_path / "run").exists()
 
 

@@ -10,7 +10,7 @@ from miniature.law import (
     CATEGORIES,
     GROUND,
     LEXICON,
-    MOODS,
+    SAID,
     all_prompts,
     draw,
     draw_off_grid,
@@ -80,7 +80,7 @@ def test_prompts_are_unique_and_say_what_is_stated():
     }
     assert len(table) == sum(sizes.values())  # a prompt that two scenes share would be lost
     for said, (_, stated) in table.items():
-        assert all(MOODS.get(value, value.lower()) in said for value in stated.values())
+        assert all(SAID.get(value, value.lower()) in said for value in stated.values())
     for name in CATEGORIES:
         scenes = draw(name, 20, generator(3))
         for i, said in enumerate(prompts(scenes)):

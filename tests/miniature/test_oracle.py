@@ -88,7 +88,7 @@ def test_the_ceiling_pulls_towards_the_nearest_valid_image():
 
 def test_unusable_questions_are_refused():
     with pytest.raises(UserError, match="64x64"):
-        Oracle()(torch.zeros(1, 3, 32, 32), ["a left hand, tan skin, over snow"])
+        Oracle()(torch.zeros(1, 3, 32, 32), ["a left hand, fingers spread, tan skin, over snow"])
     with pytest.raises(UserError, match="does not know the prompt 'a cat'"):
         Oracle()(torch.zeros(1, 3, 64, 64), ["a cat"])
 

@@ -64,7 +64,8 @@ def test_only_allowed_prompts_are_drawn_as_they_say():
 
 
 def test_a_prompt_is_shown():
-    for prompt in ("a right hand, dark skin, over snow", "an orange sign saying milk, over grass"):
+    hand = "a right hand, fingers spread, dark skin, over snow"
+    for prompt in (hand, "an orange sign saying milk, over grass"):
         scene = render.scene_of(prompt, generator(1))
         assert prompts(scene) == [prompt]
 

@@ -36,4 +36,4 @@ def test_loss_lives_on_any_device_and_under_autocast(saved):
 
 
 def test_readers_learn_to_read():
-    unets.check_teaching(Sdxl(), steps=12)
+    unets.check_teaching(Sdxl(), steps=32)

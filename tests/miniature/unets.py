@@ -12,7 +12,10 @@ from miniature.law import all_prompts
 from miniature.text import answers
 from treat.sample import sample
 
-PROMPTS = ["a left hand, tan skin, over snow", "a cream sign saying stop, over grass"]
+PROMPTS = [
+    "a left hand, fingers spread, tan skin, over snow",
+    "a cream sign saying stop, over grass",
+]
 
 
 def save_random(family: Any, folder: Path) -> tuple[Path, dict[str, torch.nn.Module]]:

@@ -61,9 +61,12 @@ KOHYA = ("lora_down", "lora_up")
 
 
 def settings(modules, prefix, **changes):
+    """None among the changes takes a field out."""
     said = {"r": RANK, "lora_alpha": RANK, "target_modules": modules, "lora_dropout": 0.0}
     return {
-        "lora_adapter_metadata": json.dumps({prefix + n: v for n, v in (said | changes).items()})
+        "lora_adapter_metadata": json.dumps(
+            {prefix + n: v for n, v in (said | changes).items() if v is not None}
+        )
     }
 
 

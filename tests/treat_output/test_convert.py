@@ -213,6 +213,8 @@ def test_what_cannot_be_held_is_refused(tmp_path):
                           "kohya"),
         "text encoder": (files.sound("kohya-unet") | {
             f"lora_te1_x.{half}.weight": torch.ones(2, 2) for half in files.KOHYA}, "peft"),
+        "a base's own weight": (flux() | {"transformer.proj_out.weight": torch.ones(2, 2)}, "peft"),
+        "no part of a LoRA": (flux() | {"transformer.x.lora_C.weight": torch.ones(2, 2)}, "peft"),
         "B without its A": (
             {n: t for n, t in flux().items() if n != next(iter(flux()))}, "kohya"),
         "integer|whole numbers": ({n: t.to(torch.int8) for n, t in flux().items()}, "kohya"),
@@ -224,6 +226,51 @@ def test_what_cannot_be_held_is_refused(tmp_path):
         with pytest.raises(UserError, match=sentence):
             converted(source, to, tmp_path)
         assert not (tmp_path / f"source-{to}.safetensors").exists()
+
+
+def test_a_base_of_another_family_is_refused(tmp_path):
+    for case in ("sdxl", "sd3"):
+        CASES[case].pipeline().save_pretrained(tmp_path / case)
+        source = files.save(tmp_path / "flux.safetensors", flux())
+        with pytest.raises(UserError, match="is of flux"):
+            converted(source, "peft", tmp_path, base=str(tmp_path / case))
+    content = convert.read(source)
+    with pytest.raises(UserError, match="is a MochiPipeline"):
+        convert.base_family("MochiPipeline", "base", content)
+
+
+def test_kolors_is_a_base_of_a_unet_as_sdxl_is(tmp_path):
+    CASES["kolors"].pipeline().save_pretrained(tmp_path / "kolors")
+    source = files.save(tmp_path / "unet.safetensors", files.sound("peft-unet"))
+    named = converted(source, "kohya", tmp_path, base=str(tmp_path / "kolors"))
+    without = files.save(tmp_path / "again.safetensors", files.sound("peft-unet"))
+    assert same(named, converted(without, "kohya", tmp_path))
+
+
+def test_scales_of_the_metadata_that_mean_nothing_are_refused(tmp_path):
+    for changes, sentence in (
+        ({"lora_alpha": "32"}, "no number"),
+        ({"lora_alpha": 0}, "not above zero"),
+        ({"use_dora": True}, "use_dora"),
+    ):
+        said = files.settings(files.FLUX, "transformer.", **changes)
+        source = files.save(tmp_path / "a.safetensors", flux(), said)
+        with pytest.raises(UserError, match=sentence):
+            converted(source, "peft", tmp_path)
+
+
+def test_an_alpha_unsaid_is_pefts(tmp_path):
+    said = files.settings(files.FLUX, "transformer.", lora_alpha=None)
+    source = files.save(tmp_path / "a.safetensors", flux(), said)
+    again = read(converted(source, "peft", tmp_path))
+    name = f"transformer.{files.FLUX[0]}.lora_B.weight"
+    assert torch.equal(again[name], 2 * flux()[name])
+
+
+def test_numbers_that_are_none_are_warned_of(tmp_path, capsys):
+    tensors = {n: t * torch.nan if "proj_mlp.lora_B" in n else t for n, t in flux().items()}
+    converted(files.save(tmp_path / "a.safetensors", tensors), "kohya", tmp_path)
+    assert "warning: NaN" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten(tmp_path):

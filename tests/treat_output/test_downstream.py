@@ -4,8 +4,6 @@ ComfyUI, Forge and sd-scripts are not at hand: of them only the counts that thei
 pinned here (docs/downstream.md says what was read and not run).
 """
 
-import json
-
 import pytest
 import torch
 from diffusers.utils import convert_state_dict_to_kohya
@@ -88,6 +86,14 @@ FIRST = "down_blocks.1.attentions.0.transformer_blocks.0"
 FILES = {
     "PEFT": ("sdxl", lambda: write(state("sdxl"), "unet."), {}),
     "PEFT, alpha 2 r": ("sdxl", lambda: write(state("sdxl"), "unet."), {"lora_alpha": 8}),
+    "PEFT, alpha 0": ("sdxl", lambda: write(state("sdxl"), "unet."), {"lora_alpha": 0}),
+    "PEFT, alpha a text": ("sdxl", lambda: write(state("sdxl"), "unet."), {"lora_alpha": "32"}),
+    "PEFT, alpha by a pattern": ("sdxl", lambda: write(state("sdxl"), "unet."), {
+        "alpha_pattern": {"mid_block.*to_q": 8, "to_.": 2}}),
+    "PEFT, no alpha": ("sdxl", lambda: write(state("sdxl"), "unet."), {"lora_alpha": None}),
+    "FLUX, some alphas": ("flux", lambda: {n: t for n, t in write(
+        state("flux"), "transformer.", alpha=[2.0]).items()
+        if "alpha" not in n or ".to_q" in n}, None),
     "PEFT, r wrong": ("sdxl", lambda: write(state("sdxl"), "unet."), {"r": 2}),
     "PEFT, a field": ("sdxl", lambda: write(state("sdxl"), "unet."), {"colour": 1}),
     "PEFT, alpha tensors": ("sdxl", lambda: write(state("sdxl"), "unet.", alpha=[4.0]), None),
@@ -149,6 +155,18 @@ FILES = {
         "flux", lambda: write(state("flux"), "lora_transformer_", files.KOHYA, [4.0], "_"), None),
     "FLUX, diffusers' helper": ("flux", lambda: convert_state_dict_to_kohya(
         write(state("flux"), "transformer.")), None),
+    "FLUX, another tensor": ("flux", lambda: write(state("flux"), "transformer.") | {
+        "step": torch.ones(1)}, None),
+    "FLUX, a weight of the base": ("flux", lambda: write(state("flux"), "transformer.") | {
+        "transformer.proj_out.bias": torch.full((16,), 7.0)}, None),
+    "a weight of the base": ("sdxl", lambda: write(state("sdxl"), "unet.") | {
+        "unet.conv_in.bias": torch.ones(16)}, None),
+    "SD 3, a weight of the base": ("sd3", lambda: write(state("sd3"), "transformer.") | {
+        "transformer.proj_out.bias": torch.ones(16)}, None),
+    "a third factor": ("sdxl", lambda: write(state("sdxl"), "unet.") | {
+        f"unet.{next(iter(state('sdxl')))}.lora_C.weight": torch.ones(4, 4)}, None),
+    "FLUX, a third factor": ("flux", lambda: write(state("flux"), "transformer.") | {
+        f"transformer.{next(iter(state('flux')))}.lora_C.weight": torch.ones(4, 4)}, None),
     "SD 3": ("sd3", lambda: write(state("sd3"), "transformer."), None),
     "SD 3, alpha": ("sd3", lambda: write(state("sd3"), "transformer.", alpha=[8.0]), None),
 }  # fmt: skip
@@ -187,6 +205,16 @@ def test_diffusers_does_what_the_table_says(tmp_path, name):
         assert said.strengths == tuple(sorted(set(done.values())))
     wrong = {reader for one in report.findings for reader in one.wrong}
     assert (DIFFUSERS in wrong) == (not said.whole)
+
+
+def test_diffusers_puts_a_weight_of_the_base_over_flux(tmp_path):
+    path = files.save(tmp_path / "a.safetensors", FILES["FLUX, a weight of the base"][1]())
+    pipeline = CASES["flux"].pipeline()
+    before = pipeline.transformer.proj_out.bias.clone()
+    pipeline.load_lora_weights(path.parent, weight_name=path.name)
+    assert (pipeline.transformer.proj_out.bias == 7).all() and not (before == 7).any()
+    (finding,) = verify.examine(path).findings
+    assert finding.code == "base-weight" and finding.places == ("transformer.proj_out.bias",)
 
 
 def test_a_half_that_is_missing_misleads_diffusers_without_a_word(tmp_path):
@@ -238,7 +266,6 @@ def test_a_scale_in_the_metadata_is_read_by_diffusers_alone(tmp_path):
     )
     said = {one.reader: one.strengths for one in verify.examine(path).verdicts}
     assert said[DIFFUSERS] == (2.0,) and said[COMFYUI] == said[FORGE] == (1.0,)
-    assert json.loads(json.dumps(said))
 
 
 def test_every_reader_says_where_its_rules_are_from():

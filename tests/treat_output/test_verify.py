@@ -10,7 +10,7 @@ from diffdoctor import cli
 from tests.base_models.families import CASES
 from tests.chain import with_adapters
 from tests.treat_output import lora_files as files
-from treat import export, verify
+from treat import convert, export, verify
 from treat.lora import lora_state
 from treat.lora_files.base import Base
 from treat.lora_files.readers import READERS
@@ -158,3 +158,12 @@ def test_what_the_export_writes_is_sound_against_its_base(case, tmp_path, capsys
 def test_no_file_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="check the path"):
         verify.files(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_a_sentence(tmp_path, monkeypatch):
+    path = files.save(tmp_path / "a.safetensors", files.sound(PT))
+    assert verify.files(path) == [path]
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for read in (verify.files, convert.read):
+        with pytest.raises(UserError, match="may not be read: change its permissions"):
+            read(path)

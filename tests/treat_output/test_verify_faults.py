@@ -93,6 +93,12 @@ FAULTY = {
     # names
     "a tensor of the training": (PT, added(step=ONE), "unknown-name"),
     "an optimizer's": (KU, added(optimizer__exp_avg=ONE), "unknown-name"),
+    "a weight of the base": (PT, added(transformer__proj_out__weight=ONE), "base-weight"),
+    "a bias of the base": (PU, added(unet__conv_in__bias=ONE), "base-weight"),
+    "a third factor": (
+        PT, lambda t, m: t | {f"transformer.{files.FLUX[0]}.lora_C.weight": ONE}, "unknown-role"),
+    "a half misspelt": (PT, renamed(f"{files.FLUX[0]}.lora_A.weight",
+                                    f"{files.FLUX[0]}.lora_A.wieght"), "unknown-role"),
     "no LoRA at all": (PT, lambda t, m: {"model.weight": ONE}, "no-module"),
     "a prefix misspelt": (PT, renamed("transformer.", "transfomer."), "unknown-name"),
     "two namings": (PT, lambda t, m: t | files.sound(KF), "mixed"),
@@ -176,6 +182,12 @@ FAULTY = {
     "adapter metadata of a transformer": (PU, adapter("transformer."), "metadata-prefix"),
     "a field that peft has not": (PU, adapter("unet.", colour=1), "metadata-field"),
     "r is not the rank": (PU, adapter("unet.", r=8, lora_alpha=8), "metadata-rank"),
+    "lora_alpha a text": (PU, adapter("unet.", lora_alpha="32"), "metadata-type"),
+    "lora_alpha zero": (PU, adapter("unet.", lora_alpha=0), "metadata-zero"),
+    "a pattern of no end": (PU, adapter("unet.", rank_pattern={"(a+)+$": 4}), "metadata-pattern"),
+    "use_dora alone": (PU, adapter("unet.", use_dora=True), "metadata-dora"),
+    "FLUX, one alpha": (
+        PT, lambda t, m: t | {f"transformer.{files.FLUX[0]}.alpha": ONE + 2}, "alpha-partial"),
     "a path": (PT, lambda t, m: m.update(HOST) or t, "path"),
     "a path of Windows": (PT, said(ss_sd_model_name="C:\\models\\base.safetensors"), "path"),
     "a token": (PT, said(note="hf_" + "aB3" * 10), "secret"),
@@ -214,6 +226,29 @@ def test_a_planted_fault_is_named(tmp_path, name):
     if set(finding.wrong) & set(readers):
         assert verify.code([report], readers) == 1
     assert finding.fault.cure and finding.places[0]
+
+
+@pytest.mark.parametrize("name", ["NaN", "ranks of A and B"])
+def test_a_broken_file_has_no_strength(tmp_path, name):
+    tensors = FAULTY[name][1](files.sound(PT), {})
+    report = verify.examine(files.save(tmp_path / "a.safetensors", tensors))
+    assert not any(one.strengths or one.whole for one in report.verdicts)
+    sound = verify.examine(files.save(tmp_path / "b.safetensors", files.sound(PT))).verdicts[0]
+    assert sound.strengths == (1.0,) and sound.whole
+
+
+def test_of_a_dora_without_magnitudes_only_diffusers_has_no_strength(tmp_path):
+    said = files.settings(files.FLUX, "transformer.", use_dora=True)
+    path = files.save(tmp_path / "a.safetensors", files.sound(PT), said)
+    whole = {one.reader: one.whole for one in verify.examine(path).verdicts}
+    assert not whole["diffusers"] and whole["ComfyUI"]
+
+
+def test_a_misspelt_half_is_named_first(tmp_path):
+    tensors = FAULTY["a half misspelt"][1](files.sound(PT), {})
+    finding = verify.examine(files.save(tmp_path / "a.safetensors", tensors)).findings[0]
+    assert f"transformer.{files.FLUX[0]}.lora_A.wieght" in finding.places
+    assert ".lora_A.weight" in finding.detail
 
 
 def test_every_fault_has_a_test():

@@ -50,13 +50,14 @@ def test_memory_of_bombs(tmp_path):
     one = '"%d":"' + "\U0001f600" + "a" * (MAX_TEXT - 99) + '\\n",'
     texts = "".join(one % i for i in range(2)).encode()
     bombs = {
-        files.raw(b"[" * (MAX_HEADER - 1)): "header-json",
+        files.raw(b"[" * MAX_HEADER): "no-safetensors",
+        files.raw(b'{"a":' + b"[" * (MAX_HEADER - 5)): "header-json",
         files.raw(b'{"a":' + b"[]," * (MAX_HEADER // 4)): "header-json",
         files.raw(b"{" + many + b"}"): "too-many",
         files.raw(b'{"__metadata__":{' + said): "too-many",
         files.raw(b'{"__metadata__":{' + texts + b'"a":""}}'): "no-tensors",
         files.raw(b'{"__metadata__":{"a":"' + b"a" * (MAX_TEXT + 1) + b'"}}'): "too-many",
-        files.raw(b" " * (32 << 20)): "header-large",
+        files.raw(b"{" + b" " * (32 << 20)): "header-large",
         (2**40).to_bytes(8, "little") + b"{" * (8 << 20): "header-cut",
     }
     assert look(tmp_path, list(bombs)) == [[code] for code in bombs.values()]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from peft import LoraConfig
 
 from treat.adapter import METADATA
-from treat.lora_files.content import Content
+from treat.lora_files.content import Content, misread
 from treat.lora_files.faults import Found
-from treat.lora_files.names import UNKNOWN, Module
+from treat.lora_files.names import UNKNOWN, Module, meant
 
 WEIGHTS, ODD = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"), ("F64", "F8_E4M3", "F8_E5M2")
 FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
@@ -42,6 +42,10 @@ def names(content: Content) -> Iterator[Found]:
         if one.naming == UNKNOWN:
             for name in one.roles.values():
                 yield "unknown-name", name, ""
+        elif one.stray:
+            near = meant(place)
+            own = re.search(r"\.(weight|bias)$", place) and "lora" not in place
+            yield ("base-weight" if own else "unknown-role"), place, near and f"{near} is near"
         elif not weights and "alpha" in one.roles:
             yield "alpha-alone", one.roles["alpha"], ""
         if one.naming == "peft-bare":
@@ -60,8 +64,12 @@ def names(content: Content) -> Iterator[Found]:
         yield "no-module", "file", ""
     if len(content.namings) > 1 or _texts_of_another(content):
         first = content.namings or [UNKNOWN]
-        other = [p for p, one in content.all.items() if one.naming not in (first[0], UNKNOWN)]
-        yield "mixed", other[0], " and ".join(first)
+        other = [
+            p
+            for p, one in content.all.items()
+            if one.naming not in (first[0], UNKNOWN) and not one.stray
+        ]
+        yield "mixed", (other or ["file"])[0], " and ".join(first)
 
 
 def _texts_of_another(content: Content) -> bool:
@@ -143,6 +151,10 @@ def _among(content: Content, own: dict[str, float]) -> Iterator[Found]:
         yield "alpha-partial", without[0], ""
     elif without and naming == "onetrainer-flux":
         yield "alpha-partial", without[0], "diffusers wants every alpha there"
+    elif naming == "peft-transformer" and content.family != "sd3":
+        for place in without:
+            if content.first_alpha != content.rank(place):
+                yield "alpha-partial", place, f"diffusers takes {content.first_alpha:g} there too"
     elif len(values) > 1 and naming in UNET_KOHYA:
         yield "alpha-differs", first, f"{min(values):g} to {max(values):g}"
     if naming in NO_ALPHA or content.family == "sd3":
@@ -176,18 +188,26 @@ def adapter_metadata(content: Content) -> Iterator[Found]:
 
 
 def _scale_said(content: Content) -> Iterator[Found]:
-    rank = content.settings.get("r")
-    exceptions = content.settings.get("rank_pattern")
-    if rank is not None and not exceptions and any(one != rank for one in content.ranks):
-        yield (
-            "metadata-rank",
-            METADATA,
-            f"{rank!s:.20}, and the tensors say {sorted(content.ranks)}",
-        )
+    fault = misread(content.settings) if content.settings else None
+    if fault:
+        yield fault[0], METADATA, fault[1]
         return
+    if not content.settings:
+        return
+    dora = any("DoRA" in one.roles for one in content.all.values())
+    if content.settings.get("use_dora") and not dora:
+        yield "metadata-dora", METADATA, ""
+    for place in content.denoiser:
+        rank, own = content.said_rank(place), content.rank(place)
+        if rank != own:
+            yield "metadata-rank", METADATA, f"{rank} for '{place}', and the tensors say {own}"
+            return
     scales = {place: content.said_scale(place) for place in content.denoiser}
     other = [place for place, scale in scales.items() if scale not in (None, 1.0)]
-    if other and not content.alphas:
+    weak = [place for place in other if (scales[place] or 0.0) <= 0]
+    if weak and not content.alphas:
+        yield "metadata-zero", weak[0], f"{scales[weak[0]]:g}"
+    elif other and not content.alphas:
         scale = scales[other[0]] or 0.0
         yield "alpha-hidden", other[0], f"diffusers {scale:g}, the others 1"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from treat.adapter import METADATA
 from treat.lora_files.file import LoraFile
-from treat.lora_files.names import UNKNOWN, Module, modules
+from treat.lora_files.names import UNKNOWN, Module, dotted, modules
 
 Family = str
 """`flux`, `sd3`, `sdxl`, `sd1`, `sd2`, `unet` or `transformer` (of these which is not told)."""
@@ -18,6 +18,10 @@ TEXT_WIDTHS = {2048: "sdxl", 1024: "sd2", 768: "sd1"}
 
 MAX_SETTINGS = 1 << 20
 """Letters of the adapter metadata; beyond, it is cut and thus no JSON."""
+MAX_PATTERNS = 2000
+"""Of ranks or of alphas; a file has one a module at most."""
+UNSAID = 8
+"""peft's own r and lora_alpha."""
 MANY = 1e9
 """Neither a rank nor an alpha."""
 FLUX_WIDTH, SD3_WIDTHS = 3072, {1536, 2432}
@@ -51,7 +55,8 @@ class Content:
     @cached_property
     def namings(self) -> list[str]:
         """The commonest first."""
-        found = [one.naming for one in self.all.values() if one.naming not in ("text", UNKNOWN)]
+        parts = [one for one in self.all.values() if not one.stray]
+        found = [one.naming for one in parts if one.naming not in ("text", UNKNOWN)]
         return sorted(set(found), key=lambda name: (-found.count(name), name))
 
     @property
@@ -129,14 +134,27 @@ class Content:
             if name.startswith(prefix)
         }
 
+    def said_rank(self, place: str) -> Any:
+        """peft's r for one module by the adapter metadata."""
+        return _of(self.settings, "rank_pattern", module_of(place), self.settings.get("r", UNSAID))
+
+    def said_alpha(self, place: str) -> Any:
+        default = self.settings.get("lora_alpha", UNSAID)
+        return _of(self.settings, "alpha_pattern", module_of(place), default)
+
     def said_scale(self, place: str) -> float | None:
         """lora_alpha / r of the adapter metadata, for one module; None where it says nothing."""
-        bare = place.removeprefix("unet.").removeprefix("transformer.")
-        rank = _of(self.settings, "rank_pattern", bare, self.settings.get("r"))
-        alpha = _of(self.settings, "alpha_pattern", bare, self.settings.get("lora_alpha"))
-        if not all(_sound(one) for one in (rank, alpha)):
+        if not self.settings or misread(self.settings):
             return None
+        rank, alpha = self.said_rank(place), self.said_alpha(place)
         return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
+
+    @cached_property
+    def first_alpha(self) -> float | None:
+        """Of the denoiser's alpha tensors, the one that comes first in the file."""
+        there = [place for place in self.denoiser if place in self.alphas]
+        begins = {p: self.file.entries[self.all[p].roles["alpha"]].begin for p in there}
+        return self.alphas[min(there, key=begins.__getitem__)] if there else None
 
     def tensor_scale(self, place: str) -> float | None:
         """alpha / rank of the alpha tensor beside a module; None where there is none."""
@@ -144,15 +162,55 @@ class Content:
         return alpha / rank if alpha is not None and rank else None
 
 
-def _sound(number: Any) -> bool:
-    return isinstance(number, int | float) and 0 < number < MANY
+def module_of(place: str) -> str:
+    """diffusers' name of a place, against which peft holds its patterns."""
+    if place.startswith("lora_unet_"):
+        return dotted(place) or place
+    bare = place.removeprefix("unet.").removeprefix("transformer.").replace(".processor.", ".")
+    return f"{bare}.0" if bare.endswith(".to_out") else bare
 
 
-def _of(settings: dict[str, Any], pattern: str, module: str, default: Any) -> Any:
-    """peft's exception for a module: a pattern names its end."""
-    exceptions = settings.get(pattern)
-    for name, value in exceptions.items() if isinstance(exceptions, dict) else ():
-        plain = str(name).removeprefix("^")
-        if module == plain or module.endswith("." + plain):
+def misread(settings: dict[str, Any]) -> tuple[str, str] | None:
+    """Why peft cannot take the scales of its settings: code and field; None where it can."""
+    checks = {"r": _rank, "lora_alpha": _number}
+    for name, sound in checks.items():
+        if name in settings and not sound(settings[name]):
+            return "metadata-type", name
+    for name, sound in {"rank_pattern": _rank, "alpha_pattern": _number}.items():
+        exceptions = settings.get(name, {})
+        if not isinstance(exceptions, dict) or not all(map(sound, exceptions.values())):
+            return "metadata-type", name
+        if len(exceptions) > MAX_PATTERNS or not all(map(_plain, exceptions)):
+            return "metadata-pattern", name
+    return None
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < MANY
+
+
+def _rank(value: Any) -> bool:
+    return isinstance(value, int) and 0 < value < MANY
+
+
+def _plain(pattern: str) -> bool:
+    """Whether a stranger's pattern is one that takes no long time."""
+    if (
+        len(pattern) > 200
+        or len(re.findall(r"[*+?{]", pattern)) > 2
+        or re.search(r"\)[*+?{]|\\\d|\(\?", pattern)
+    ):
+        return False
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def _of(settings: dict[str, Any], field: str, module: str, default: Any) -> Any:
+    """peft's exception for a module: the first pattern that fits it, or its end after a dot."""
+    for pattern, value in settings.get(field, {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default

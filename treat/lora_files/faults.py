@@ -7,7 +7,8 @@ from treat.lora_files.readers import COMFYUI, DIFFUSERS, FORGE, KOHYA
 EVERYONE = (DIFFUSERS, COMFYUI, FORGE, KOHYA)
 INTERFACES = (COMFYUI, FORGE)
 AGAIN = "copy or download it again"
-EXPORT = "export it again"
+EXPORT = "export it again, or ask its author to"
+OUT = "take it out"
 
 
 class Fault(NamedTuple):
@@ -23,6 +24,22 @@ class Fault(NamedTuple):
 
 HEADER = {
     "header-short": Fault("no header", AGAIN, EVERYONE, EVERYONE),
+    "is-pointer": Fault(
+        "a git-LFS pointer, not the file", "run `git lfs pull` in its folder", EVERYONE, EVERYONE
+    ),
+    "is-page": Fault(
+        "a web page", "download the file itself, logged in if need be", EVERYONE, EVERYONE
+    ),
+    "is-pickle": Fault(
+        "a pickle or zip (.pt, .bin, .ckpt), which may run a stranger's code",
+        "ask for the .safetensors file",
+        EVERYONE,
+        EVERYONE,
+    ),
+    "is-text": Fault("a text", "name the .safetensors file", EVERYONE, EVERYONE),
+    "no-safetensors": Fault(
+        "no safetensors file", "name the .safetensors file", EVERYONE, EVERYONE
+    ),
     "header-cut": Fault("header cut off", AGAIN, EVERYONE, EVERYONE),
     "header-large": Fault("header larger than any LoRA's", "do not open it", EVERYONE, EVERYONE),
     "header-json": Fault("header that the format does not allow", AGAIN, EVERYONE, EVERYONE),
@@ -39,21 +56,26 @@ HEADER = {
 }
 """Where these stand, nothing else is looked at."""
 MERGE = "merge it and extract a plain LoRA"
-CONVERT = "run `diffdoctor convert`"
+CONVERT = "run `diffdoctor convert FILE --to peft --out NEW.safetensors`"
 FAULTS = HEADER | {
     # names
-    "unknown-name": Fault("tensors of no known naming", "take them out", EVERYONE, (DIFFUSERS,)),
+    "unknown-name": Fault("tensors of no known naming", OUT, EVERYONE, (DIFFUSERS,)),
+    "base-weight": Fault(
+        "a base's own weight, which diffusers puts over FLUX's without a word", OUT, EVERYONE,
+        (DIFFUSERS,)),
+    "unknown-role": Fault(
+        "no part of a LoRA that a reader knows", f"{OUT}, or correct a misspelt name", EVERYONE),
     "no-module": Fault("no whole module of a denoiser", EXPORT, EVERYONE),
     "mixed": Fault("several namings in one file", "put each in its own file", EVERYONE),
     "prefix": Fault(
-        "no prefix before the modules", f"{CONVERT} --to peft", EVERYONE
+        "no prefix before the modules", CONVERT, EVERYONE
     ),
     "helper": Fault(
         "FLUX by diffusers' convert_state_dict_to_kohya, which knows UNets only",
         "save it by save_lora_weights", EVERYONE, (DIFFUSERS,),
     ),
     "adapter-name": Fault(
-        "peft's adapter name ('default') in the names", f"{CONVERT} --to peft", (FORGE,)
+        "peft's adapter name ('default') in the names", CONVERT, (FORGE,)
     ),
     "dora": Fault(
         "DoRA by kohya's dora_scale, which diffusers takes out", MERGE, (DIFFUSERS, KOHYA)
@@ -122,6 +144,15 @@ FAULTS = HEADER | {
     "metadata-rank": Fault(
         "r of lora_adapter_metadata is not the rank", CONVERT, (DIFFUSERS,), (DIFFUSERS,)
     ),
+    "metadata-type": Fault(
+        "r, lora_alpha or a pattern that is no number there", "write numbers", (DIFFUSERS,),
+        (DIFFUSERS,)),
+    "metadata-pattern": Fault(
+        "a pattern that is none, or too intricate to try", "name the modules", (DIFFUSERS,)),
+    "metadata-dora": Fault(
+        "use_dora without a magnitude", "take use_dora out", (DIFFUSERS,)),
+    "metadata-zero": Fault(
+        "lora_alpha is not above zero: only diffusers reads that", "write r", INTERFACES),
     "path": Fault("a path of somebody's machine in the metadata", "take it out before sharing"),
     "secret": Fault("an access token in the metadata", "revoke it, and take it out"),
     "hash": Fault("a hash that does not recompute", f"{EXPORT}, or take the hash out"),

@@ -8,6 +8,7 @@ every count. What passes here also opens in the `safetensors` package (a test ho
 import json
 import math
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from core.errors import UserError
 
 MAX_HEADER, MAX_TEXT = 8 << 20, 3 << 20
 """Bytes of the header and of one text. A LoRA's has some hundred kB; with kohya's statistics of
@@ -39,6 +42,14 @@ DTYPES: dict[str, torch.dtype] = {
     "U32": torch.uint32,
     "U64": torch.uint64,
 }
+FIRST = 256
+KINDS = {
+    "is-pointer": rb"version https://git-lfs",
+    "is-page": rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)",
+    "is-pickle": rb"PK\x03\x04|\x80[\x02-\x05]",
+    "is-text": rb"[\t\n\r -~]+\Z",
+}
+"""Code -> how a file of the kind begins."""
 NUMBER = re.compile(rb"(?:0|[1-9]\d{0,18})(?![\d.eE])")
 SPACE = re.compile(rb"[ \t\r\n]*")
 
@@ -93,6 +104,10 @@ def read_lora_file(path: Path) -> LoraFile:
                 "header-short", f"the file has {size} bytes, and a header takes 8 at least"
             )
         length = int.from_bytes(first, "little")
+        start = first + file.read(FIRST - 8)
+        if start[8:9] not in (b"{", b""):
+            raise Damage(kind(start), "byte 9 is no brace")
+        file.seek(8)
         if length > size - 8:
             raise Damage("header-cut", f"its header of {length} bytes does not end in the file")
         if length > MAX_HEADER:
@@ -103,6 +118,19 @@ def read_lora_file(path: Path) -> LoraFile:
     entries, metadata = Scanner(raw).header()
     check_places(entries, size - 8 - length)
     return LoraFile(path, 8 + length, entries, metadata)
+
+
+def check_readable(path: Path) -> None:
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read: change its permissions, or copy it.")
+
+
+def kind(start: bytes) -> str:
+    """The code of what a file is that is no safetensors file, by its first bytes."""
+    for code, pattern in KINDS.items():
+        if re.match(pattern, start, re.IGNORECASE):
+            return code
+    return "no-safetensors"
 
 
 def check_places(entries: dict[str, Entry], size: int) -> None:

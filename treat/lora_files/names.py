@@ -5,6 +5,7 @@ A module is called by its *place*: its name as that naming writes it, without th
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import NamedTuple
 
 ENDINGS = {
@@ -101,12 +102,24 @@ class Module(NamedTuple):
     def whole(self) -> bool:
         return "A" in self.roles and "B" in self.roles
 
+    @property
+    def stray(self) -> bool:
+        """Whether its tensor is no part of a LoRA's module; such a place has one."""
+        return UNKNOWN in self.roles
 
-def parted(name: str) -> Part:
+
+def taken_apart(name: str) -> Part:
     for ending, (pair, role) in ENDINGS.items():
         if name.endswith(ending) and (pair != "xlabs" or ".processor." in name):
             return Part(name.removesuffix(ending), pair, role)
     return Part(name, "", UNKNOWN)
+
+
+def meant(name: str) -> str:
+    """The ending that a name comes near without having it; empty where there is none."""
+    ending = "." + ".".join(name.split(".")[-2:])
+    near = get_close_matches(ending, ENDINGS, n=1, cutoff=0.8)
+    return near[0] if near else ""
 
 
 def naming_of(place: str, pair: str) -> str:
@@ -124,7 +137,7 @@ def modules(names: Iterable[str]) -> dict[str, Module]:
     pairs: dict[str, str] = {}
     roles: dict[str, dict[str, str]] = {}
     for name in sorted(names):
-        place, pair, role = parted(name)
+        place, pair, role = taken_apart(name)
         if pair and pairs.get(place) and pairs[place] != pair:
             place = name  # no reader pairs halves of two ways of writing
         roles.setdefault(place, {})[role] = name

@@ -69,7 +69,8 @@ def held(content: Content, place: str, layers: int) -> Iterator[tuple[str, Weigh
     """diffusers' modules that one place holds."""
     one = content.denoiser[place]
     a, b = (content.file.tensor(one.roles[role]).clone() for role in "AB")
-    alpha = content.alphas.get(place, (content.said_scale(place) or 1.0) * len(a))
+    said = content.said_scale(place)
+    alpha = content.alphas.get(place, (1.0 if said is None else said) * len(a))
     if one.naming in FLUX_NAMINGS:
         yield from _apart(content, place, Weights(a, b, alpha))
         return

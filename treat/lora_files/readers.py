@@ -39,6 +39,18 @@ class Rule(NamedTuple):
 
 
 NONE = Rule(NOTHING)
+INTERFACES = {
+    "peft-transformer": Rule(lone="A"),
+    "down-transformer": Rule(lone="A"),
+    "peft-unet": Rule(NO_ATTENTION, lone="A"),
+    "old-unet": Rule(lone="A"),
+    "kohya-unet": Rule(lone="A"),
+    "kohya-sgm": Rule(lone="A"),
+    "kohya-flux": Rule(lone="A"),
+    "comfy-flux": Rule(lone="A"),
+    "comfy-flux-peft": Rule(lone="A"),
+}
+"""Forge's loader grew out of ComfyUI's."""
 READERS: dict[str, dict[str, Rule]] = {
     DIFFUSERS: {
         "peft-transformer": Rule(alpha=EITHER, lone="B"),
@@ -53,29 +65,8 @@ READERS: dict[str, dict[str, Rule]] = {
         "helper-flux": Rule(NOTHING, raises=ALL),
         "xlabs-flux": Rule(alpha=IGNORED),
     },
-    COMFYUI: {
-        "peft-transformer": Rule(lone="A"),
-        "down-transformer": Rule(lone="A"),
-        "peft-unet": Rule(NO_ATTENTION, lone="A"),
-        "old-unet": Rule(lone="A"),
-        "kohya-unet": Rule(lone="A"),
-        "kohya-sgm": Rule(lone="A"),
-        "kohya-flux": Rule(lone="A"),
-        "comfy-flux": Rule(lone="A"),
-        "comfy-flux-peft": Rule(lone="A"),
-        "onetrainer-flux": Rule(lone="A"),
-    },
-    FORGE: {
-        "peft-transformer": Rule(lone="A"),
-        "down-transformer": Rule(lone="A"),
-        "peft-unet": Rule(NO_ATTENTION, lone="A"),
-        "old-unet": Rule(lone="A"),
-        "kohya-unet": Rule(lone="A"),
-        "kohya-sgm": Rule(lone="A"),
-        "kohya-flux": Rule(lone="A"),
-        "comfy-flux": Rule(lone="A"),
-        "comfy-flux-peft": Rule(lone="A"),
-    },
+    COMFYUI: INTERFACES | {"onetrainer-flux": Rule(lone="A")},
+    FORGE: INTERFACES,
     KOHYA: {
         "kohya-unet": Rule(SD_SCRIPTS_UNET),
         "kohya-sgm": Rule(SD_SCRIPTS_UNET),
@@ -109,11 +100,15 @@ class Verdict(NamedTuple):
     said: tuple[float, ...]
     """Those that the file means."""
     refuses: str = ""
+    strays: int = 0
+    """Tensors of no module: passed over, or put over the base's own."""
 
     @property
     def whole(self) -> bool:
         """Every module, at the strength that the file means."""
-        return bool(self.loaded) and not (self.refuses or self.dropped or self.off)
+        return bool(self.strengths) and not (
+            self.refuses or self.dropped or self.off or self.strays
+        )
 
 
 def rule_of(reader: str, content: Content) -> Rule:
@@ -147,7 +142,14 @@ def verdict(reader: str, content: Content, refuses: str = "") -> Verdict:
     if refuses:
         loaded, off, strengths = 0, 0, set()
     left = len(whole) - loaded
-    return Verdict(reader, loaded, left, off, _sorted(strengths), _sorted(said), refuses)
+    strays = sum(one.stray for one in content.all.values())
+    return Verdict(reader, loaded, left, off, _sorted(strengths), _sorted(said), refuses, strays)
+
+
+def keeps_strays(reader: str, content: Content) -> bool:
+    """Whether it takes a file for all that some of its names have no `lora` in them."""
+    flux = content.naming == "peft-transformer" and content.family != "sd3"
+    return reader == DIFFUSERS and flux
 
 
 def _lone(reader: str, content: Content) -> str:
@@ -183,8 +185,11 @@ def applied(content: Content, place: str, rule: Rule) -> float:
         own, (commonest, _) = content.alphas.get(place), Counter(alphas).most_common(1)[0]
         alpha = commonest if own is None or ATTENTION.match(place) else own
         scale = alpha / max(content.rank(place), 1)
-    if rule.alpha in (TENSORS, EITHER):
+    if rule.alpha == EITHER and content.first_alpha is not None:
+        alpha = content.alphas.get(place, content.first_alpha)
+        scale = alpha / max(content.rank(place), 1)
+    elif rule.alpha in (TENSORS, EITHER):
         scale = content.tensor_scale(place)
-    if scale is None and rule.alpha in (METADATA, EITHER):
+    if scale is None and rule.alpha in (METADATA, EITHER, COMMONEST):
         scale = content.said_scale(place)
     return 1.0 if scale is None else round(scale, 6)
