@@ -9,14 +9,21 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import core.config
 from core.errors import UserError
 from core.hub import check_push, push
 from core.storage import write_atomic
 from detector.export_card import card
-from detector.export_graph import check_onnx, exported, write_onnx, write_program
+from detector.export_graph import (
+    ONNX_EXTRA,
+    check_onnx,
+    exported,
+    missing_for_onnx,
+    write_onnx,
+    write_program,
+)
 from detector.export_plain import write_transformers
 from detector.segformer import VARIANTS, freeze
 from detector.storage import DESCRIPTION, TENSORS, load_detector, located, read_description
@@ -32,8 +39,9 @@ class Config(core.config.Config):
     """Folder of the detector, or of the run that trained it."""
     out: Path
     """Folder for the files and the card; nothing else may stand in it."""
-    formats: tuple[Format, ...] = ("transformers", "program", "onnx")
-    """Beside the detector's own two files: transformers' folder, torch.export's program, ONNX."""
+    formats: tuple[Format, ...] | None = None
+    """Beside the detector's own two files: transformers' folder, torch.export's program, ONNX
+    (default: all that this installation can write)."""
     title: str = "DiffDoctor artifact detector"
     """Of the card."""
     license: str = ""
@@ -49,12 +57,13 @@ def main(config: Config) -> None:
     if config.push:
         check_push(config.push)
     check_out(config.out)
-    if "onnx" in config.formats:
+    asked = writable() if config.formats is None else config.formats
+    if "onnx" in asked:
         check_onnx()
     detector = freeze(load_detector(config.run))
     description = read_description(config.run)
     figures = read_figures(config.evaluation, description.sha256)
-    formats = possible(config.formats, description.config.variant)
+    formats = possible(asked, description.config.variant)
 
     config.out.mkdir(parents=True, exist_ok=True)
     source = located(config.run)
@@ -91,6 +100,14 @@ def check_out(folder: Path) -> None:
         for name in (PROGRAM, GRAPH):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / PLAIN, ignore_errors=True)
+
+
+def writable() -> tuple[str, ...]:
+    """Every format; without what writes ONNX all but that one, and a line that says so."""
+    if not missing_for_onnx():
+        return get_args(Format)
+    print(f"ONNX is left out, for this installation cannot write it: {ONNX_EXTRA} adds it.")
+    return tuple(one for one in get_args(Format) if one != "onnx")
 
 
 def possible(formats: Sequence[str], variant: str) -> tuple[str, ...]:

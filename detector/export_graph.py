@@ -20,6 +20,7 @@ from core.storage import write_atomic
 from detector.segformer import SegformerDetector, upsample
 
 NEEDED = ("onnx", "onnxscript")
+ONNX_EXTRA = "pip install 'diffdoctor[onnx]'"
 TOLERANCE = 1e-4
 """Largest difference of a logit between ONNX and torch."""
 EXAMPLE = (2, 4, 6)
@@ -103,12 +104,16 @@ def write_onnx(
     compare(torch.from_numpy(np.asarray(logits)), detector.logits_at(images), path, TOLERANCE)
 
 
+def missing_for_onnx() -> list[str]:
+    """The packages that write ONNX and are not installed."""
+    return [name for name in NEEDED if find_spec(name) is None]
+
+
 def check_onnx() -> None:
     """Raise `UserError` where what writes ONNX is missing."""
-    lost = [name for name in NEEDED if find_spec(name) is None]
-    if lost:
+    if lost := missing_for_onnx():
         raise UserError(
-            f"ONNX needs {' and '.join(lost)}: pip install 'diffdoctor[onnx]', or leave it out, "
+            f"ONNX needs {' and '.join(lost)}: {ONNX_EXTRA}, or leave it out, "
             "--formats transformers program."
         )
 

@@ -12,8 +12,9 @@ SHARED = ("run", "out", "title", "license", "evaluation", "push")
 class Config(treat.export.Config):
     """Write an adapter, or a detector, for use elsewhere: the run says which it is."""
 
-    formats: tuple[detector.export.Format, ...] = ("transformers", "program", "onnx")
-    """Of a detector, beside its own two files; `onnx` needs pip install 'diffdoctor[onnx]'."""
+    formats: tuple[detector.export.Format, ...] | None = None
+    """Of a detector, beside its own two files (default: all that this installation can write;
+    `onnx` needs pip install 'diffdoctor[onnx]')."""
 
 
 def main(config: Config) -> None:

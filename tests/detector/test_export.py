@@ -137,6 +137,15 @@ def test_without_onnx_one_sentence_names_the_extra(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_without_onnx_the_default_is_all_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export_graph, "find_spec", lambda name: None)
+    _, out = written(tmp_path, CONFIGS["nano"], formats=None)
+    assert {"transformers", "detector.pt2"} < {path.name for path in out.iterdir()}
+    assert not (out / "detector.onnx").exists()
+    said = [line for line in capsys.readouterr().out.splitlines() if "ONNX" in line]
+    assert len(said) == 1 and "pip install 'diffdoctor[onnx]'" in said[0]
+
+
 def test_the_card_tells_licence_data_calibration_and_categories(tmp_path):
     save_detector(lively(CONFIGS["nano"]), tmp_path / "run/detector", CARD)
     groups = {"hand": {"images": 7, "pixel_ap": 0.625, "calibration_error": 0.031, "iou": None}}
