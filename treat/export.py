@@ -8,6 +8,7 @@ With `merge` a whole pipeline folder comes out instead, the adapter within its w
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from core.config import Config as BaseConfig
 from core.errors import UserError
 from core.hub import check_push, push
 from core.storage import write_atomic
-from treat import merge, verify
+from treat import merge, single_file, verify
 from treat.adapter import METADATA, UNET, WEIGHTS, Adapter
 from treat.combine import Part, combined, read_parts
 from treat.export_card import KOHYA, PICTURE, card, merged_card
@@ -47,6 +48,9 @@ class Config(BaseConfig):
     """PATH=WEIGHT each: further adapters of the same base that are added (their best step)."""
     merge: bool = False
     """Write the whole pipeline with the adapter in its weights, which needs no LoRA loader."""
+    single_file: bool = False
+    """With --merge, of SDXL: in the folder also one file in the original layout, named after it,
+    which ComfyUI and Forge call a checkpoint."""
     base: str | None = None
     """Pipeline folder or Hub id to merge into (default: the run's base)."""
     dtype: Literal["bf16", "fp32"] = "bf16"
@@ -74,6 +78,8 @@ def main(config: Config) -> None:
     """Read, check, describe, write; then push, if asked."""
     if config.push:
         check_push(config.push)
+    if config.single_file and not config.merge:
+        raise UserError("a single file holds the whole pipeline: add --merge to --single-file.")
     parts = read_parts(config.run, config.step, config.scale, config.also)
     adapter = combined(parts)
     kind = kind_of(on_base(adapter, config.base), config.architecture)
@@ -207,13 +213,20 @@ def write_merged(
     check_beside(parts)
     dtype = DTYPES[config.dtype]
     opened = merge.open_base(base, kind.prefix.removesuffix("."), parts)
-    merge.check_out(config.out, merge.size(opened, dtype))
+    need = merge.size(opened, dtype)
+    if config.single_file:
+        single_file.check(opened.folder)
+        need += merge.network_size(opened, dtype) + single_file.others_size(opened.folder)
+    merge.check_out(config.out, need)
     said = filled({**provenance(parts[0].adapter, figures), **mixture(parts)})
-    text = merged_card(labels, kind, figures, parts, config.dtype)
+    single = f"{config.out.resolve().name}.safetensors" if config.single_file else ""
+    further = partial(single_file.write, name=single, metadata=said) if single else None
+    text = merged_card(labels, kind, figures, parts, config.dtype, single)
     extra = {**pictures, CARD: text.encode()}
-    total = merge.write(opened, config.out, parts, dtype, said, extra)
+    total = merge.write(opened, config.out, parts, dtype, said, extra, further)
     lost = merge.left_out(opened)
-    more = f"; left out, with the untreated network in them: {', '.join(lost)}" if lost else ""
+    more = f", and {single}" if single else ""
+    more += f"; left out, with the untreated network in them: {', '.join(lost)}" if lost else ""
     print(f"{config.out}: a {kind.pipeline}, {total} bytes of {opened.network}{more}")
 
 

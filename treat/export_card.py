@@ -41,9 +41,14 @@ def card(
 
 
 def merged_card(
-    labels: Labels, kind: Kind, figures: Mapping[str, float], parts: Sequence[Part], dtype: str
+    labels: Labels,
+    kind: Kind,
+    figures: Mapping[str, float],
+    parts: Sequence[Part],
+    dtype: str,
+    single: str = "",
 ) -> str:
-    """Of a base with the adapter in its weights."""
+    """Of a base with the adapter in its weights; `single` is the name of its single file."""
     text = MERGED_TEXT.format(
         title=labels.title,
         base=labels.base,
@@ -52,6 +57,8 @@ def merged_card(
         network=kind.prefix.removesuffix("."),
         dtype=dtype,
     )
+    if single:
+        text += SINGLE_TEXT.format(file=single)
     return front(labels, "finetune", ["text-to-image", "diffusers", kind.tag]) + text
 
 
@@ -120,4 +127,10 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER")
 ```
+"""
+SINGLE_TEXT = """
+## ComfyUI, Forge
+
+`{file}` is the same pipeline in one file, by the names of SDXL's original code: put it into
+`models/checkpoints` (Forge: `models/Stable-diffusion`) and load it as any checkpoint.
 """

@@ -7,7 +7,7 @@ the untreated network: its other variants and formats, and whole-model files bes
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,18 +82,19 @@ def quantised(folder: Path) -> UserError:
     )
 
 
-def weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path, file: str = WEIGHTS) -> list[str]:
     """Those that `from_pretrained` reads without a variant, by their index where there is one."""
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    index = folder / f"{file}.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
         if any(Path(str(name)).name != name for name in names):
-            raise UserError(f"{folder / INDEX} names files elsewhere: download the base again.")
+            raise UserError(f"{index} names files elsewhere: download the base again.")
     else:
-        names = [WEIGHTS]
+        names = [file]
     lost = [name for name in names if not (folder / name).is_file()]
     if lost or not names:
         raise UserError(
-            f"{folder} has no {(lost or [WEIGHTS])[0]}: save the base without a variant and with "
+            f"{folder} has no {(lost or [file])[0]}: save the base without a variant and with "
             "safetensors (save_pretrained), or download it again."
         )
     return names
@@ -132,8 +133,13 @@ def check_out(out: Path, need: int) -> None:
 
 def size(base: Base, dtype: torch.dtype) -> int:
     """Bytes that the merged folder takes."""
+    return network_size(base, dtype) + sum(path.stat().st_size for path in carried(base))
+
+
+def network_size(base: Base, dtype: torch.dtype) -> int:
+    """Bytes of the merged network."""
     numbers = sum(torch.Size(s).numel() for one in base.files.values() for s in one.values())
-    return numbers * dtype.itemsize + sum(path.stat().st_size for path in carried(base))
+    return numbers * dtype.itemsize
 
 
 def carried(base: Base) -> list[Path]:
@@ -169,11 +175,13 @@ def write(
     dtype: torch.dtype,
     metadata: Mapping[str, str],
     extra: Mapping[str, bytes],
+    further: Callable[[Path], None] | None = None,
 ) -> int:
     """Fill a folder beside `out` and rename it when it is whole; bytes of the network.
 
     `metadata` goes into the header of each of the network's files, `extra` are further files by
-    their names. What a stopped run left beside `out` is removed first.
+    their names, `further` writes more into the filled folder. What a stopped run left beside `out`
+    is removed first.
     """
     staging = out.absolute().with_name(f".{out.name}.merging")
     try:
@@ -190,6 +198,8 @@ def write(
         write_index(base, staging / base.network, total)
         for name, content in extra.items():
             storage.write_file(staging / name, content)
+        if further:
+            further(staging)
         check_base(staging)
         for folder in [*(one for one in staging.rglob("*") if one.is_dir()), staging]:
             storage.sync_folder(folder)
