@@ -152,12 +152,9 @@ def write_lora(
         write_atomic(config.out / name, beside)
     if kind.prefix == UNET:
         named = kohya_named(tensors)
-        said = header(labels, adapter, kind, figures, named, parts)
+        said = header(labels, adapter, kind, figures, named, parts, KOHYA)
         said.pop(METADATA)  # beside the alphas it would make diffusers refuse the file
-        said |= {
-            "ss_output_name": KOHYA.removesuffix(".safetensors"),
-            "modelspec.implementation": "sd-scripts",
-        }
+        said["modelspec.implementation"] = "sd-scripts"
         write_atomic(config.out / KOHYA, safetensors.torch.save(named, metadata=said))
     write_atomic(config.out / WEIGHTS, content)
     written = f"{config.out / WEIGHTS}" + (f" and {KOHYA}" if kind.prefix == UNET else "")

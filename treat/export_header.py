@@ -36,9 +36,10 @@ def header(
     figures: Mapping[str, float],
     tensors: Mapping[str, Tensor],
     parts: Sequence[Part] = (),
+    file_name: str = WEIGHTS,
 ) -> dict[str, str]:
     """What readers find before the tensors: all strings, no path, nothing secret."""
-    training = kohya(adapter, kind)
+    training = kohya(adapter, kind, file_name)
     # kohya's hashes are taken over a file that carries the training entries only.
     file = safetensors.torch.save(dict(tensors), metadata=filled(training))
     whole = digest(file[8 + int.from_bytes(file[:8], "little") :])
@@ -98,7 +99,7 @@ MODULES = {"flux": "networks.lora_flux", "stable-diffusion-3": "networks.lora_sd
 """kohya's modules by a kind's tag; the UNets have one for all."""
 
 
-def kohya(adapter: Adapter, kind: Kind) -> dict[str, Any]:
+def kohya(adapter: Adapter, kind: Kind, file_name: str) -> dict[str, Any]:
     """What kohya's tools and the web interfaces after them read."""
     return {
         "ss_network_dim": adapter.rank,
@@ -108,7 +109,7 @@ def kohya(adapter: Adapter, kind: Kind) -> dict[str, Any]:
         "ss_learning_rate": adapter.run.get("learning_rate"),
         "ss_steps": adapter.step,
         "ss_seed": adapter.run.get("seed"),
-        "ss_output_name": WEIGHTS.removesuffix(".safetensors"),
+        "ss_output_name": file_name.removesuffix(".safetensors"),
     }
 
 

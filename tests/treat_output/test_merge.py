@@ -2,65 +2,15 @@
 
 import json
 
-import diffusers
 import pytest
 import safetensors
 import safetensors.torch
 import torch
 
 from core.errors import UserError
-from tests.base_models.families import CASES, pipeline_images
-from tests.chain import with_adapters
 from tests.treat_output import lora_files as files
+from tests.treat_output.merging import ARCHITECTURES, World
 from treat import export, merge
-from treat.lora import lora_state
-
-ARCHITECTURES = {"flux": "schnell", "sdxl": "sdxl", "sd": "sd1", "kolors": "kolors", "sd3": "sd3"}
-GUIDANCE = {"flux": 0.0}
-
-
-class World:
-    """A base's folder and a LoRA file in fp32 on it."""
-
-    def __init__(self, case, folder):
-        self.case, self.folder = case, folder
-        CASES[case].pipeline().save_pretrained(folder / "base")
-        (folder / "base/README.md").write_text("the base's own card")
-        (folder / "base/LICENSE.txt").write_text("terms")
-        self.prefix = "unet" if case in ("sdxl", "sd", "kolors") else "transformer"
-        state = lora_state(with_adapters(CASES[case].model()).network)
-        self.state = {f"{self.prefix}.{name}": one for name, one in state.items()}
-        self.lora = self.file("lora", lambda name, one: one)
-        flip = {name: -0.5 * one.flip(0) for name, one in self.state.items()}
-        self.other = self.file("other", lambda name, one: flip[name])
-
-    def file(self, name, change):
-        path = self.folder / f"{name}.safetensors"
-        files.save(path, {n: change(n, one).contiguous() for n, one in self.state.items()})
-        return path
-
-    def export(self, out, **options):
-        given = {"run": self.lora, "base": str(self.folder / "base"), "dtype": "fp32"}
-        export.main(export.Config(**{**given, **options}, out=out))
-        return out
-
-    def pipeline(self, folder=None, dtype=torch.float32):
-        name = type(CASES[self.case].pipeline()).__name__
-        source = folder or self.folder / "base"
-        return getattr(diffusers, name).from_pretrained(source, dtype=dtype)
-
-    def images(self, pipeline):
-        """Unguided: guidance multiplies whatever two pipelines of random weights differ by."""
-        return pipeline_images(pipeline, GUIDANCE.get(self.case, 1.0)).float()
-
-    def with_lora(self, *weights, folder=None):
-        pipeline = self.pipeline(folder)
-        names = []
-        for path, _ in weights:
-            names.append(path.stem)
-            pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=path.stem)
-        pipeline.set_adapters(names, [weight for _, weight in weights])
-        return self.images(pipeline)
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
@@ -78,22 +28,6 @@ def test_merged_in_fp32_draws_what_base_and_adapter_draw(world, tmp_path):
     there = world.with_lora((world.lora, 1.0))
     assert (merged - there).abs().max() <= 1e-3
     assert (merged - world.images(world.pipeline())).abs().max() > 0.01  # and the adapter does act
-
-
-def test_merged_in_bf16_is_near_on_average(world, tmp_path):
-    """Of a base in bf16, as FLUX and SD 3 are published: what is rounded is the sum alone.
-
-    At strength 0.3 the random adapter changes these random bases as much as a real one would a
-    real base, some 5/255; at full strength, up to 40/255.
-    """
-    base = tmp_path / "base"
-    world.pipeline(dtype=torch.bfloat16).save_pretrained(base)
-    out = world.export(tmp_path / "out", merge=True, dtype="bf16", base=str(base), scale=0.3)
-    merged = world.images(world.pipeline(out))
-    there = world.with_lora((world.lora, 0.3), folder=base)
-    assert (merged - there).abs().mean() <= 2 / 255
-    own = safetensors.torch.load_file(out / world.prefix / merge.WEIGHTS)
-    assert {one.dtype for one in own.values()} == {torch.bfloat16}
 
 
 def test_scale_0_is_the_base(world, tmp_path):
