@@ -32,9 +32,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-# Apart: diffusers and peft import these wherever they are installed, and warn of their versions.
-$(QUANT): requirements-quant.lock $(INSTALLED)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-quant.lock
+# Apart: diffusers and peft import these wherever they are installed, and warn of their versions;
+# and of one package only the lists of names are read, so it comes without what it asks for.
+$(QUANT): requirements-quant.lock requirements-names.lock $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps \
+		-r requirements-quant.lock -r requirements-names.lock
 	touch $@
 
 clean:

@@ -47,10 +47,11 @@ def mix(
     features: Sequence[Tensor],
     projections: Sequence[nn.Linear],
     convolution: nn.Conv2d,
-    size: Sequence[int],
+    size: Sequence[Any],
 ) -> Float[Tensor, "b D y x"]:
     """What the head's 1x1 convolution gives; features and projections from the first stage on.
 
+    `size` holds two whole numbers, or symbols of them while torch.export traces.
     The convolution's input channels are in the libraries' order, the deepest stage first.
     """
     weights = convolution.weight[:, :, 0, 0].chunk(len(features), dim=1)[::-1]

@@ -10,7 +10,7 @@ Legend: b batch, h w pixels of the image, s stride of the logits.
 import difflib
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
@@ -128,7 +128,11 @@ class SegformerDetector(nn.Module):
 
     def logits(self, images: Images) -> Float[Tensor, "b 1 y x"]:
         """Logits at the network's stride: `(b, 1, h/s, w/s)` for an image of working size h, w."""
-        x = _resize(images, self.working_size(*images.shape[-2:]))
+        return self.logits_at(_resize(images, self.working_size(*images.shape[-2:])))
+
+    def logits_at(self, images: Images) -> Float[Tensor, "b 1 y x"]:
+        """The same of images that have a working size already."""
+        x = images
         if self.config.upscale > 1:
             x = F.interpolate(x, scale_factor=float(self.config.upscale), mode="bilinear")
         x = (x - self.mean) / self.std
@@ -144,8 +148,8 @@ class SegformerDetector(nn.Module):
         return super().train(mode and not self.frozen)
 
 
-def upsample(logits: Tensor, size: Sequence[int]) -> Float[Tensor, "b 1 h w"]:
-    """The one way from logits to the image's grid."""
+def upsample(logits: Tensor, size: Sequence[Any]) -> Float[Tensor, "b 1 h w"]:
+    """The one way from logits to the image's grid (its sides are symbols under torch.export)."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
@@ -180,17 +184,21 @@ def _is_mit_of_smp(config: SegformerConfig) -> bool:
     return config.backend == "smp" and config.variant in VARIANTS
 
 
-def _transformers_network(variant: str) -> nn.Module:
-    if variant not in VARIANTS:
-        raise UserError(_unknown_variant(variant, list(VARIANTS)))
-    shape = transformers.SegformerConfig(
+def transformers_config(variant: str) -> transformers.SegformerConfig:
+    """One of `VARIANTS` in transformers' words."""
+    return transformers.SegformerConfig(
         num_labels=1,  # pyright: ignore[reportCallIssue]
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         classifier_dropout_prob=0.0,
         **VARIANTS[variant],
     )
-    return transformers.SegformerForSemanticSegmentation(shape)
+
+
+def _transformers_network(variant: str) -> nn.Module:
+    if variant not in VARIANTS:
+        raise UserError(_unknown_variant(variant, list(VARIANTS)))
+    return transformers.SegformerForSemanticSegmentation(transformers_config(variant))
 
 
 def _smp_network(variant: str) -> nn.Module:

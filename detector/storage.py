@@ -81,7 +81,7 @@ def load_detector(folder: Path) -> SegformerDetector:
     Raises `UserError` that names the cure for a missing folder, a damaged or foreign file and a
     variant that this version does not know.
     """
-    folder = _located(folder)
+    folder = located(folder)
     description = read_description(folder)
     payload = _read(folder / TENSORS, folder)
     if hashlib.sha256(payload).hexdigest() != description.sha256:
@@ -102,7 +102,7 @@ def load_detector(folder: Path) -> SegformerDetector:
 
 def read_description(folder: Path) -> Description:
     """The checked `detector.json`; raises `UserError`."""
-    folder = _located(folder)
+    folder = located(folder)
     if not folder.is_dir():
         raise UserError(
             f"there is no detector folder {folder}; train one with `diffdoctor detector train`."
@@ -129,7 +129,7 @@ def digest(folder: Path) -> str:
     return read_description(folder).sha256
 
 
-def _located(folder: Path) -> Path:
+def located(folder: Path) -> Path:
     """A training run keeps its detector in `detector/`; either folder may be named."""
     inner = Path(folder) / "detector"
     return inner if (inner / DESCRIPTION).is_file() else Path(folder)

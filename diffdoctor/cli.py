@@ -42,8 +42,8 @@ COMMANDS = {
         "diffdoctor evaluate --base FOLDER --adapters treated=runs/treat --prompts held_out.txt",
     ),
     "export": Command(
-        "treat.export",
-        "write an adapter as a LoRA file that plain diffusers and ComfyUI load",
+        "diffdoctor.export",
+        "an adapter as a LoRA file or merged into its base; a detector for any project",
         "diffdoctor export --run runs/treat --out lora --step best",
     ),
     "verify": Command(

@@ -17,7 +17,7 @@ from base_models.load import locate, read_json, read_parts
 from core.errors import UserError
 from core.storage import write_atomic
 from treat.adapter import METADATA
-from treat.export import LEGACY, digest
+from treat.export_header import LEGACY, digest
 from treat.lora_files.checks import checks
 from treat.lora_files.content import Content
 from treat.lora_files.faults import FAULTS, gathered

@@ -6,7 +6,7 @@ difference is a paired one. The judge decides; other detectors are read beside i
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from core.run import PAUSED, Run
 from core.storage import write_atomic
 from detector.measure import device
 from detector.storage import load_detector
-from treat import figures
+from treat import figures, strengths
 from treat.adapter import read_adapter
 from treat.arms import BASE, Draw, Sampling, draw_arm, image_path, named, open_arms, plan
 from treat.curves import run_curves
 from treat.prompts import read_prompts
-from treat.report import Pair, render
+from treat.report import Curve, Pair, render
 
 Judge = Callable[[Images, Sequence[str]], ArtifactMap]
 Meters = Callable[[Images, Sequence[str]], Mapping[str, Any]]
@@ -65,6 +65,8 @@ class Config(BaseConfig):
     """Pixels."""
     batch: int = Field(default=8, ge=1)
     """Images drawn and judged at once."""
+    strengths: tuple[Annotated[float, Field(ge=0, le=10)], ...] = ()
+    """Also draw every adapter at these strengths (0 0.5 1 1.5): a sheet, and curves."""
     step: str = "best"
     """Which checkpoint of a run folder: best, last or a number."""
     shown: int = Field(default=12, ge=0)
@@ -94,7 +96,8 @@ def main(
     check_quantisation(config.quantise)
     if config.beside:
         read_adapter(config.beside)
-    arms = open_arms(paths, config.step, config.beside)
+    swept = strengths.sweep(paths, config.strengths)
+    arms = strengths.spread(open_arms(paths, config.step, config.beside), swept)
     check_control(config.control, paths)
     detectors = {name: load_detector(Path(path)) for name, path in named(config.detectors).items()}
     if judge is None:
@@ -113,7 +116,11 @@ def main(
         summary = summarise(tables, config.control, config.seed)
         summary |= {"judge": judge_name, "prompts": config.prompts.name}
         pairs = first_pairs(run.folder, list(arms), draws[: config.shown], judge)
-        publish(run, summary, pairs, [Path(path) for path in paths.values()], judge)
+        curves = strengths.curves(swept, summary["arms"])
+        curves += [curve for path in paths.values() for curve in run_curves(Path(path), judge)]
+        if swept and pairs:
+            write_image(run.folder / "strengths.png", strengths.sheet(swept, pairs))
+        publish(run, summary, pairs, curves)
     return None
 
 
@@ -265,12 +272,11 @@ def sheet(pairs: Sequence[Pair]) -> Tensor:
 
 
 def publish(
-    run: Run, summary: dict[str, Any], pairs: Sequence[Pair], paths: Sequence[Path], judge: Judge
+    run: Run, summary: dict[str, Any], pairs: Sequence[Pair], curves: Sequence[Curve]
 ) -> None:
     """Write the sheet, the report and, last, the summary."""
     if pairs:
         write_image(run.folder / "sheet.png", sheet(pairs))
-    curves = [curve for path in paths for curve in run_curves(path, judge)]
     first = summary["arms"][BASE]
     note = (
         f"{first['n']} images an arm from the same prompts ({summary['prompts']}) and the same "

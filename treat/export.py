@@ -3,38 +3,38 @@
 `pytorch_lora_weights.safetensors` carries PEFT names (`transformer.<module>.lora_A.weight`), the
 scale folded into B so that alpha = rank: readers that know no metadata apply it right as well.
 For a UNet (`unet.<module>...`) a second file has kohya's names, which ComfyUI reads.
+With `merge` a whole pipeline folder comes out instead, the adapter within its weights.
 """
 
-import datetime
-import hashlib
 import json
-from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import safetensors.torch
 import torch
-import yaml
+from pydantic import Field
 from torch import Tensor
 
 from core.config import Config as BaseConfig
 from core.errors import UserError
+from core.hub import check_push, push
 from core.storage import write_atomic
-from detector.storage import digest as detector_digest
-from treat.adapter import METADATA, UNET, WEIGHTS, Adapter, read_adapter
+from treat import merge, single_file, verify
+from treat.adapter import METADATA, UNET, WEIGHTS, Adapter
+from treat.combine import Part, combined, read_parts
+from treat.export_card import KOHYA, PICTURE, card, merged_card
+from treat.export_header import Labels, filled, header, mixture, provenance
 from treat.lora_kinds import Architecture, Kind, kind_of, kohya_named
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-KOHYA = "comfyui_lora.safetensors"
-"""A UNet's adapter by kohya's names."""
 CARD = "README.md"
-SHEET, PICTURE = "sheet.png", "before_after.png"
-LEGACY = slice(0x100000, 0x110000)
-"""The bytes that kohya's first hash reads."""
+SHEET = "sheet.png"
 
 
 class Config(BaseConfig):
-    """Write an adapter as a LoRA file for downstream pipelines."""
+    """Write an adapter as a LoRA file for downstream pipelines, or merged into its base."""
 
     run: Path
     """Run folder of `diffdoctor treat`, one of its checkpoints, or a LoRA file."""
@@ -42,8 +42,19 @@ class Config(BaseConfig):
     """Folder for the file and its card; nothing else may stand in it."""
     step: str = "best"
     """Which checkpoint of a run folder: best, last or a number."""
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+    """Strength: what the adapter changes is multiplied by this."""
+    also: tuple[str, ...] = ()
+    """PATH=WEIGHT each: further adapters of the same base that are added (their best step)."""
+    merge: bool = False
+    """Write the whole pipeline with the adapter in its weights, which needs no LoRA loader."""
+    single_file: bool = False
+    """With --merge, of SDXL: in the folder also one file in the original layout, named after it,
+    which ComfyUI and Forge call a checkpoint."""
+    base: str | None = None
+    """Pipeline folder or Hub id to merge into (default: the run's base)."""
     dtype: Literal["bf16", "fp32"] = "bf16"
-    """Of the file: half the size, or the masters themselves."""
+    """Of the file: half the size, or the masters themselves; merged: of the network's weights."""
     title: str = "DiffDoctor adapter"
     """Shown by model managers."""
     author: str = ""
@@ -58,30 +69,92 @@ class Config(BaseConfig):
     """Run folder of `diffdoctor evaluate`: figures and pictures for the header and the card."""
     arm: str = "adapter"
     """The name that this adapter has there."""
+    push: str | None = None
+    """Repository (OWNER/NAME) of the Hugging Face Hub that the folder is uploaded to, once it is
+    found sound."""
 
 
 def main(config: Config) -> None:
-    """Read, convert, describe, commit; the weights are the last to appear."""
-    adapter = read_adapter(config.run, config.step)
-    kind = kind_of(adapter, config.architecture)
-    check_out(config.out)
+    """Read, check, describe, write; then push, if asked."""
+    if config.push:
+        check_push(config.push)
+    if config.single_file and not config.merge:
+        raise UserError("a single file holds the whole pipeline: add --merge to --single-file.")
+    parts = read_parts(config.run, config.step, config.scale, config.also)
+    adapter = combined(parts)
+    kind = kind_of(on_base(adapter, config.base), config.architecture)
     figures = read_figures(config.evaluation, config.arm)
+    labels = Labels(config.title, config.author, config.license, named_base(config, adapter))
+    pictures = read_pictures(config.evaluation)
+    if config.merge:
+        base = config.base or adapter.run.get("base")
+        write_merged(config, base, kind, parts, labels, figures, pictures)
+    else:
+        write_lora(config, adapter, kind, parts, labels, figures, pictures)
+    if config.push:
+        check_sound(config.out, kind, merged=config.merge)
+        print(f"pushed to {push(config.out, config.push, f'{config.title}, by diffdoctor export')}")
+
+
+def on_base(adapter: Adapter, base: str | None) -> Adapter:
+    """As if it had been trained on a base that is named."""
+    return replace(adapter, run={**adapter.run, "base": base}) if base else adapter
+
+
+def named_base(config: Config, adapter: Adapter) -> str:
+    """For the card: a Hub id, else the bare name of the folder."""
+    base = config.base or str(adapter.run.get("base", "the base model"))
+    return config.base_model or Path(base).name
+
+
+def read_pictures(evaluation: Path | None) -> dict[str, bytes]:
+    sheet = evaluation / SHEET if evaluation else None
+    return {PICTURE: sheet.read_bytes()} if sheet and sheet.is_file() else {}
+
+
+def check_sound(folder: Path, kind: Kind, *, merged: bool) -> None:
+    """Raise `UserError` unless `diffdoctor verify` is content; a merged folder was checked whole.
+
+    Forge has SD 3's names switched off: it does not count there.
+    """
+    if merged:
+        return
+    readers = [one for one in verify.USUAL if (one, kind.tag) != ("Forge", "stable-diffusion-3")]
+    reports = [verify.examine(path, readers=readers) for path in verify.files(folder)]
+    if verify.code(reports, tuple(readers)):
+        raise UserError(
+            f"{folder} is written but not pushed, for it is not sound: "
+            f"`diffdoctor verify {folder}` says why."
+        )
+
+
+# The LoRA file
+
+
+def write_lora(
+    config: Config,
+    adapter: Adapter,
+    kind: Kind,
+    parts: list[Part],
+    labels: Labels,
+    figures: dict[str, float],
+    pictures: dict[str, bytes],
+) -> None:
+    """The weights are the last to appear."""
+    check_out(config.out)
     tensors = rounded(adapter, DTYPES[config.dtype])
     diffusers_named = {kind.prefix + name: tensor for name, tensor in tensors.items()}
-    said = header(config, adapter, kind, figures, diffusers_named)
+    said = header(labels, adapter, kind, figures, diffusers_named, parts)
     content = safetensors.torch.save(diffusers_named, metadata=said)
     config.out.mkdir(parents=True, exist_ok=True)
-    if config.evaluation and (config.evaluation / SHEET).is_file():
-        write_atomic(config.out / PICTURE, (config.evaluation / SHEET).read_bytes())
-    write_atomic(config.out / CARD, card(config, adapter, kind, figures).encode())
+    text = card(labels, adapter, kind, figures, parts)
+    for name, beside in {**pictures, CARD: text.encode()}.items():
+        write_atomic(config.out / name, beside)
     if kind.prefix == UNET:
         named = kohya_named(tensors)
-        said = header(config, adapter, kind, figures, named)
+        said = header(labels, adapter, kind, figures, named, parts, KOHYA)
         said.pop(METADATA)  # beside the alphas it would make diffusers refuse the file
-        said |= {
-            "ss_output_name": KOHYA.removesuffix(".safetensors"),
-            "modelspec.implementation": "sd-scripts",
-        }
+        said["modelspec.implementation"] = "sd-scripts"
         write_atomic(config.out / KOHYA, safetensors.torch.save(named, metadata=said))
     write_atomic(config.out / WEIGHTS, content)
     written = f"{config.out / WEIGHTS}" + (f" and {KOHYA}" if kind.prefix == UNET else "")
@@ -119,166 +192,48 @@ def read_figures(folder: Path | None, arm: str) -> dict[str, float]:
         ) from error
 
 
-# Header
+# The merged pipeline
 
 
-def header(
+def write_merged(
     config: Config,
-    adapter: Adapter,
+    base: str | None,
     kind: Kind,
-    figures: Mapping[str, float],
-    tensors: Mapping[str, Tensor],
-) -> dict[str, str]:
-    """What readers find before the tensors: all strings, no path, nothing secret."""
-    training = kohya(adapter, kind)
-    # kohya's hashes are taken over a file that carries the training entries only.
-    file = safetensors.torch.save(dict(tensors), metadata=filled(training))
-    whole = digest(file[8 + int.from_bytes(file[:8], "little") :])
-    return filled(
-        {
-            "format": "pt",
-            METADATA: json.dumps(lora_metadata(adapter, kind), sort_keys=True),
-            **modelspec(config, adapter, kind, whole),
-            **training,
-            "sshs_model_hash": whole,
-            "sshs_legacy_hash": digest(file[LEGACY])[:8],
-            **provenance(adapter, figures),
-        }
-    )
+    parts: list[Part],
+    labels: Labels,
+    figures: dict[str, float],
+    pictures: dict[str, bytes],
+) -> None:
+    """The base's folder with the sum in its network, whole or not at all."""
+    if base is None:
+        raise UserError("a LoRA file does not say what to merge it into: name the --base.")
+    check_beside(parts)
+    dtype = DTYPES[config.dtype]
+    opened = merge.open_base(base, kind.prefix.removesuffix("."), parts)
+    need = merge.size(opened, dtype)
+    if config.single_file:
+        single_file.check(opened.folder)
+        need += merge.network_size(opened, dtype) + single_file.others_size(opened.folder)
+    merge.check_out(config.out, need)
+    said = filled({**provenance(parts[0].adapter, figures), **mixture(parts)})
+    single = f"{config.out.resolve().name}.safetensors" if config.single_file else ""
+    further = partial(single_file.write, name=single, metadata=said) if single else None
+    text = merged_card(labels, kind, figures, parts, config.dtype, single)
+    extra = {**pictures, CARD: text.encode()}
+    total = merge.write(opened, config.out, parts, dtype, said, extra, further)
+    lost = merge.left_out(opened)
+    more = f", and {single}" if single else ""
+    more += f"; left out, with the untreated network in them: {', '.join(lost)}" if lost else ""
+    print(f"{config.out}: a {kind.pipeline}, {total} bytes of {opened.network}{more}")
 
 
-def filled(values: Mapping[str, Any]) -> dict[str, str]:
-    """The entries that are known, as strings."""
-    return {name: str(value) for name, value in values.items() if value not in (None, "")}
-
-
-def lora_metadata(adapter: Adapter, kind: Kind) -> dict[str, Any]:
-    """What diffusers makes its LoraConfig of: only fields that every version of peft knows."""
-    settings = {
-        "r": adapter.rank,
-        "lora_alpha": adapter.rank,
-        "target_modules": adapter.modules,
-        "lora_dropout": 0.0,
-        "bias": "none",
-    }
-    return {kind.prefix + name: value for name, value in settings.items()}
-
-
-def modelspec(config: Config, adapter: Adapter, kind: Kind, whole: str) -> dict[str, Any]:
-    """ModelSpec 1.0.1, which model managers read."""
-    sides = [adapter.run.get(name) for name in ("width", "height")]
-    return {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": kind.modelspec,
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": config.title,
-        "modelspec.author": config.author,
-        "modelspec.date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "modelspec.description": "Trained against a frozen artifact detector.",
-        "modelspec.resolution": "x".join(map(str, sides)) if all(sides) else None,
-        "modelspec.license": config.license,
-        "modelspec.usage_hint": f"Always on, strength 1.0; no trigger word.{beside(adapter)}",
-        "modelspec.tags": "artifact removal, diffdoctor",
-        "modelspec.hash_sha256": "0x" + whole,
-    }
-
-
-MODULES = {"flux": "networks.lora_flux", "stable-diffusion-3": "networks.lora_sd3"}
-"""kohya's modules by a kind's tag; the UNets have one for all."""
-
-
-def kohya(adapter: Adapter, kind: Kind) -> dict[str, Any]:
-    """What kohya's tools and the web interfaces after them read."""
-    return {
-        "ss_network_dim": adapter.rank,
-        "ss_network_alpha": float(adapter.rank),
-        "ss_network_module": MODULES.get(kind.tag, "networks.lora"),
-        "ss_base_model_version": kind.kohya_version,
-        "ss_learning_rate": adapter.run.get("learning_rate"),
-        "ss_steps": adapter.step,
-        "ss_seed": adapter.run.get("seed"),
-        "ss_output_name": WEIGHTS.removesuffix(".safetensors"),
-    }
-
-
-def provenance(adapter: Adapter, figures: Mapping[str, float]) -> dict[str, Any]:
-    """Which run and detectors it comes from, by digests."""
-    named = [adapter.run.get("detector"), *(adapter.run.get("further_detectors") or ())]
-    detectors = [Path(folder) for folder in named if folder and Path(folder).is_dir()]
-    settings = json.dumps(dict(adapter.run), sort_keys=True).encode()
-    return {
-        "diffdoctor.step": adapter.step,
-        "diffdoctor.config_sha256": digest(settings) if adapter.run else None,
-        "diffdoctor.detector_sha256": ",".join(map(detector_digest, detectors)),
-        "diffdoctor.artifact_frequency_before": figures.get("before"),
-        "diffdoctor.artifact_frequency_after": figures.get("after"),
-    }
-
-
-def beside(adapter: Adapter) -> str:
-    """What has to be loaded with it, if it was trained beside another adapter."""
-    other = adapter.run.get("beside")
-    name = Path(str(other)).name
-    return f" Load it with {name}, beside which it was trained." if other else ""
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-# Card
-
-
-def card(config: Config, adapter: Adapter, kind: Kind, figures: Mapping[str, float]) -> str:
-    """The README of a model hub: what it is, how to load it, what was measured."""
-    base = config.base_model or Path(str(adapter.run.get("base", "the base model"))).name
-    front = {
-        "base_model": base,
-        "base_model_relation": "adapter",
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        **({"license": config.license} if config.license else {}),
-        "tags": ["text-to-image", "diffusers", "lora", kind.tag, "template:sd-lora"],
-    }
-    measured = ""
-    if figures:
-        before, after = figures["before"], figures["after"]
-        measured = (
-            f"\nImages with artifacts, same prompts and seeds: {before:.1%} before, "
-            f"{after:.1%} after.\n"
-        )
-        measured += f"\n![before and after]({PICTURE})\n"
-    file = KOHYA if kind.prefix == UNET else WEIGHTS
-    text = CARD_TEXT.format(
-        title=config.title,
-        base=base,
-        rank=adapter.rank,
-        measured=measured,
-        beside=beside(adapter),
-        pipeline=kind.pipeline,
-        # ComfyUI itself loads no Kolors.
-        comfyui=COMFYUI_TEXT.format(file=file) if kind.kohya_version else "",
-    )
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{text}"
-
-
-CARD_TEXT = """# {title}
-
-A LoRA (rank {rank}) for {base}, trained with DiffDoctor to make fewer artifacts: a frozen
-pixel-level artifact detector gives the gradient. Always on, strength 1.0; no trigger word.{beside}
-{measured}
-## diffusers
-
-```python
-from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained("{base}")
-pipeline.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="pytorch_lora_weights.safetensors")
-```
-{comfyui}"""
-COMFYUI_TEXT = """
-## ComfyUI
-
-Put `{file}` into `models/loras`, add the node *Load LoRA* after the
-model loader, and leave both strengths at 1.0.
-"""
+def check_beside(parts: list[Part]) -> None:
+    """Raise `UserError` where a part was trained on a base with another adapter that is missing."""
+    there = {Path(part.path).resolve() for part in parts}
+    for part in parts:
+        other = part.adapter.run.get("beside")
+        if other and Path(str(other)).resolve() not in there:
+            raise UserError(
+                f"{part.path} was trained beside {other}, which belongs into the weights as well: "
+                f"add --also {other}=1."
+            )

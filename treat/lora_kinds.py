@@ -105,5 +105,7 @@ def kohya_named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         place = "lora_unet_" + module.replace(".", "_")
         named[f"{place}.{HALVES[half]}.weight"] = tensor
         if half == "lora_A":
-            named[f"{place}.alpha"] = torch.tensor(float(tensor.shape[0]), dtype=tensor.dtype)
+            alpha = torch.tensor(float(tensor.shape[0]))
+            exact = alpha.to(tensor.dtype) == alpha  # bf16 holds every rank up to 256
+            named[f"{place}.alpha"] = alpha.to(tensor.dtype) if exact else alpha
     return named

@@ -46,11 +46,12 @@ class Pair(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One figure over the steps of a treatment, with the step that was kept."""
+    """One figure over the steps of a treatment, with the step that was kept; or over `axis`."""
 
     title: str
     points: Sequence[tuple[float, float]]
     kept: int | None = None
+    axis: str = "step"
 
 
 def render(
@@ -72,7 +73,7 @@ def render(
         *group_tables(summary["arms"]),
     ]
     if curves:
-        body += ["<h2>Over the steps</h2>", '<div class="curves">', *map(svg, curves), "</div>"]
+        body += ["<h2>Curves</h2>", '<div class="curves">', *map(svg, curves), "</div>"]
     if pairs:
         body += ["<h2>Before and after</h2>", _controls(arms), '<div id="gallery"></div>']
     script = f"<script>const PAIRS={data};{SCRIPT}</script>" if pairs else ""
@@ -169,7 +170,8 @@ def svg(curve: Curve, width: int = 300, height: int = 160) -> str:
         f'<text x="{left - 6}" y="{top + 4}" class="axis end">{_short(high)}</text>'
         f'<text x="{left - 6}" y="{height - bottom + 4}" class="axis end">{_short(low)}</text>'
         f'<text x="{left}" y="{height - 6}" class="axis">{_short(min(xs))}</text>'
-        f'<text x="{width - right}" y="{height - 6}" class="axis end">step {_short(max(xs))}</text>'
+        f'<text x="{width - right}" y="{height - 6}" class="axis end">'
+        f"{curve.axis} {_short(max(xs))}</text>"
         f'<line class="base" x1="{left}" x2="{width - right}" y1="{height - bottom}" '
         f'y2="{height - bottom}"/>{kept}<polyline points="{path}"/></svg>'
     )

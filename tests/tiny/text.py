@@ -22,11 +22,11 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=CLIP_TOKENS)
 
 
-def clip_config(vocabulary: int, layers: int) -> CLIPTextConfig:
+def clip_config(vocabulary: int, layers: int, width: int = WIDTH) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
+        hidden_size=width,
+        intermediate_size=width,
         projection_dim=WIDTH,
         num_hidden_layers=layers,
         num_attention_heads=2,
@@ -36,8 +36,8 @@ def clip_config(vocabulary: int, layers: int) -> CLIPTextConfig:
     )
 
 
-def clip(vocabulary: int, layers: int = 1) -> CLIPTextModel:
-    return CLIPTextModel(clip_config(vocabulary, layers))
+def clip(vocabulary: int, layers: int = 1, width: int = WIDTH) -> CLIPTextModel:
+    return CLIPTextModel(clip_config(vocabulary, layers, width))
 
 
 def clip_with_projection(vocabulary: int, layers: int = 2) -> CLIPTextModelWithProjection:

@@ -44,19 +44,24 @@ def pndm(**options: Any) -> PNDMScheduler:
 
 
 def tiny_sdxl(
-    scheduler: Any = None, *, force_zeros: bool = True, vae: dict[str, Any] | None = None
+    scheduler: Any = None,
+    *,
+    force_zeros: bool = True,
+    vae: dict[str, Any] | None = None,
+    first_width: int = text.WIDTH,
 ) -> StableDiffusionXLPipeline:
+    """`first_width`: of the first text encoder; diffusers tells the two by it in a single file."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer = text.clip_tokenizer()
         return StableDiffusionXLPipeline(
             unet=_unet(
-                cross_attention_dim=2 * text.WIDTH,
+                cross_attention_dim=first_width + text.WIDTH,
                 use_linear_projection=True,
                 **_with_sizes(),
             ),
             vae=_vae(**(vae or {})),
-            text_encoder=text.clip(len(tokenizer), layers=2),
+            text_encoder=text.clip(len(tokenizer), layers=2, width=first_width),
             text_encoder_2=text.clip_with_projection(len(tokenizer)),
             tokenizer=tokenizer,
             tokenizer_2=tokenizer,

@@ -68,7 +68,7 @@ def test_snippets_run(folder):
 def test_commands_run(folder, capsys):
     base, path = folder
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(lines) == 4
+    assert len(lines) == 6
     for line in lines:
         words = shlex.split(line.split("&&")[0].replace(base, str(path / "base")))
         if words[1] != "export":  # of a run: it is tested elsewhere

@@ -16,7 +16,7 @@ from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import digest as detector_digest
 from detector.storage import save_detector
 from tests.tiny import SIZE, save_tiny
-from treat import export
+from treat import export, export_header
 from treat.adapter import TRANSFORMER, Adapter, attach, read_adapter
 from treat.arms import Draw, Sampling, draw_images, encode, load_arm
 from treat.lora import add_lora, lora_parameters, lora_state
@@ -134,7 +134,7 @@ def test_header(run, tmp_path):
     assert said["modelspec.resolution"] == f"{SIZE}x{SIZE}"
     assert said["ss_network_dim"] == "4" and float(said["ss_network_alpha"]) == 4.0
     assert said["ss_seed"] == "7" and said["ss_steps"] == "5" == said["diffdoctor.step"]
-    whole = export.digest(file[8 + length :])
+    whole = export_header.digest(file[8 + length :])
     assert said["sshs_model_hash"] == whole and said["modelspec.hash_sha256"] == "0x" + whole
     assert len(said["sshs_legacy_hash"]) == 8
     settings = json.loads(said["lora_adapter_metadata"])
@@ -229,6 +229,7 @@ def test_every_detector_that_taught_is_named_by_its_digest(tmp_path):
         for seed in (0, 1)
     ]
     run = {"detector": str(folders[0]), "further_detectors": [str(folders[1])]}
-    said = export.provenance(Adapter({}, run=run), {})["diffdoctor.detector_sha256"].split(",")
+    said = export_header.provenance(Adapter({}, run=run), {})["diffdoctor.detector_sha256"]
+    said = said.split(",")
     assert said == [detector_digest(folder) for folder in folders] and said[0] != said[1]
-    assert not export.provenance(Adapter({}), {})["diffdoctor.detector_sha256"]
+    assert not export_header.provenance(Adapter({}), {})["diffdoctor.detector_sha256"]

@@ -1,0 +1,134 @@
+"""A detector's run in; one folder that any project can use, without this one, out.
+
+`detector.safetensors` and `detector.json` are this project's own; `transformers/` opens in plain
+transformers; `detector.pt2` is a program of torch.export and `detector.onnx` a graph, both from
+images in 0..1 to logits and map; the card holds licence, data, figures and a snippet.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import core.config
+from core.errors import UserError
+from core.hub import check_push, push
+from core.storage import write_atomic
+from detector.export_card import card
+from detector.export_graph import (
+    ONNX_EXTRA,
+    check_onnx,
+    exported,
+    missing_for_onnx,
+    write_onnx,
+    write_program,
+)
+from detector.export_plain import write_transformers
+from detector.segformer import VARIANTS, freeze
+from detector.storage import DESCRIPTION, TENSORS, load_detector, located, read_description
+
+Format = Literal["transformers", "program", "onnx"]
+PLAIN, PROGRAM, GRAPH, CARD = "transformers", "detector.pt2", "detector.onnx", "README.md"
+
+
+class Config(core.config.Config):
+    """Write a detector for use without this project."""
+
+    run: Path
+    """Folder of the detector, or of the run that trained it."""
+    out: Path
+    """Folder for the files and the card; nothing else may stand in it."""
+    formats: tuple[Format, ...] | None = None
+    """Beside the detector's own two files: transformers' folder, torch.export's program, ONNX
+    (default: all that this installation can write)."""
+    title: str = "DiffDoctor artifact detector"
+    """Of the card."""
+    license: str = ""
+    """Of the weights, for the card's first lines; what code and data ask stands below."""
+    evaluation: Path | None = None
+    """JSON of `diffdoctor detector evaluate --json`: figures by category for the card."""
+    push: str | None = None
+    """Repository (OWNER/NAME) of the Hugging Face Hub that the folder is uploaded to."""
+
+
+def main(config: Config) -> None:
+    """Check everything, write each form and hold it against the detector; the card comes last."""
+    if config.push:
+        check_push(config.push)
+    check_out(config.out)
+    asked = writable() if config.formats is None else config.formats
+    if "onnx" in asked:
+        check_onnx()
+    detector = freeze(load_detector(config.run))
+    description = read_description(config.run)
+    figures = read_figures(config.evaluation, description.sha256)
+    formats = possible(asked, description.config.variant)
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    source = located(config.run)
+    for name in (TENSORS, DESCRIPTION):
+        write_atomic(config.out / name, (source / name).read_bytes())
+    if "transformers" in formats:
+        write_transformers(detector, config.out / PLAIN)
+    graph = exported(detector) if {"program", "onnx"} & set(formats) else None
+    if graph is not None and "program" in formats:
+        write_program(graph, detector, config.out / PROGRAM)
+    if graph is not None and "onnx" in formats:
+        write_onnx(graph, detector, config.out / GRAPH)
+    text = card(config.title, config.license, detector, description, figures, formats)
+    write_atomic(config.out / CARD, text.encode())
+    print(f"{config.out}: detector {description.sha256[:12]}, {', '.join(('own', *formats))}")
+    if config.push:
+        load_detector(config.out)  # verified once more, as others will read it
+        message = f"{config.title}, by diffdoctor export"
+        print(f"pushed to {push(config.out, config.push, message)}")
+
+
+def check_out(folder: Path) -> None:
+    """Refuse a folder with anything but an earlier export; that is cleared of its forms."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: name a folder with --out.")
+    ours = {TENSORS, DESCRIPTION, PLAIN, PROGRAM, GRAPH, CARD}
+    strange = sorted({path.name for path in folder.glob("*")} - ours)
+    if strange:
+        raise UserError(f"{folder} holds other files ('{strange[0]}'): name an empty folder.")
+    if (folder / TENSORS).is_file() and not (folder / CARD).is_file():
+        return  # a run that stopped: every file is written again
+    if (folder / CARD).is_file():
+        (folder / CARD).unlink()  # what is half new is not described by what was old
+        for name in (PROGRAM, GRAPH):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / PLAIN, ignore_errors=True)
+
+
+def writable() -> tuple[str, ...]:
+    """Every format; without what writes ONNX all but that one, and a line that says so."""
+    if not missing_for_onnx():
+        return get_args(Format)
+    print(f"ONNX is left out, for this installation cannot write it: {ONNX_EXTRA} adds it.")
+    return tuple(one for one in get_args(Format) if one != "onnx")
+
+
+def possible(formats: Sequence[str], variant: str) -> tuple[str, ...]:
+    """transformers has no network for smp's other encoders; raises where nothing else is asked."""
+    kept = tuple(one for one in formats if one != "transformers" or variant in VARIANTS)
+    if formats and not kept:
+        raise UserError(f"transformers has no {variant}: ask for --formats program onnx.")
+    return kept
+
+
+def read_figures(path: Path | None, sha256: str) -> dict[str, Any]:
+    """What `diffdoctor detector evaluate --json` wrote of this very detector."""
+    if path is None:
+        return {}
+    try:
+        said = json.loads(path.read_text())
+        overall = said["overall"]["all"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} holds no figures: write them, `diffdoctor detector evaluate --json {path}`."
+        ) from error
+    if said.get("detector") != sha256 or not isinstance(overall, dict):
+        raise UserError(f"{path} is of another detector: evaluate this one and name its JSON.")
+    return said

@@ -1,0 +1,136 @@
+"""An adapter and what was measured of it in; the README of a model hub out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from treat.adapter import UNET, WEIGHTS, Adapter
+from treat.combine import Part
+from treat.export_header import Labels, beside
+from treat.lora_kinds import Kind
+
+KOHYA = "comfyui_lora.safetensors"
+"""A UNet's adapter by kohya's names."""
+PICTURE = "before_after.png"
+
+
+def card(
+    labels: Labels,
+    adapter: Adapter,
+    kind: Kind,
+    figures: Mapping[str, float],
+    parts: Sequence[Part] = (),
+) -> str:
+    """Of a LoRA file: what it is, how to load it, what was measured."""
+    text = CARD_TEXT.format(
+        title=labels.title,
+        base=labels.base,
+        rank=adapter.rank,
+        sum=of_sum(parts),
+        measured=measured(figures),
+        beside=beside(parts),
+        pipeline=kind.pipeline,
+        # ComfyUI itself loads no Kolors.
+        comfyui=COMFYUI_TEXT.format(file=KOHYA if kind.prefix == UNET else WEIGHTS)
+        if kind.kohya_version
+        else "",
+    )
+    tags = ["text-to-image", "diffusers", "lora", kind.tag, "template:sd-lora"]
+    return front(labels, "adapter", tags) + text
+
+
+def merged_card(
+    labels: Labels,
+    kind: Kind,
+    figures: Mapping[str, float],
+    parts: Sequence[Part],
+    dtype: str,
+    single: str = "",
+) -> str:
+    """Of a base with the adapter in its weights; `single` is the name of its single file."""
+    text = MERGED_TEXT.format(
+        title=labels.title,
+        base=labels.base,
+        sum=of_sum(parts),
+        measured=measured(figures),
+        network=kind.prefix.removesuffix("."),
+        dtype=dtype,
+    )
+    if single:
+        text += SINGLE_TEXT.format(file=single)
+    return front(labels, "finetune", ["text-to-image", "diffusers", kind.tag]) + text
+
+
+def front(labels: Labels, relation: str, tags: Sequence[str]) -> str:
+    """The lines that a model hub reads."""
+    said: dict[str, Any] = {
+        "base_model": labels.base,
+        "base_model_relation": relation,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        **({"license": labels.license} if labels.license else {}),
+        "tags": list(tags),
+    }
+    return f"---\n{yaml.safe_dump(said, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def of_sum(parts: Sequence[Part]) -> str:
+    """One sentence where it is more than one adapter at its own strength."""
+    weights = ", ".join(f"{part.weight:g}" for part in parts)
+    if len(parts) > 1:
+        return f" It is the weighted sum of {len(parts)} adapters (weights {weights})."
+    return f" Its strength is {weights} of what was trained." if weights not in ("", "1") else ""
+
+
+def measured(figures: Mapping[str, float]) -> str:
+    if not figures:
+        return ""
+    before, after = figures["before"], figures["after"]
+    return (
+        f"\nImages with artifacts, same prompts and seeds: {before:.1%} before, {after:.1%} after."
+        f"\n\n![before and after]({PICTURE})\n"
+    )
+
+
+CARD_TEXT = """# {title}
+
+A LoRA (rank {rank}) for {base}, trained with DiffDoctor to make fewer artifacts: a frozen
+pixel-level artifact detector gives the gradient. Always on, strength 1.0; no trigger word.{beside}{sum}
+{measured}
+## diffusers
+
+```python
+from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("{base}")
+pipeline.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="pytorch_lora_weights.safetensors")
+```
+{comfyui}"""  # noqa: E501
+COMFYUI_TEXT = """
+## ComfyUI
+
+Put `{file}` into `models/loras`, add the node *Load LoRA* after the
+model loader, and leave both strengths at 1.0.
+"""
+MERGED_TEXT = """# {title}
+
+{base} with an adapter in its weights, trained with DiffDoctor to make fewer artifacts: a frozen
+pixel-level artifact detector gives the gradient. No LoRA to load, no trigger word.{sum}
+Only `{network}/` differs from the base (added in float32, written in {dtype}); every other file is
+the base's own, and so is its licence.
+{measured}
+## diffusers
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER")
+```
+"""
+SINGLE_TEXT = """
+## ComfyUI, Forge
+
+`{file}` is the same pipeline in one file, by the names of SDXL's original code: put it into
+`models/checkpoints` (Forge: `models/Stable-diffusion`) and load it as any checkpoint.
+"""
