@@ -114,7 +114,7 @@ def others_size(folder: Path) -> int:
 
 
 def write(folder: Path, name: str, metadata: Mapping[str, str]) -> None:
-    """Write `folder / name`; the memory needed is that of the second encoder's q, k and v."""
+    """Write `folder / name`. Only the second encoder's q, k and v are copied in memory."""
     said = {"format": "pt", "modelspec.architecture": "stable-diffusion-xl-v1-base", **metadata}
     safetensors.torch.save_file(tensors(folder), folder / name, metadata=said)
     synced(folder / name)
