@@ -120,6 +120,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `UserError` unless a folder is there, or can be made there, and may be written to."""
+    path = folder.expanduser().absolute()
+    above = next(one for one in (path, *path.parents) if one.exists())
+    if not above.is_dir():
+        raise UserError(f"{above} is a file: name a folder with --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written to: name another --out.")
+
+
 def raise_if_full(error: OSError, path: Path, need: int) -> None:
     """Turn "no space" and "quota exceeded" into a `UserError`; other errors pass."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import core.config
 from core.errors import UserError
 from core.hub import check_push, push
-from core.storage import write_atomic
+from core.storage import check_writable, write_atomic
 from detector.export_card import card
 from detector.export_graph import (
     ONNX_EXTRA,
@@ -56,7 +56,8 @@ def main(config: Config) -> None:
     """Check everything, write each form and hold it against the detector; the card comes last."""
     if config.push:
         check_push(config.push)
-    check_out(config.out)
+    source = located(config.run)
+    check_out(config.out, source)
     asked = writable() if config.formats is None else config.formats
     if "onnx" in asked:
         check_onnx()
@@ -66,7 +67,7 @@ def main(config: Config) -> None:
     formats = possible(asked, description.config.variant)
 
     config.out.mkdir(parents=True, exist_ok=True)
-    source = located(config.run)
+    clear(config.out)
     for name in (TENSORS, DESCRIPTION):
         write_atomic(config.out / name, (source / name).read_bytes())
     if "transformers" in formats:
@@ -85,21 +86,24 @@ def main(config: Config) -> None:
         print(f"pushed to {push(config.out, config.push, message)}")
 
 
-def check_out(folder: Path) -> None:
-    """Refuse a folder with anything but an earlier export; that is cleared of its forms."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: name a folder with --out.")
-    ours = {TENSORS, DESCRIPTION, PLAIN, PROGRAM, GRAPH, CARD}
-    strange = sorted({path.name for path in folder.glob("*")} - ours)
+def check_out(folder: Path, source: Path) -> None:
+    """Refuse a folder with anything but an earlier export, and the one that is exported."""
+    check_writable(folder)
+    found = {path.name for path in folder.glob("*")}
+    strange = sorted(found - {TENSORS, DESCRIPTION, PLAIN, PROGRAM, GRAPH, CARD})
+    if found and TENSORS not in found:  # our names alone do not make it ours
+        strange = sorted(found)
     if strange:
         raise UserError(f"{folder} holds other files ('{strange[0]}'): name an empty folder.")
-    if (folder / TENSORS).is_file() and not (folder / CARD).is_file():
-        return  # a run that stopped: every file is written again
-    if (folder / CARD).is_file():
-        (folder / CARD).unlink()  # what is half new is not described by what was old
-        for name in (PROGRAM, GRAPH):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / PLAIN, ignore_errors=True)
+    if source.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{source} lies in {folder}: name another --out.")
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier export left: what is half new is not described by what was old."""
+    for name in (CARD, PROGRAM, GRAPH):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / PLAIN, ignore_errors=True)
 
 
 def writable() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ With `merge` a whole pipeline folder comes out instead, the adapter within its w
 """
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from core.config import Config as BaseConfig
 from core.errors import UserError
 from core.hub import check_push, push
-from core.storage import write_atomic
+from core.storage import check_writable, write_atomic
 from treat import merge, single_file, verify
 from treat.adapter import METADATA, UNET, WEIGHTS, Adapter
 from treat.combine import Part, combined, read_parts
@@ -80,6 +81,11 @@ def main(config: Config) -> None:
         check_push(config.push)
     if config.single_file and not config.merge:
         raise UserError("a single file holds the whole pipeline: add --merge to --single-file.")
+    if config.evaluation and (config.scale != 1 or config.also):
+        raise UserError(
+            "the evaluation is of the adapter alone at its own strength: leave --evaluation out, "
+            "or evaluate what is exported here and name that in a second export."
+        )
     parts = read_parts(config.run, config.step, config.scale, config.also)
     adapter = combined(parts)
     kind = kind_of(on_base(adapter, config.base), config.architecture)
@@ -104,7 +110,8 @@ def on_base(adapter: Adapter, base: str | None) -> Adapter:
 def named_base(config: Config, adapter: Adapter) -> str:
     """For the card: a Hub id, else the bare name of the folder."""
     base = config.base or str(adapter.run.get("base", "the base model"))
-    return config.base_model or Path(base).name
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists()
+    return config.base_model or (base if is_id else Path(base).name)
 
 
 def read_pictures(evaluation: Path | None) -> dict[str, bytes]:
@@ -141,12 +148,14 @@ def write_lora(
     pictures: dict[str, bytes],
 ) -> None:
     """The weights are the last to appear."""
-    check_out(config.out)
+    check_out(config.out, parts)
     tensors = rounded(adapter, DTYPES[config.dtype])
     diffusers_named = {kind.prefix + name: tensor for name, tensor in tensors.items()}
     said = header(labels, adapter, kind, figures, diffusers_named, parts)
     content = safetensors.torch.save(diffusers_named, metadata=said)
     config.out.mkdir(parents=True, exist_ok=True)
+    for name in (KOHYA, PICTURE):  # an earlier export's, perhaps not written this time
+        (config.out / name).unlink(missing_ok=True)
     text = card(labels, adapter, kind, figures, parts)
     for name, beside in {**pictures, CARD: text.encode()}.items():
         write_atomic(config.out / name, beside)
@@ -161,15 +170,18 @@ def write_lora(
     print(f"{written}: {len(tensors) // 2} modules, {len(content)} bytes")
 
 
-def check_out(folder: Path) -> None:
-    """Refuse a folder with anything but an earlier export: nothing of others is overwritten."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: name a folder with --out.")
-    if folder.is_dir():
-        ours = (WEIGHTS, KOHYA, CARD, PICTURE)
-        strange = sorted(path.name for path in folder.iterdir() if path.name not in ours)
-        if strange:
-            raise UserError(f"{folder} holds other files ('{strange[0]}'): name an empty folder.")
+def check_out(folder: Path, parts: list[Part]) -> None:
+    """Refuse a folder with anything but an earlier export, and one that an adapter is read from."""
+    check_writable(folder)
+    found = sorted(path.name for path in folder.glob("*"))
+    strange = [name for name in found if name not in (WEIGHTS, KOHYA, CARD, PICTURE)]
+    if found and WEIGHTS not in found:  # our names alone do not make it ours
+        strange = found
+    if strange:
+        raise UserError(f"{folder} holds other files ('{strange[0]}'): name an empty folder.")
+    for part in parts:
+        if Path(part.path).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{part.path} lies in {folder} and would be lost: name another --out.")
 
 
 def rounded(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ the untreated network: its other variants and formats, and whole-model files bes
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,7 @@ def check_out(out: Path, need: int) -> None:
     """Raise `UserError` unless the folder is new (or empty) and the disk has room."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is there already: name a new folder with --out.")
+    storage.check_writable(out)
     above = next(path for path in out.absolute().parents if path.is_dir())
     free = shutil.disk_usage(above).free
     if free < need:
@@ -155,7 +157,8 @@ def left_out(base: Base) -> list[str]:
 
 
 def files_of(base: Base) -> list[Path]:
-    found = [path for path in sorted(base.folder.rglob("*")) if path.is_file()]
+    walked = os.walk(base.folder, followlinks=True)  # parts may be links to another base's
+    found = sorted(Path(folder) / name for folder, _, names in walked for name in names)
     return [path for path in found if not LOCAL & set(path.relative_to(base.folder).parts)]
 
 

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from base_models.load import read_json
+from base_models.load import check_safetensors, read_json
 from core.errors import UserError
 from treat.merge import synced, weight_files
 
@@ -95,11 +95,15 @@ def check(folder: Path) -> None:
         )
     for part, file in PARTS.items():
         weight_files(folder / part, file)
-    if not isinstance(read_json(folder / "unet/config.json").get("layers_per_block"), int):
+    config = read_json(folder / "unet/config.json")
+    if not isinstance(config.get("layers_per_block"), int):
         raise UserError(
             f"{folder / 'unet'} has blocks of unequal lengths, which the original layout cannot "
             "number: leave out --single-file."
         )
+    for file in weight_files(folder / "unet", NETWORK):
+        for name in check_safetensors(folder / "unet" / file):
+            unet_name(name, config)
 
 
 def others_size(folder: Path) -> int:

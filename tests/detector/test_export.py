@@ -176,7 +176,27 @@ def test_nothing_of_others_is_overwritten_and_a_wrong_file_does_not_stay(tmp_pat
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(UserError, match="other files"):
         written(tmp_path, CONFIGS["nano"])
+    (tmp_path / "out/notes.txt").rename(tmp_path / "out/README.md")  # a name of ours, not our file
+    (tmp_path / "out/transformers").mkdir()
+    (tmp_path / "out/transformers/a.py").write_text("mine")
+    with pytest.raises(UserError, match="other files"):
+        written(tmp_path, CONFIGS["nano"])
+    assert (tmp_path / "out/transformers/a.py").is_file()
+    assert (tmp_path / "out/README.md").read_text() == "mine"
     (tmp_path / "wrong.onnx").write_text("")
     with pytest.raises(UserError, match="was removed"):
         export_graph.compare(torch.zeros(1), torch.ones(1), tmp_path / "wrong.onnx", 1e-4)
     assert not (tmp_path / "wrong.onnx").exists()
+
+
+def test_an_export_that_is_refused_leaves_the_earlier_one_whole(tmp_path):
+    _, out = written(tmp_path, CONFIGS["nano"], formats=("transformers",))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    given = {"run": tmp_path / "run", "out": out, "formats": ()}
+    with pytest.raises(UserError, match="holds no figures"):
+        export.main(export.Config(**given, evaluation=tmp_path / "none.json"))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    export.main(export.Config(**given))
+    assert not (out / "transformers").exists()  # of the earlier one, no longer asked for
+    with pytest.raises(UserError, match="lies in .*name another --out"):
+        export.main(export.Config(run=out, out=out))

@@ -187,6 +187,37 @@ def test_nothing_of_others_is_overwritten(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_what_it_is_read_from_is_never_written_over(run, tmp_path):
+    first = tmp_path / "first"
+    export.main(export.Config(run=run, out=first, dtype="fp32"))
+    content = (first / export.WEIGHTS).read_bytes()
+    for path in (first, first / export.WEIGHTS):
+        with pytest.raises(UserError, match="would be lost: name another --out"):
+            export.main(export.Config(run=path, out=first, scale=0.5, architecture="schnell"))
+    assert (first / export.WEIGHTS).read_bytes() == content
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        export.main(export.Config(run=run, out=tmp_path / "mine"))
+    with pytest.raises(UserError, match="is a file"):
+        export.main(export.Config(run=run, out=tmp_path / "mine/README.md/below"))
+
+
+def test_figures_are_of_the_adapter_at_its_own_strength(run, tmp_path):
+    for changed in ({"scale": 0.1}, {"also": (f"{run}=1",)}):
+        given = {"run": run, "out": tmp_path / "out", "evaluation": tmp_path, **changed}
+        with pytest.raises(UserError, match="at its own strength"):
+            export.main(export.Config(**given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_id_keeps_its_owner(run, tmp_path):
+    given = {"run": run, "base": "black-forest-labs/FLUX.1-schnell", "architecture": "schnell"}
+    export.main(export.Config(**given, out=tmp_path / "out"))
+    card = (tmp_path / "out/README.md").read_text()
+    assert 'from_pretrained("black-forest-labs/FLUX.1-schnell")' in card
+
+
 def test_exporting_again_is_fine(run, tmp_path):
     for _ in range(2):
         export.main(export.Config(run=run, out=tmp_path))

@@ -53,6 +53,21 @@ def test_a_weighted_sum_is_the_same_in_one_file_and_merged(world, tmp_path):
         assert (one - there).abs().max() <= 1e-3
 
 
+def test_the_sum_is_added_in_float32_and_rounded_once(flux, tmp_path):
+    options = {"scale": 0.7, "also": (f"{flux.other}=0.5",), "dtype": "bf16"}
+    out = flux.export(tmp_path / "out", merge=True, **options)
+    before = safetensors.torch.load_file(flux.folder / "base/transformer" / merge.WEIGHTS)
+    after = safetensors.torch.load_file(out / "transformer" / merge.WEIGHTS)
+    other = safetensors.torch.load_file(flux.other)
+    for name in flux.state:
+        if name.endswith("lora_A.weight"):
+            b = name.replace("lora_A", "lora_B")
+            total = before[weight := name.removeprefix("transformer.").replace("lora_A.", "")]
+            for state, share in ((flux.state, 0.7), (other, 0.5)):
+                total = total + share * (state[b] @ state[name])
+            assert torch.equal(after[weight], total.bfloat16()), weight
+
+
 def files_of(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
@@ -75,6 +90,17 @@ def test_every_other_file_is_carried_over(flux, tmp_path, capsys):
     assert "base_model_relation: finetune" in card and str(flux.folder) not in card
     with safetensors.safe_open(out / "transformer" / merge.WEIGHTS, framework="pt") as file:
         assert str(flux.folder) not in json.dumps(file.metadata())
+
+
+def test_parts_may_be_links_to_another_base(flux, tmp_path):
+    """As the older grades of the miniature have them."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in (flux.folder / "base").iterdir():
+        (base / path.name).symlink_to(path, target_is_directory=path.is_dir())
+    out = flux.export(tmp_path / "out", merge=True, base=str(base))
+    assert files_of(out) == files_of(flux.folder / "base") | {"README.base.md"}
+    assert not any(path.is_symlink() for path in out.rglob("*"))
 
 
 def test_shards_stay_shards(flux, tmp_path):
