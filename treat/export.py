@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import safetensors.torch
 import torch
@@ -25,7 +25,7 @@ from core.storage import check_writable, write_atomic
 from treat import merge, single_file, verify
 from treat.adapter import METADATA, UNET, WEIGHTS, Adapter
 from treat.combine import Part, combined, read_parts
-from treat.export_card import KOHYA, PICTURE, card, merged_card
+from treat.export_card import KOHYA, MADE_BY, PICTURE, card, merged_card
 from treat.export_header import Labels, filled, header, mixture, provenance
 from treat.lora_kinds import Architecture, Kind, kind_of, kohya_named
 
@@ -75,6 +75,14 @@ class Config(BaseConfig):
     found sound."""
 
 
+class Told(NamedTuple):
+    """What header and card say beside the adapter's own settings."""
+
+    labels: Labels
+    figures: dict[str, float]
+    pictures: dict[str, bytes]
+
+
 def main(config: Config) -> None:
     """Read, check, describe, write; then push, if asked."""
     if config.push:
@@ -89,14 +97,14 @@ def main(config: Config) -> None:
     parts = read_parts(config.run, config.step, config.scale, config.also)
     adapter = combined(parts)
     kind = kind_of(on_base(adapter, config.base), config.architecture)
-    figures = read_figures(config.evaluation, config.arm)
     labels = Labels(config.title, config.author, config.license, named_base(config, adapter))
-    pictures = read_pictures(config.evaluation)
+    figures = read_figures(config.evaluation, config.arm)
+    told = Told(labels, figures, read_pictures(config.evaluation))
     if config.merge:
         base = config.base or adapter.run.get("base")
-        write_merged(config, base, kind, parts, labels, figures, pictures)
+        write_merged(config, base, kind, parts, told)
     else:
-        write_lora(config, adapter, kind, parts, labels, figures, pictures)
+        write_lora(config, adapter, kind, parts, told)
     if config.push:
         check_sound(config.out, kind, merged=config.merge)
         print(f"pushed to {push(config.out, config.push, f'{config.title}, by diffdoctor export')}")
@@ -143,11 +151,10 @@ def write_lora(
     adapter: Adapter,
     kind: Kind,
     parts: list[Part],
-    labels: Labels,
-    figures: dict[str, float],
-    pictures: dict[str, bytes],
+    told: Told,
 ) -> None:
     """The weights are the last to appear."""
+    labels, figures, pictures = told
     check_out(config.out, parts)
     tensors = rounded(adapter, DTYPES[config.dtype])
     diffusers_named = {kind.prefix + name: tensor for name, tensor in tensors.items()}
@@ -157,7 +164,7 @@ def write_lora(
     for name in (KOHYA, PICTURE):  # an earlier export's, perhaps not written this time
         (config.out / name).unlink(missing_ok=True)
     text = card(labels, adapter, kind, figures, parts)
-    for name, beside in {**pictures, CARD: text.encode()}.items():
+    for name, beside in {CARD: text.encode(), **pictures}.items():
         write_atomic(config.out / name, beside)
     if kind.prefix == UNET:
         named = kohya_named(tensors)
@@ -175,7 +182,9 @@ def check_out(folder: Path, parts: list[Part]) -> None:
     check_writable(folder)
     found = sorted(path.name for path in folder.glob("*"))
     strange = [name for name in found if name not in (WEIGHTS, KOHYA, CARD, PICTURE)]
-    if found and WEIGHTS not in found:  # our names alone do not make it ours
+    readme = folder / CARD
+    stopped = readme.is_file() and MADE_BY in readme.read_text(errors="replace")
+    if found and WEIGHTS not in found and not stopped:  # our names alone do not make it ours
         strange = found
     if strange:
         raise UserError(f"{folder} holds other files ('{strange[0]}'): name an empty folder.")
@@ -212,13 +221,12 @@ def write_merged(
     base: str | None,
     kind: Kind,
     parts: list[Part],
-    labels: Labels,
-    figures: dict[str, float],
-    pictures: dict[str, bytes],
+    told: Told,
 ) -> None:
     """The base's folder with the sum in its network, whole or not at all."""
     if base is None:
         raise UserError("a LoRA file does not say what to merge it into: name the --base.")
+    labels, figures, pictures = told
     check_beside(parts)
     dtype = DTYPES[config.dtype]
     opened = merge.open_base(base, kind.prefix.removesuffix("."), parts)

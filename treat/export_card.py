@@ -13,6 +13,8 @@ from treat.lora_kinds import Kind
 KOHYA = "comfyui_lora.safetensors"
 """A UNet's adapter by kohya's names."""
 PICTURE = "before_after.png"
+MADE_BY = "trained with DiffDoctor"
+"""In the text of every card."""
 
 
 def card(

@@ -203,6 +203,23 @@ def test_what_it_is_read_from_is_never_written_over(run, tmp_path):
         export.main(export.Config(run=run, out=tmp_path / "mine/README.md/below"))
 
 
+def test_an_export_that_was_stopped_is_made_by_the_same_command(run, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    given = export.Config(run=run, out=tmp_path / "out")
+    with monkeypatch.context() as patched:
+        write = export.write_atomic
+        patched.setattr(export, "write_atomic",
+                        lambda path, content: stop() if path.name == export.WEIGHTS
+                        else write(path, content))  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            export.main(given)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["README.md"]
+    export.main(given)
+    assert (tmp_path / "out" / export.WEIGHTS).is_file()
+
+
 def test_figures_are_of_the_adapter_at_its_own_strength(run, tmp_path):
     for changed in ({"scale": 0.1}, {"also": (f"{run}=1",)}):
         given = {"run": run, "out": tmp_path / "out", "evaluation": tmp_path, **changed}
