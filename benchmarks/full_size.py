@@ -73,7 +73,7 @@ class Config(core.config.Config):
     only: tuple[str, ...] = ()
     """Names of cases, each in quotes; an unknown one lists them all."""
     compiled: bool = False
-    """Also try FLUX with its blocks compiled where they leave no gradient; takes a minute."""
+    """Also try FLUX with its blocks compiled; takes a minute."""
     json_file: core.config.JsonFile = None
     """Also write what is found to this file, after every case."""
 
@@ -168,7 +168,7 @@ class Bench:
         row["resident"] = allocated()
         schedule = schedule_of(world, case)
         if case.compiled:
-            compile_prefix(world.model.network, self.device)
+            compile_blocks(world.model.network, self.device)
         if case.uncast:
             leave_inputs(world.model.network)
         seconds, phases, figures = [], [], {}
@@ -256,24 +256,9 @@ def agreement(half: list[Tensor], full: list[Tensor]) -> dict[str, float]:
     }
 
 
-class Prefix(nn.Module):
-    """A block that is compiled where it leaves no gradient."""
-
-    def __init__(self, block: nn.Module, backend: str):
-        super().__init__()
-        self.block = block
-        self.quick: Any = torch.compile(block.forward, backend=backend)
-
-    def forward(self, *values: Any, **named: Any) -> Any:
-        call = self.block if torch.is_grad_enabled() else self.quick
-        return call(*values, **named)
-
-
-def compile_prefix(network: Any, device: torch.device) -> None:
-    backend = "inductor" if device.type == "cuda" else "eager"
-    for blocks in (network.transformer_blocks, network.single_transformer_blocks):
-        for place, block in enumerate(blocks):
-            blocks[place] = Prefix(block, backend)
+def compile_blocks(network: Any, device: torch.device) -> None:
+    """Each kind of block once, with and without gradient."""
+    network.compile_repeated_blocks(backend="inductor" if device.type == "cuda" else "eager")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ CASES = (
     Case("sdxl, graphs kept, blocks checkpointed", "sdxl", **LONG, **KEPT, two_pass=True,
          tflop=679.0),
     Case("flux, as flux-80gb, inputs uncast", "flux", **FRUGAL, uncast=True, tflop=461.5),
+    Case("flux, fast, compiled", "flux", compiled=True, tflop=391.6),
     Case("flux, as flux-80gb, compiled", "flux", **FRUGAL, compiled=True, tflop=461.5),
 )  # fmt: skip
 """The UNets cannot do without recomputing: a graph of SDXL takes 14 GiB, and 8 steps learn."""

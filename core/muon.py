@@ -32,7 +32,9 @@ class Muon(torch.optim.Optimizer):
     A kernel (outputs, inputs, height, width) is taken as the matrix (outputs, the rest).
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float | Tensor, momentum: float = 0.95
+    ) -> None:
         super().__init__(list(parameters), {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
@@ -50,7 +52,7 @@ class Muon(torch.optim.Optimizer):
                 matrices = torch.stack(nesterov).flatten(2)
                 size = group["lr"] * 0.2 * max(matrices.shape[1:]) ** 0.5
                 for p, update in zip(alike, orthogonalise(matrices), strict=True):
-                    p.add_(update.view_as(p), alpha=-size)
+                    p.sub_(update.view_as(p) * size)  # a tensor's rate is no `alpha`
 
     def by_shape(self, parameters: Iterable[Tensor]) -> list[list[Tensor]]:
         """The weights that have a gradient, grouped by their shape."""

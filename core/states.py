@@ -45,7 +45,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
                 tensors[f"{index}.{name}"] = value
             else:
                 plain.setdefault(str(index), {})[name] = value
-    return tensors, {"groups": whole["param_groups"], "plain": plain}
+    groups = [
+        {name: float(v) if isinstance(v, Tensor) else v for name, v in group.items()}
+        for group in whole["param_groups"]
+    ]
+    return tensors, {"groups": groups, "plain": plain}
 
 
 def restore_optimizer(

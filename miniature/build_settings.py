@@ -11,6 +11,7 @@ from pydantic import Field
 import core.config
 from base_models.load import check_base
 from core.errors import UserError
+from detector.measure import device
 from miniature import vae
 from miniature.bases import base_folder
 from miniature.families import FAMILIES
@@ -33,6 +34,9 @@ class Config(core.config.Config):
     autoencoder: Path | None = None
     """The same, of any family, of which only the autoencoder is taken over: `newest` for sdxl and
     kolors, so that all share one."""
+    kin: Path | None = None
+    """sdxl and kolors: a base of the other, by name or folder. The network begins from its weights
+    where name and shape are the same: all but what reads the text."""
     seed: int = 0
     vae_steps: int = Field(2600, ge=1)
     """Updates of the autoencoder, 16 images each; none of one taken over."""
@@ -63,6 +67,8 @@ class Config(core.config.Config):
     else ten times slower."""
     compile: bool = False
     """Compile the network (`torch.compile`): a seventh faster on a CPU; wants a C++ compiler."""
+    graph: bool = False
+    """Record an update as a CUDA graph and replay it: several times as fast on a GPU."""
 
 
 def check(config: Config) -> None:
@@ -73,6 +79,8 @@ def check(config: Config) -> None:
         raise UserError(
             "without --start the text encoders are new anyway: leave --new-readers out."
         )
+    if config.graph and device(config.device).type != "cuda":
+        raise UserError("--graph is for a CUDA GPU, and none is used here: leave it out.")
     steps = list(grade_steps(config).values())
     if steps != sorted(set(steps)):
         raise UserError(
@@ -89,7 +97,20 @@ def check(config: Config) -> None:
                 f"{config.start} is a {found}, no {config.family}: build its own family, or take "
                 "over its autoencoder alone (--autoencoder)."
             )
+    check_kin(config)
     check_out(config.out)
+
+
+def check_kin(config: Config) -> None:
+    """The two families with a UNet can begin from one another."""
+    if config.kin is None:
+        return
+    if config.start:
+        raise UserError("start already brings its network: leave --kin out.")
+    found = check_base(base_folder(str(config.kin)))
+    unets = {FAMILIES["sdxl"].pipeline, FAMILIES["kolors"].pipeline}
+    if not {found, FAMILIES[config.family].pipeline} <= unets:
+        raise UserError(f"{config.kin} is a {found}, no kin of {config.family}: leave --kin out.")
 
 
 def check_out(folder: Path) -> None:

@@ -86,6 +86,8 @@ def epsilon_loss(
 
     `said`: `text` (b, n, d) and `pooled` (b, e), on the latents' device; g may be elsewhere.
     """
+    # They stay on the device: a CUDA graph takes nothing from the host.
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(clean.device)
     t = times(len(clean), len(scheduler.alphas_cumprod), g).to(clean.device)
     noise = torch.randn(clean.shape, generator=g, device=g.device).to(clean)
     abar = scheduler.alphas_cumprod.to(clean)[t].view(-1, 1, 1, 1)
@@ -101,8 +103,10 @@ def epsilon_loss(
 
 def sizes(latents: Latents) -> Float[Tensor, "b 6"]:
     """Original size, corner of the crop, target size in pixels, as `base_models.unet` gives."""
-    h, w = latents.shape[-2] * CELL, latents.shape[-1] * CELL
-    return torch.tensor([[h, w, 0.0, 0.0, h, w]], device=latents.device).repeat(len(latents), 1)
+    told = torch.zeros(len(latents), 6, device=latents.device)
+    told[:, 0::4] = latents.shape[-2] * CELL
+    told[:, 1::4] = latents.shape[-1] * CELL
+    return told
 
 
 def unshifted(vae: AutoencoderKL) -> AutoencoderKL:

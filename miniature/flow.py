@@ -105,13 +105,15 @@ def flow_loss(
     sigma = times(len(clean), g).to(clean.device)
     noise = torch.randn(clean.shape, generator=g, device=g.device).to(clean)
     mixed = torch.lerp(clean, noise, sigma[:, None, None, None])
+    with clean.device:
+        places = token_places(clean.shape[2] // 2, clean.shape[3] // 2)
     velocity = network(
         hidden_states=pack(mixed),
         timestep=sigma,
         pooled_projections=pooled,
         encoder_hidden_states=text,
         txt_ids=torch.zeros(text.shape[1], 3, device=clean.device),
-        img_ids=token_places(clean.shape[2] // 2, clean.shape[3] // 2).to(clean.device),
+        img_ids=places,
         return_dict=False,
     )[0]
     return (velocity - pack(noise - clean)).pow(2).mean()

@@ -22,10 +22,11 @@ from miniature import flow, vae
 from miniature.bases import base_folder
 from miniature.build_settings import Config, grade_steps, taken_over
 from miniature.families import FAMILIES
+from miniature.graph import GraphedUpdate, Work
 from miniature.law import CATEGORIES, all_prompts, draw, prompts
 from miniature.paint import render
 from miniature.text import adopt
-from miniature.training import follow, keep, rate_share, resume
+from miniature.training import follow, keep, rate_share, resume, set_rate
 
 SHARES = {"hand": 0.24, "face": 0.23, "bicycle": 0.26, "sign": 0.17, "scenery": 0.10}
 """Images of each category: the hard ones need more."""
@@ -210,36 +211,62 @@ def stage_network(
     if begun:
         yield begun, mean
     latents, told = pool["latents"].to(place), {name: t.to(place) for name, t in told.items()}
-    for step in run.progress(range(begun + 1, config.steps + 1), config.steps, begun, "base"):
+    shift, std = 0.0 if family.guided else float(pool["mean"]), float(pool["std"])
+
+    def work(clean: Tensor, given: dict[str, Tensor], g: torch.Generator) -> Tensor:
         for optimizer in optimizers:
-            share = rate_share(step, step / config.steps)
-            optimizer.param_groups[0]["lr"] = config.rate * share
-        rows, said = draw_batch(config, pool, step)
-        shift = 0.0 if family.guided else pool["mean"].to(place)
-        clean = (latents[rows.to(place)].float() - shift) / pool["std"].to(place)
-        given = {name: values[said.to(place)] for name, values in told.items()}
-        g = torch.Generator(place).manual_seed(mix(config.seed, NETWORK, step))
+            optimizer.zero_grad()
         with torch.autocast(place.type, torch.bfloat16, enabled=config.bf16), flow.PlainAttention():
             loss = family.loss(learner, clean, given, g)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        return loss.detach()
+
+    update = updater(config, work, optimizers, place)
+    for step in run.progress(range(begun + 1, config.steps + 1), config.steps, begun, "base"):
+        for optimizer in optimizers:
+            set_rate(optimizer, config.rate * rate_share(step, step / config.steps))
+        rows, said = draw_batch(config, pool, step)
+        clean = (latents[rows.to(place)].float() - shift) / std
+        given = {name: values[said.to(place)] for name, values in told.items()}
+        loss = update(clean, given, mix(config.seed, NETWORK, step))
         follow(mean, network, 1 - min(EMA, (step + 10) / (step + 100)))
         if step % 10 == 0:
-            run.log(step, loss=loss.detach())
+            run.log(step, loss=loss)
         if step % config.checkpoint_every == 0 or step == config.steps or run.interrupted:
             keep(run, step, network, optimizers, mean)
         yield step, mean
 
 
+def updater(
+    config: Config, work: Work, optimizers: list[torch.optim.Optimizer], place: torch.device
+) -> Callable[[Tensor, dict[str, Tensor], int], Tensor]:
+    """`work` with a generator of the step's seed, or a recording of it."""
+    if config.graph:
+        return GraphedUpdate(work, optimizers, place)
+
+    def update(clean: Tensor, given: dict[str, Tensor], seed: int) -> Tensor:
+        return work(clean, given, torch.Generator(place).manual_seed(seed))
+
+    return update
+
+
 def begun_network(config: Config) -> nn.Module:
-    """Random weights, or those of the start."""
+    """Random weights, those of the start, or as many of its kin's as fit."""
     family = FAMILIES[config.family]
     network: Any = fresh(family.make_network, config.seed, NETWORK)
     if config.start:
         take_over(network, base_folder(str(config.start)) / family.network_folder)
+    if config.kin:
+        known: Any = type(network)
+        weights = known.from_pretrained(
+            base_folder(str(config.kin)) / family.network_folder, local_files_only=True
+        ).state_dict()
+        own = network.state_dict()
+        fitting = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
+        network.load_state_dict(fitting, strict=False)
     return network
 
 

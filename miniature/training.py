@@ -21,6 +21,15 @@ def rate_share(step: int, share: float) -> float:
     return min(1.0, step / 200) * min(1.0, max(0.02, (1 - share) / 0.4))
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """In place where the rate is a tensor: a recorded update reads it there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 def keep(
     run: Run,
     step: int,

@@ -50,8 +50,11 @@ class Update:
         self.stopping = False
         self.most: int | None = None
         """Samples that this process computes at once, where memory set a limit."""
-        # foreach=False: one way of adding up on every device and version.
-        self.optimizer = torch.optim.AdamW(weights, weight_decay=weight_decay, foreach=False)
+        # foreach=False: one way of adding up on every CPU and version. A GPU would wait for the
+        # host, which launches some thousand small kernels.
+        self.optimizer = torch.optim.AdamW(
+            weights, weight_decay=weight_decay, foreach=False, fused=weights[0].is_cuda
+        )
         self.size = sum(weight.numel() for weight in weights)
         self.total = torch.zeros(self.size + len(FIGURES) + 1, device=weights[0].device)
         for weight in weights:

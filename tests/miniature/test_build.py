@@ -156,6 +156,10 @@ def moved(readers: dict, held: list[str], rows: torch.Tensor) -> float:
         ({"steps": 4}, "--steps enough"),
         ({"family": "sdxl", "start": "newest"}, "is a FluxPipeline, no sdxl"),
         ({"device": "cuda:7"}, "no device"),
+        ({"device": "cpu", "graph": True}, "--graph is for a CUDA GPU"),
+        ({"family": "kolors", "kin": "newest"}, "is a FluxPipeline, no kin of kolors"),
+        ({"kin": "newest"}, "no kin of flux"),
+        ({"start": "newest", "kin": "newest"}, "leave --kin out"),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_anything_is_made(tmp_path: Path, given, says):
@@ -245,3 +249,15 @@ def test_a_start_that_is_no_pipeline_is_refused_before_anything_is_made(tmp_path
     with pytest.raises(UserError, match="no base model"):
         build.main(config(tmp_path, start=tmp_path / "nothing"))
     assert not (tmp_path / "run").exists()
+
+
+def test_kolors_begins_from_all_of_sdxl_but_what_reads_the_text(tmp_path: Path):
+    settings = config(tmp_path, family="sdxl", autoencoder=Path("newest"), steps=4)
+    assert build.main(settings) == 0
+    kin = tmp_path / "bases/sdxl"
+    own = stages.begun_network(config(tmp_path, family="kolors", kin=kin)).state_dict()
+    given = load_base(str(kin)).network.state_dict()
+    fit = {name for name in own if name in given and torch.equal(own[name], given[name])}
+    fresh = {name for name in set(own) - fit if own[name].std() > 0}
+    assert len(fit) > 0.9 * len(own)
+    assert all("attn2.to_" in name or "encoder_hid_proj" in name for name in fresh)
