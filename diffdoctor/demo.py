@@ -104,7 +104,7 @@ class Demo:
         data.write_renders(out / "train", self.newest, train, s.renders, first)
         data.write_renders(out / "second", self.newest, train, s.renders, second)
         data.write_renders(out / "test", self.newest, held, s.tested, third)
-        data.write_renders(out / "real", self.newest, train, s.renders, fourth)
+        data.write_renders(out / "real", self.newest, train, s.real, fourth)
 
     def train_detector(self) -> int | None:
         """The one that teaches: its gradient learns too."""

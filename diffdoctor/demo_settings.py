@@ -28,7 +28,9 @@ class Settings:
     redrawn: int = 300
     """Sound renders that the newest grade redraws: they teach the detector's gradient."""
     renders: int = 300
-    """Valid images for each detector, and as the real images of the treatment."""
+    """Valid images for each detector."""
+    real: int = 1000
+    """Valid images as the real ones of the treatment: of few, an adapter learns their chance."""
     tested: int = 200
     """Held-out images and renders that the detector is measured on."""
     evaluated: int = 300
@@ -91,6 +93,7 @@ QUICK = replace(
     second_labelled=10,
     redrawn=40,
     renders=60,
+    real=60,
     tested=20,
     evaluated=30,
     detector={**FULL.detector, "steps": 8, "warmup": 2, "valid_every": 8},

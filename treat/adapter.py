@@ -107,6 +107,13 @@ def bare(name: str) -> str:
 
 def read_run(folder: Path, step: str) -> Adapter:
     """One checkpoint of a treat run, with the run's settings."""
+    note = folder / "run.json"
+    program = json.loads(note.read_text())["program"] if note.is_file() else "treat"
+    if program != "treat":
+        raise UserError(
+            f"{folder} is a run of '{program}', which has no adapter: name one of `diffdoctor "
+            "treat`."
+        )
     return read_checkpoint(folder / "checkpoints", chosen_step(folder, step))
 
 

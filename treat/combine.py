@@ -39,6 +39,19 @@ def read_parts(run: Path, step: str, scale: float, also: Sequence[str]) -> list[
     return parts
 
 
+def check_bases(parts: Sequence[Part]) -> None:
+    """Raise `UserError` where two runs name different bases; a plain file names none."""
+    named = {(Path(part.path), str(part.adapter.run["base"])) for part in parts
+             if part.adapter.run.get("base")}  # fmt: skip
+    known = {Path(base).resolve() if Path(base).exists() else base: path for path, base in named}
+    if len(known) > 1:
+        one, other = sorted(map(str, known.values()))[:2]
+        raise UserError(
+            f"{one} and {other} were trained on different bases, whose changes do not add up: "
+            "if both are the same model under two names, say which with --base."
+        )
+
+
 def weighted(word: str) -> tuple[str, float]:
     """PATH=WEIGHT, or PATH alone for 1; `UserError` for a weight that is no finite number."""
     path, equals, text = word.rpartition("=")

@@ -24,7 +24,7 @@ from core.hub import check_push, push
 from core.storage import check_writable, write_atomic
 from treat import merge, single_file, verify
 from treat.adapter import METADATA, UNET, WEIGHTS, Adapter
-from treat.combine import Part, combined, read_parts
+from treat.combine import Part, check_bases, combined, read_parts
 from treat.export_card import KOHYA, MADE_BY, PICTURE, card, merged_card
 from treat.export_header import Labels, filled, header, mixture, provenance
 from treat.lora_kinds import Architecture, Kind, kind_of, kohya_named
@@ -32,6 +32,7 @@ from treat.lora_kinds import Architecture, Kind, kind_of, kohya_named
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CARD = "README.md"
 SHEET = "sheet.png"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 class Config(BaseConfig):
@@ -95,6 +96,10 @@ def main(config: Config) -> None:
             "or evaluate what is exported here and name that in a second export."
         )
     parts = read_parts(config.run, config.step, config.scale, config.also)
+    if config.base is None:
+        check_bases(parts)
+    elif not Path(config.base).exists() and not HUB_ID.fullmatch(config.base):
+        raise UserError(f"--base {config.base} is no folder here and no Hub id (OWNER/NAME).")
     adapter = combined(parts)
     kind = kind_of(on_base(adapter, config.base), config.architecture)
     labels = Labels(config.title, config.author, config.license, named_base(config, adapter))
@@ -118,7 +123,7 @@ def on_base(adapter: Adapter, base: str | None) -> Adapter:
 def named_base(config: Config, adapter: Adapter) -> str:
     """For the card: a Hub id, else the bare name of the folder."""
     base = config.base or str(adapter.run.get("base", "the base model"))
-    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists()
+    is_id = HUB_ID.fullmatch(base) and not Path(base).exists()
     return config.base_model or (base if is_id else Path(base).name)
 
 
@@ -194,8 +199,15 @@ def check_out(folder: Path, parts: list[Part]) -> None:
 
 
 def rounded(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors, rounded once from the masters, contiguous."""
-    return {name: adapter.tensors[name].to(dtype).contiguous() for name in sorted(adapter.tensors)}
+    """The tensors, rounded once from the masters, contiguous; `UserError` if not finite."""
+    tensors = {n: adapter.tensors[n].to(dtype).contiguous() for n in sorted(adapter.tensors)}
+    lost = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if lost:
+        raise UserError(
+            f"'{lost[0]}' is not finite, as are {len(lost)} of {len(tensors)} tensors: choose an "
+            "earlier --step, or a smaller --scale."
+        )
+    return tensors
 
 
 def read_figures(folder: Path | None, arm: str) -> dict[str, float]:

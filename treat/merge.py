@@ -128,9 +128,19 @@ def check_out(out: Path, need: int) -> None:
         raise UserError(f"{out} is there already: name a new folder with --out.")
     storage.check_writable(out)
     above = next(path for path in out.absolute().parents if path.is_dir())
-    free = shutil.disk_usage(above).free
+    free = shutil.disk_usage(above).free + left_behind(out)
     if free < need:
         raise UserError(f"disk full: {out}, need {need} bytes, free {free} bytes; free some space.")
+
+
+def staging_of(out: Path) -> Path:
+    return out.absolute().with_name(f".{out.name}.merging")
+
+
+def left_behind(out: Path) -> int:
+    """Bytes of a stopped run, which the next one removes first."""
+    found = staging_of(out).rglob("*")
+    return sum(path.stat().st_size for path in found if path.is_file() and not path.is_symlink())
 
 
 def size(base: Base, dtype: torch.dtype) -> int:
@@ -186,7 +196,7 @@ def write(
     their names, `further` writes more into the filled folder. What a stopped run left beside `out`
     is removed first.
     """
-    staging = out.absolute().with_name(f".{out.name}.merging")
+    staging = staging_of(out)
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         if staging.exists():

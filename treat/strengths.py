@@ -23,7 +23,12 @@ Sweep = Mapping[str, Sequence[tuple[float, str]]]
 
 def arm(name: str, strength: float) -> str:
     """The arm of an adapter at a strength."""
-    return {0.0: BASE, 1.0: name}.get(strength, f"{name}@{strength:g}")
+    return {0.0: BASE, 1.0: name}.get(strength, f"{name}@{plain(strength)}")
+
+
+def plain(strength: float) -> str:
+    """Without a needless .0; never rounded, for two strengths must not share an arm."""
+    return repr(float(strength)).removesuffix(".0")
 
 
 def sweep(names: Iterable[str], strengths: Sequence[float]) -> Sweep:

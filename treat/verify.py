@@ -32,6 +32,11 @@ from treat.lora_files.values import hashes, values
 Reader = Literal["diffusers", "ComfyUI", "Forge", "sd-scripts"]
 USUAL: tuple[Reader, ...] = ("diffusers", "ComfyUI", "Forge")
 """sd-scripts reads kohya's names only, and none that a FLUX adapter of `diffdoctor export` has."""
+NOT_LORAS = {
+    "model_index.json": "a whole pipeline",
+    "detector.json": "a detector (`diffdoctor detector evaluate` measures it)",
+}
+"""What other folders of safetensors files hold, by a file in them."""
 WIDTH = 100
 BROKEN = ("rank", "transposed", "transposed-A", "transposed-B", "sides", "empty", "not-finite",
           "metadata-dora")  # fmt: skip
@@ -77,6 +82,9 @@ def main(config: Config) -> int | None:
 def files(path: Path) -> list[Path]:
     """The file, or those of the folder; raises `UserError` where there is none."""
     path = path.expanduser()
+    for name, what in NOT_LORAS.items():
+        if (path / name).is_file():
+            raise UserError(f"{path} is {what}, and this looks at LoRA files.")
     found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not found or not all(one.is_file() for one in found):
         raise UserError(f"{path} is no .safetensors file and holds none: check the path.")

@@ -1,6 +1,7 @@
 """What the trainer holds is what plain diffusers loads: same images, same bits."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -233,6 +234,35 @@ def test_a_hub_id_keeps_its_owner(run, tmp_path):
     export.main(export.Config(**given, out=tmp_path / "out"))
     card = (tmp_path / "out/README.md").read_text()
     assert 'from_pretrained("black-forest-labs/FLUX.1-schnell")' in card
+
+
+def test_a_base_that_is_neither_folder_nor_hub_id(run, tmp_path):
+    with pytest.raises(UserError, match="--base nonsense is no folder here"):
+        export.main(export.Config(run=run, base="nonsense", out=tmp_path / "out"))
+
+
+def test_what_is_not_finite_is_not_written(run, tmp_path):
+    with pytest.raises(UserError, match=r"not finite.*smaller --scale"):
+        export.main(export.Config(run=run, scale=1e38, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_different_bases_are_not_summed(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    settings = (other / "config.yaml").read_text()
+    given = {"run": run, "also": (f"{other}=0.5",)}
+    export.main(export.Config(**given, out=tmp_path / "same"))
+    (other / "config.yaml").write_text(settings.replace("base: ", "base: /elsewhere"))
+    with pytest.raises(UserError, match="different bases.*--base"):
+        export.main(export.Config(**given, out=tmp_path / "out"))
+    export.main(export.Config(**given, base="one/for-both", out=tmp_path / "said"))
+
+
+def test_a_run_of_another_program_has_no_adapter(run, tmp_path):
+    (tmp_path / "run.json").write_text('{"program": "detector"}')
+    with pytest.raises(UserError, match="run of 'detector'"):
+        export.main(export.Config(run=run, also=(f"{tmp_path}=1",), out=tmp_path / "out"))
 
 
 def test_exporting_again_is_fine(run, tmp_path):

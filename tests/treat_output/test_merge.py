@@ -1,6 +1,8 @@
 """A merged pipeline against base + adapter, both opened by plain diffusers, in every family."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import safetensors
@@ -203,3 +205,13 @@ def test_what_it_was_trained_beside_belongs_into_the_weights(flux, tmp_path, mon
     with pytest.raises(UserError, match="trained beside .* add --also"):
         flux.export(tmp_path / "out", merge=True)
     flux.export(tmp_path / "out", merge=True, also=(f"{flux.other}=1",))
+
+
+def test_what_a_stopped_merge_left_counts_as_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5))
+    with pytest.raises(UserError, match="disk full"):
+        merge.check_out(tmp_path / "out", 12)
+    left = tmp_path / ".out.merging/unet"
+    left.mkdir(parents=True)
+    (left / "weights").write_bytes(b"12345678")
+    merge.check_out(tmp_path / "out", 12)

@@ -7,7 +7,7 @@ import torch
 
 from core.images import read_images
 from tests.treat_output.test_evaluate import dark, files, settings
-from treat import evaluate, export
+from treat import evaluate, export, strengths
 
 __all__ = ["files"]
 
@@ -39,3 +39,8 @@ def test_a_sweep_is_drawn_and_told(files, tmp_path):
 def test_strengths_that_are_none(files, tmp_path, strengths):
     with pytest.raises(ValueError, match="strengths"):
         settings(files, tmp_path, strengths=strengths)
+
+
+def test_strengths_that_are_close_have_arms_of_their_own():
+    assert strengths.arm("a", 0.5) == "a@0.5" and strengths.arm("a", 2.0) == "a@2"
+    assert strengths.arm("a", 0.30000001) != strengths.arm("a", 0.30000002)

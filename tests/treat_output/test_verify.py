@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from core.errors import UserError
@@ -153,6 +154,16 @@ def test_what_the_export_writes_is_sound_against_its_base(case, tmp_path, capsys
         assert {one["code"] for one in found["findings"]} <= {"dropped"}
         assert found["modules"] == len(state) // 2
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "name, what", [("model_index.json", "whole pipeline"), ("detector.json", "a detector")]
+)
+def test_a_folder_of_something_else_is_named(tmp_path, name, what):
+    (tmp_path / name).write_text("{}")
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=what):
+        verify.main(verify.Config(path=tmp_path))
 
 
 def test_no_file_is_a_sentence(tmp_path):
