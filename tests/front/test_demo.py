@@ -23,6 +23,7 @@ MICRO = replace(
     second_labelled=10,
     redrawn=10,
     renders=40,
+    real=40,
     tested=10,
     evaluated=5,
     detector={"steps": 2, "batch": 4, "valid_every": 2, "warmup": 1, "checkpoint_every": 2},
