@@ -113,6 +113,9 @@ def main(
                 return PAUSED
         read = reader(judge, flagged, meters, detectors)
         tables = measure(run, list(arms), draws, config.batch, read)
+        for name, table in tables.items():
+            keys = {"prompt": [d.prompt for d in draws], "seed": [d.seed for d in draws]}
+            write_atomic(run.folder / f"{name}.csv", figures.as_csv({**keys, **table}))
         summary = summarise(tables, config.control, config.seed)
         summary |= {"judge": judge_name, "prompts": config.prompts.name}
         pairs = first_pairs(run.folder, list(arms), draws[: config.shown], judge)

@@ -6,7 +6,9 @@ index, -1 where it does not apply), texts are groups such as the category. Facto
 begins with `free.` are those that no prompt states: their entropy measures diversity.
 """
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from jaxtyping import Float
 
 from core.contracts import ArtifactMap, Images
+from core.run import plain
 from core.seeds import mix
 
 Table = Mapping[str, np.ndarray]
@@ -53,6 +56,15 @@ def change_outside(images: Images, base: Images, maps: ArtifactMap) -> Float[np.
     sound = (maps <= 0.5).float()
     change = ((images - base).abs().mean(dim=1, keepdim=True) * sound).flatten(1).sum(dim=1)
     return (change / sound.flatten(1).sum(dim=1).clamp(min=1)).numpy()
+
+
+def as_csv(table: Mapping[str, Sequence[Any] | np.ndarray]) -> bytes:
+    """One line an image, to sort by; the columns as they are named."""
+    text = io.StringIO()
+    lines = csv.writer(text)
+    lines.writerow(table)
+    lines.writerows(zip(*(plain(list(values)) for values in table.values()), strict=True))
+    return text.getvalue().encode()
 
 
 def numeric(table: Table) -> dict[str, Float[np.ndarray, " n"]]:

@@ -1,5 +1,6 @@
 """The real `main` on a random FLUX: paired images, figures by hand, resume, refusals."""
 
+import csv
 import json
 import re
 
@@ -136,6 +137,18 @@ def test_report_and_sheet(finished):
     assert "darkness" in text and "held_out.txt" in text
     assert str(finished) not in text and not re.search(r"https?://", text)
     assert (finished / "sheet.png").stat().st_size > 0
+
+
+def test_every_image_has_its_row(finished):
+    said = json.loads((finished / "summary.json").read_text())["arms"]
+    for arm in ("base", "treated"):
+        with (finished / f"{arm}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == said[arm]["n"] and rows[0]["prompt"]
+        mean = sum(float(row["artifact_area"]) for row in rows) / len(rows)
+        assert mean == pytest.approx(said[arm]["artifact_area"])
+        hits = [row["artifact_frequency"] == "True" for row in rows]
+        assert sum(hits) / len(rows) == pytest.approx(said[arm]["artifact_frequency"])
 
 
 def test_the_same_command_draws_only_what_is_missing(files, finished):
