@@ -130,6 +130,17 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written to: name another --out.")
 
 
+def check_room(folder: Path, need: int, freed: int = 0) -> None:
+    """Raise `UserError` unless a folder's disk has room, once `freed` bytes are removed."""
+    path = folder.absolute()
+    above = next(one for one in (path, *path.parents) if one.is_dir())
+    free = shutil.disk_usage(above).free + freed
+    if free < need:
+        raise UserError(
+            f"disk full: {folder}, need {need} bytes, free {free} bytes; free some space."
+        )
+
+
 def raise_if_full(error: OSError, path: Path, need: int) -> None:
     """Turn "no space" and "quota exceeded" into a `UserError`; other errors pass."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):

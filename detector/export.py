@@ -56,6 +56,7 @@ def main(config: Config) -> None:
     """Check everything, write each form and hold it against the detector; the card comes last."""
     if config.push:
         check_push(config.push)
+    config = config.model_copy(update={"out": config.out.expanduser()})
     source = located(config.run)
     check_out(config.out, source)
     asked = writable() if config.formats is None else config.formats

@@ -19,6 +19,10 @@ class Config(treat.export.Config):
 
 def main(config: Config) -> None:
     """Hand over to the program of the stage that made the run."""
+    if (config.run.expanduser() / "demo.json").is_file():
+        raise UserError(
+            f"{config.run} is a whole demo: name {config.run}/adapter or {config.run}/detector."
+        )
     is_detector = (located(config.run.expanduser()) / DESCRIPTION).is_file()
     check_own(config, is_detector)
     given = config.model_dump(exclude=set(Config.model_fields) - set(SHARED))

@@ -29,6 +29,8 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 STEM = "adapter"
 """The file of a treat checkpoint that holds the LoRA masters."""
+PECULIAR = ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora")
+"""Settings of peft by which modules have strengths of their own, or more than a pair."""
 TRANSFORMER, UNET = "transformer.", "unet."
 """What diffusers puts before the names of the denoiser's modules."""
 
@@ -93,11 +95,28 @@ def read_file(path: Path) -> Adapter:
         raise UserError(f"{path} is no readable safetensors file: copy it again.") from error
     tensors = {bare(name): tensor for name, tensor in tensors.items()}
     check_names(tensors, path)
-    settings = {bare(name): value for name, value in settings.items()}
-    rank = settings.get("r")
-    scale = settings["lora_alpha"] / rank if rank and "lora_alpha" in settings else 1.0
+    scale = scale_of(settings, path)
     step = metadata.get("diffdoctor.step")
     return Adapter(fold(tensors, scale), int(step) if step and step.isdigit() else None)
+
+
+def scale_of(settings: Any, path: Path) -> float:
+    """alpha / rank by peft's settings in a file; `UserError` where one number does not say it."""
+    try:
+        settings = {bare(name): value for name, value in settings.items()}
+        rank, alpha = settings.get("r"), settings.get("lora_alpha")
+        own = [name for name in PECULIAR if settings.get(name)]
+        scale = float(alpha) / float(rank) if rank and alpha is not None else 1.0
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the settings in the header of {path} cannot be read: `diffdoctor verify` says more."
+        ) from error
+    if own:
+        raise UserError(
+            f"{path} has strengths of its own ({', '.join(own)}): `diffdoctor convert {path} --to "
+            "kohya` and `--to peft` from there fold them into the weights."
+        )
+    return scale
 
 
 def bare(name: str) -> str:
@@ -108,7 +127,7 @@ def bare(name: str) -> str:
 def read_run(folder: Path, step: str) -> Adapter:
     """One checkpoint of a treat run, with the run's settings."""
     note = folder / "run.json"
-    program = json.loads(note.read_text())["program"] if note.is_file() else "treat"
+    program = said_in(note).get("program") if note.is_file() else "treat"
     if program != "treat":
         raise UserError(
             f"{folder} is a run of '{program}', which has no adapter: name one of `diffdoctor "
@@ -126,16 +145,25 @@ def chosen_step(folder: Path, step: str) -> int:
         return present[-1]
     if step == "best":
         summary = folder / "summary.json"
-        said = json.loads(summary.read_text()).get("best_step") if summary.is_file() else None
-        if said is None:
+        said = said_in(summary).get("best_step") if summary.is_file() else None
+        if not isinstance(said, int):
             raise UserError(
                 f"{folder} names no best step yet: finish the run, say --step last, or name one of "
                 "its checkpoint folders."
             )
         return int(said)
-    if not step.isdigit():
+    if not (step.isascii() and step.isdigit()):
         raise UserError(f"no step '{step}': say best, last or one of {present}.")
     return int(step)
+
+
+def said_in(path: Path) -> dict[str, Any]:
+    """A run's note; `UserError` where it is damaged."""
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: name one of the run's checkpoints.") from error
+    return said if isinstance(said, dict) else {}
 
 
 def read_checkpoint(folder: Path, step: int) -> Adapter:
@@ -149,9 +177,12 @@ def read_checkpoint(folder: Path, step: int) -> Adapter:
 
 def check_names(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raise `UserError` unless every tensor is half of an A, B pair of matching rank."""
+    if not tensors:
+        raise UserError(f"{path} holds no tensor: copy it again.")
     for name, tensor in tensors.items():
         a, b = name.replace(".lora_B.", ".lora_A."), name.replace(".lora_A.", ".lora_B.")
-        if a == b or a not in tensors or b not in tensors:
+        whole = name.endswith((".lora_A.weight", ".lora_B.weight"))
+        if not whole or a not in tensors or b not in tensors:
             raise UserError(
                 f"{path} has '{name}', which is no pair of lora_A.weight and lora_B.weight: "
                 f"give a LoRA in PEFT names, {WEIGHTS} of `diffdoctor export`."

@@ -21,6 +21,8 @@ from treat.adapter import Adapter, attach, fuse, pin, read_adapter
 from treat.sample import sample
 
 BASE = "base"
+NOTE = "adapter.json"
+"""In the folder of an arm's images: the digest of what it was drawn with."""
 PURPOSE = 0x65766C
 """Keeps the seeds of an evaluation away from those of training."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -103,7 +105,7 @@ def draw_arm(
     beside = [read_adapter(sampling.beside).digest] if sampling.beside else []
     own = [] if adapter is None else [adapter.digest]
     (folder / "images" / name).mkdir(parents=True, exist_ok=True)
-    pin(folder / "images" / name / "adapter.json", " ".join(own + beside))
+    pin(folder / "images" / name / NOTE, " ".join(own + beside))
     missing = [i for i in range(len(draws)) if not image_path(folder, name, i).exists()]
     if not missing:
         return

@@ -15,7 +15,7 @@ from torch import Tensor
 import core.config
 from base_models.load import locate, read_json, read_parts
 from core.errors import UserError
-from core.storage import write_atomic
+from core.storage import check_writable, write_atomic
 from treat.adapter import METADATA
 from treat.export_header import LEGACY, digest
 from treat.lora_files.checks import checks
@@ -76,6 +76,7 @@ def main(config: Config) -> None:
     """Read, rename, fold, write."""
     out = config.out.expanduser()
     check_out(out)
+    check_writable(out.parent)
     content = read(config.file)
     family, layers = told(config.base, content)
     plain = read_plain(content, family, layers)

@@ -21,9 +21,10 @@ from torch import Tensor
 from core.config import Config as BaseConfig
 from core.errors import UserError
 from core.hub import check_push, push
-from core.storage import check_writable, write_atomic
+from core.storage import check_room, check_writable, write_atomic
 from treat import merge, single_file, verify
 from treat.adapter import METADATA, UNET, WEIGHTS, Adapter
+from treat.arms import NOTE
 from treat.combine import Part, check_bases, combined, read_parts
 from treat.export_card import KOHYA, MADE_BY, PICTURE, card, merged_card
 from treat.export_header import Labels, filled, header, mixture, provenance
@@ -86,6 +87,7 @@ class Told(NamedTuple):
 
 def main(config: Config) -> None:
     """Read, check, describe, write; then push, if asked."""
+    config = config.model_copy(update={"out": config.out.expanduser()})
     if config.push:
         check_push(config.push)
     if config.single_file and not config.merge:
@@ -103,7 +105,7 @@ def main(config: Config) -> None:
     adapter = combined(parts)
     kind = kind_of(on_base(adapter, config.base), config.architecture)
     labels = Labels(config.title, config.author, config.license, named_base(config, adapter))
-    figures = read_figures(config.evaluation, config.arm)
+    figures = read_figures(config.evaluation, config.arm, adapter)
     told = Told(labels, figures, read_pictures(config.evaluation))
     if config.merge:
         base = config.base or adapter.run.get("base")
@@ -165,12 +167,14 @@ def write_lora(
     diffusers_named = {kind.prefix + name: tensor for name, tensor in tensors.items()}
     said = header(labels, adapter, kind, figures, diffusers_named, parts)
     content = safetensors.torch.save(diffusers_named, metadata=said)
+    beside = {CARD: card(labels, adapter, kind, figures, parts).encode(), **pictures}
+    twice = len(content) * (2 if kind.prefix == UNET else 1)
+    check_room(config.out, twice + sum(map(len, beside.values())))
     config.out.mkdir(parents=True, exist_ok=True)
     for name in (KOHYA, PICTURE):  # an earlier export's, perhaps not written this time
         (config.out / name).unlink(missing_ok=True)
-    text = card(labels, adapter, kind, figures, parts)
-    for name, beside in {CARD: text.encode(), **pictures}.items():
-        write_atomic(config.out / name, beside)
+    for name, text in beside.items():
+        write_atomic(config.out / name, text)
     if kind.prefix == UNET:
         named = kohya_named(tensors)
         said = header(labels, adapter, kind, figures, named, parts, KOHYA)
@@ -188,8 +192,8 @@ def check_out(folder: Path, parts: list[Part]) -> None:
     found = sorted(path.name for path in folder.glob("*"))
     strange = [name for name in found if name not in (WEIGHTS, KOHYA, CARD, PICTURE)]
     readme = folder / CARD
-    stopped = readme.is_file() and MADE_BY in readme.read_text(errors="replace")
-    if found and WEIGHTS not in found and not stopped:  # our names alone do not make it ours
+    own = readme.is_file() and MADE_BY in readme.read_text(errors="replace")
+    if found and not own:  # our names alone do not make it ours: WEIGHTS is diffusers' own
         strange = found
     if strange:
         raise UserError(f"{folder} holds other files ('{strange[0]}'): name an empty folder.")
@@ -210,19 +214,29 @@ def rounded(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     return tensors
 
 
-def read_figures(folder: Path | None, arm: str) -> dict[str, float]:
-    """The base's (`before`) and the adapter's (`after`) artifact frequency of an evaluation."""
+def read_figures(folder: Path | None, arm: str, adapter: Adapter) -> dict[str, float]:
+    """The base's (`before`) and the adapter's (`after`) artifact frequency of an evaluation.
+
+    Raises `UserError` where the arm was drawn with another adapter.
+    """
     if folder is None:
         return {}
     try:
         arms = json.loads((folder / "summary.json").read_text())["arms"]
         pair = {"before": arms["base"], "after": arms[arm]}
-        return {name: float(one["artifact_frequency"]) for name, one in pair.items()}
-    except (OSError, ValueError, KeyError) as error:
+        found = {name: float(one["artifact_frequency"]) for name, one in pair.items()}
+        drawn = json.loads((folder / "images" / arm / NOTE).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no finished evaluation with an arm '{arm}': run `diffdoctor evaluate`, "
             "or name the arm with --arm."
         ) from error
+    if drawn.split()[0] != adapter.digest:  # after it what stood beside
+        raise UserError(
+            f"the arm '{arm}' of {folder} was drawn with another adapter or another step: evaluate "
+            "the one that is exported, or name its --arm."
+        )
+    return found
 
 
 # The merged pipeline

@@ -127,10 +127,7 @@ def check_out(out: Path, need: int) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is there already: name a new folder with --out.")
     storage.check_writable(out)
-    above = next(path for path in out.absolute().parents if path.is_dir())
-    free = shutil.disk_usage(above).free + left_behind(out)
-    if free < need:
-        raise UserError(f"disk full: {out}, need {need} bytes, free {free} bytes; free some space.")
+    storage.check_room(out, need, freed=left_behind(out))
 
 
 def staging_of(out: Path) -> Path:
@@ -263,6 +260,8 @@ def merged(weight: Tensor, name: str, parts: Sequence[Part], dtype: torch.dtype)
             a, b = (half.float() for half in halves(part, module))
             total = total.float() + part.weight * (b @ a)
     if total is not weight and not bool(total.isfinite().all()):
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"'{name}' of the base is not finite: download the base again.")
         raise UserError(
             f"'{module}' is not finite once merged: run `diffdoctor verify` on its LoRA."
         )

@@ -59,7 +59,7 @@ def test_every_block_is_compiled_and_shares_what_is_made_of_its_kind(tmp_path):
     frames = torch._dynamo.utils.counters["frames"]
     frames.clear()
     run(tmp_path, only=(COMPILED,))
-    assert 0 < frames["ok"] <= 8  # two kinds, with and without gradient; tests leave some behind
+    assert 4 <= frames["ok"] <= 8  # two kinds of blocks, with and without gradient, and not each
 
 
 def test_bf16_is_near_to_fp32_and_fp32_to_itself(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import safetensors
@@ -204,6 +205,51 @@ def test_what_it_is_read_from_is_never_written_over(run, tmp_path):
         export.main(export.Config(run=run, out=tmp_path / "mine/README.md/below"))
 
 
+def test_another_programs_file_of_the_same_name_stays(run, tmp_path):
+    content = safetensors.torch.save({"x": torch.zeros(1)})
+    (tmp_path / export.WEIGHTS).write_bytes(content)
+    with pytest.raises(UserError, match="holds other files"):
+        export.main(export.Config(run=run, out=tmp_path))
+    assert (tmp_path / export.WEIGHTS).read_bytes() == content
+
+
+def test_an_earlier_export_outlives_a_full_disk(run, tmp_path, monkeypatch):
+    given = {"run": run, "out": tmp_path / "out"}
+    export.main(export.Config(**given, title="first"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(UserError, match="disk full"):
+        export.main(export.Config(**given, title="second", dtype="fp32"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"r": 2, "lora_alpha": 2, "alpha_pattern": {"x": 8}}, "strengths of its own"),
+        ({"r": 2, "lora_alpha": 2, "use_rslora": True}, "strengths of its own"),
+        ({"r": 2, "lora_alpha": [2]}, "cannot be read"),
+        ([1], "cannot be read"),
+    ],
+)
+def test_strengths_that_one_number_does_not_say(tmp_path, settings, says):
+    path = tmp_path / "lora.safetensors"
+    pair = {"x.lora_A.weight": torch.ones(2, 4), "x.lora_B.weight": torch.ones(4, 2)}
+    metadata = {"lora_adapter_metadata": json.dumps(settings)}
+    safetensors.torch.save_file(pair, path, metadata=metadata)
+    with pytest.raises(UserError, match=says):
+        read_adapter(path)
+
+
+@pytest.mark.parametrize("note", ["", "{", "[1]", '{"name": 1}'])
+@pytest.mark.parametrize("name", ["run.json", "summary.json"])
+def test_a_runs_damaged_notes(run, tmp_path, name, note):
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_text(note)
+    with pytest.raises(UserError, match="damaged|no best step|run of 'None'"):
+        read_adapter(tmp_path / "copy")
+
+
 def test_an_export_that_was_stopped_is_made_by_the_same_command(run, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -288,6 +334,13 @@ def test_no_adapter(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 not a header at all")
     with pytest.raises(UserError, match="no readable safetensors"):
         read_adapter(tmp_path / "bad.safetensors")
+    safetensors.torch.save_file({}, tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="no tensor"):
+        read_adapter(tmp_path / "none.safetensors")
+    named = {f"x.lora_{half}.default.weight": torch.zeros(2, 2) for half in "AB"}
+    safetensors.torch.save_file(named, tmp_path / "default.safetensors")
+    with pytest.raises(UserError, match="PEFT names"):
+        read_adapter(tmp_path / "default.safetensors")
     whole = {"lora_unet_x.lora_down.weight": torch.zeros(2, 2)}
     safetensors.torch.save_file(whole, tmp_path / "kohya.safetensors")
     with pytest.raises(UserError, match="PEFT names"):

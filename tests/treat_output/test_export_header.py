@@ -10,10 +10,12 @@ import safetensors.torch
 import torch
 
 from core import checkpoint
+from core.errors import UserError
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import digest as detector_digest
 from detector.storage import save_detector
 from treat import export, verify
+from treat.adapter import Adapter
 
 TOKEN = "hf_" + "aB3dE6gH" * 4
 WIDE = 40_000
@@ -50,7 +52,9 @@ def trained(folder, modules):
     (folder / "run/config.yaml").write_text(json.dumps(settings))
     (folder / "run/summary.json").write_text(json.dumps({"best_step": 5}))
     arms = {"base": {"artifact_frequency": 0.5}, "adapter": {"artifact_frequency": 0.25}}
-    (folder / "evaluation").mkdir()
+    (folder / "evaluation/images/adapter").mkdir(parents=True)
+    drawn = {"sha256": Adapter(adapter).digest}
+    (folder / "evaluation/images/adapter/adapter.json").write_text(json.dumps(drawn))
     (folder / "evaluation/summary.json").write_text(json.dumps({"arms": arms}))
     return folder / "run"
 
@@ -119,3 +123,16 @@ def test_no_path_and_no_token_is_in_any_file(exported):
         content = path.read_bytes()
         for secret in (TOKEN, str(folder), str(Path.home()), folder.name):
             assert secret.encode() not in content, (path.name, secret)
+
+
+def test_figures_of_another_adapter_are_refused(exported):
+    folder, kind = exported
+    given = {"run": folder / "run", "evaluation": folder / "evaluation", "architecture": kind}
+    for changed in ({"arm": "base"}, {"arm": "other"}):
+        with pytest.raises(UserError, match="no finished evaluation"):
+            export.main(export.Config(**given, **changed, out=folder / "again"))
+    note = folder / "evaluation/images/adapter/adapter.json"
+    note.write_text('{"sha256": "0"}')
+    with pytest.raises(UserError, match="drawn with another adapter"):
+        export.main(export.Config(**given, out=folder / "again"))
+    assert not (folder / "again").exists()
