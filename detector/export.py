@@ -132,7 +132,8 @@ def read_figures(path: Path | None, sha256: str) -> dict[str, Any]:
         overall = said["overall"]["all"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} holds no figures: write them, `diffdoctor detector evaluate --json {path}`."
+            f"{path} holds no detector's figures: name the file of `diffdoctor detector evaluate "
+            "--json FILE`."
         ) from error
     if said.get("detector") != sha256 or not isinstance(overall, dict):
         raise UserError(f"{path} is of another detector: evaluate this one and name its JSON.")

@@ -143,7 +143,8 @@ only from a source that you trust, or take the safetensors.
 TRANSFORMERS_TEXT = """## transformers
 
 `SegformerForSemanticSegmentation.from_pretrained("THIS_FOLDER/transformers")` gives the logits of
-one label: a sigmoid makes the map.{enlarged}
+one label: a sigmoid makes the map. It takes what its `AutoImageProcessor` makes of an image (mean
+and deviation of ImageNet), not 0..1.{enlarged}
 """
 ONNX_TEXT = """## ONNX
 

@@ -33,7 +33,9 @@ Reader = Literal["diffusers", "ComfyUI", "Forge", "sd-scripts"]
 USUAL: tuple[Reader, ...] = ("diffusers", "ComfyUI", "Forge")
 """sd-scripts reads kohya's names only, and none that a FLUX adapter of `diffdoctor export` has."""
 NOT_LORAS = {
-    "model_index.json": "a whole pipeline",
+    "model_index.json": "a whole pipeline (look at the LoRA, before it is merged)",
+    "run.json": "a run (`diffdoctor export` writes its LoRA)",
+    "manifest.json": "a checkpoint (`diffdoctor export` writes its LoRA)",
     "detector.json": "a detector (`diffdoctor detector evaluate` measures it)",
 }
 """What other folders of safetensors files hold, by a file in them."""

@@ -177,7 +177,7 @@ def test_the_card_tells_licence_data_calibration_and_categories(tmp_path):
     with pytest.raises(UserError, match="of another detector"):
         export.main(export.Config(**given, evaluation=path))
     path.write_text("{}")
-    with pytest.raises(UserError, match="holds no figures"):
+    with pytest.raises(UserError, match="holds no detector's figures"):
         export.main(export.Config(**given, evaluation=path))
 
 
@@ -203,7 +203,7 @@ def test_an_export_that_is_refused_leaves_the_earlier_one_whole(tmp_path):
     _, out = written(tmp_path, CONFIGS["nano"], formats=("transformers",))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     given = {"run": tmp_path / "run", "out": out, "formats": ()}
-    with pytest.raises(UserError, match="holds no figures"):
+    with pytest.raises(UserError, match="holds no detector's figures"):
         export.main(export.Config(**given, evaluation=tmp_path / "none.json"))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     export.main(export.Config(**given))

@@ -64,10 +64,21 @@ def test_an_adapter_is_known_by_its_file(tmp_path, pushed, capsys):
     assert not run(*words, "--push", "me/x") and pushed == [tmp_path / "out"]
 
 
-def test_nothing_unsound_is_pushed(tmp_path, pushed, capsys):
-    path = lora(tmp_path / "lora.safetensors", float("nan"))
-    assert run("--run", path, "--out", tmp_path / "out", "--push", "me/x") == 2
+def test_nothing_unsound_is_pushed(tmp_path, pushed, capsys, monkeypatch):
+    words = ("--run", lora(tmp_path / "lora.safetensors"), "--out", tmp_path / "out")
+    monkeypatch.setattr(treat.export.verify, "code", lambda reports, readers: 1)
+    assert run(*words, "--push", "me/x") == 2
     assert "not pushed, for it is not sound" in capsys.readouterr().err and not pushed
+    lora(tmp_path / "lora.safetensors", float("nan"))
+    assert run(*words, "--push", "me/x") == 2
+    assert "not finite" in capsys.readouterr().err and not pushed
+
+
+def test_a_whole_demo_is_told_apart(tmp_path, capsys):
+    (tmp_path / "demo.json").write_text("{}")
+    assert run("--run", tmp_path, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/adapter or {tmp_path}/detector" in "".join(said.splitlines())
 
 
 def test_without_a_token_nothing_is_written(tmp_path, monkeypatch):

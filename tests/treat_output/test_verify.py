@@ -157,7 +157,13 @@ def test_what_the_export_writes_is_sound_against_its_base(case, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    "name, what", [("model_index.json", "whole pipeline"), ("detector.json", "a detector")]
+    "name, what",
+    [
+        ("model_index.json", "whole pipeline"),
+        ("detector.json", "a detector"),
+        ("run.json", "a run"),
+        ("manifest.json", "a checkpoint"),
+    ],
 )
 def test_a_folder_of_something_else_is_named(tmp_path, name, what):
     (tmp_path / name).write_text("{}")
