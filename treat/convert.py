@@ -177,7 +177,7 @@ def told_of(plain: Plain, kept: Plain) -> str:
     if not scaled:
         return "strength 1 as it was"
     if all(one.scale == 1 for one in kept.modules.values()):
-        return f"the scale of {len(scaled)} folded into B, alpha = rank"
+        return f"the scales of {len(scaled)} modules folded into B, alpha = rank"
     return "alphas kept, since folding them would round"
 
 

@@ -7,6 +7,7 @@ With `merge` a whole pipeline folder comes out instead, the adapter within its w
 """
 
 import json
+import math
 import re
 from dataclasses import replace
 from functools import partial
@@ -226,6 +227,8 @@ def read_figures(folder: Path | None, arm: str, adapter: Adapter) -> dict[str, f
         pair = {"before": arms["base"], "after": arms[arm]}
         found = {name: float(one["artifact_frequency"]) for name, one in pair.items()}
         drawn = json.loads((folder / "images" / arm / NOTE).read_text())["sha256"]
+        if not all(map(math.isfinite, found.values())):
+            raise ValueError("a frequency is no number")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no finished evaluation with an arm '{arm}': run `diffdoctor evaluate`, "

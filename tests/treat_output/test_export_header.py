@@ -131,6 +131,12 @@ def test_figures_of_another_adapter_are_refused(exported):
     for changed in ({"arm": "base"}, {"arm": "other"}):
         with pytest.raises(UserError, match="no finished evaluation"):
             export.main(export.Config(**given, **changed, out=folder / "again"))
+    summary = folder / "evaluation/summary.json"
+    said = summary.read_text()
+    summary.write_text(said.replace("0.25", "NaN"))
+    with pytest.raises(UserError, match="no finished evaluation"):
+        export.main(export.Config(**given, out=folder / "again"))
+    summary.write_text(said)
     note = folder / "evaluation/images/adapter/adapter.json"
     note.write_text('{"sha256": "0"}')
     with pytest.raises(UserError, match="drawn with another adapter"):

@@ -169,7 +169,9 @@ FAULTS = HEADER | {
     ),
     "base-shape": Fault("sides that the base has not", "name its own base", EVERYONE, (DIFFUSERS,)),
     # readers
-    "dropped": Fault("modules that a reader passes over", CONVERT),
+    "dropped": Fault(
+        "modules that a reader passes over", f"{CONVERT}; for sd-scripts `--to kohya`"
+    ),
 }  # fmt: skip
 
 
