@@ -33,6 +33,8 @@ from treat.lora_kinds import Architecture, Kind, kind_of, kohya_named
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CARD = "README.md"
+STRANGE = ("large", "outlier", "nothing")
+"""Findings of `diffdoctor verify` that are told of every export."""
 SHEET = "sheet.png"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -185,6 +187,9 @@ def write_lora(
     write_atomic(config.out / WEIGHTS, content)
     written = f"{config.out / WEIGHTS}" + (f" and {KOHYA}" if kind.prefix == UNET else "")
     print(f"{written}: {len(tensors) // 2} modules, {len(content)} bytes")
+    for one in verify.examine(config.out / WEIGHTS).findings:
+        if one.code in STRANGE:
+            print(f"warning: {one.fault.what} ({one.detail}): {one.fault.cure}")
 
 
 def check_out(folder: Path, parts: list[Part]) -> None:

@@ -293,6 +293,17 @@ def test_what_is_not_finite_is_not_written(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_strength_that_drowns_the_weights_is_told(run, tmp_path, capsys):
+    export.main(export.Config(run=run, out=tmp_path / "usual"))
+    usual = capsys.readouterr().out
+    export.main(export.Config(run=run, scale=1e6, out=tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "warning: a change as large as the weights" in said
+    export.main(export.Config(run=run, scale=0, out=tmp_path / "none"))
+    assert "every change is zero" in capsys.readouterr().out
+    assert "every change is zero" not in usual
+
+
 def test_runs_of_different_bases_are_not_summed(run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
