@@ -30,7 +30,7 @@ class Settings:
     renders: int = 300
     """Valid images for each detector."""
     real: int = 1000
-    """Valid images as the real ones of the treatment: of few, an adapter learns their chance."""
+    """Valid images as the real ones of the treatment: few are a poor sample of the law."""
     tested: int = 200
     """Held-out images and renders that the detector is measured on."""
     evaluated: int = 300

@@ -68,7 +68,7 @@ class Config(core.config.Config):
     compile: bool = False
     """Compile the network (`torch.compile`): a seventh faster on a CPU; wants a C++ compiler."""
     graph: bool = False
-    """Record an update as a CUDA graph and replay it: several times as fast on a GPU."""
+    """Record an update as a CUDA graph and replay it: a GPU need not wait for the host."""
 
 
 def check(config: Config) -> None:

@@ -266,6 +266,8 @@ def begun_network(config: Config) -> nn.Module:
         ).state_dict()
         own = network.state_dict()
         fitting = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
+        if len(fitting) < len(own) / 2:
+            raise UserError(f"the network of {config.kin} is of another size: leave --kin out.")
         network.load_state_dict(fitting, strict=False)
     return network
 

@@ -113,8 +113,8 @@ def scale_of(settings: Any, path: Path) -> float:
         ) from error
     if own:
         raise UserError(
-            f"{path} has strengths of its own ({', '.join(own)}): `diffdoctor convert {path} --to "
-            "kohya` and `--to peft` from there fold them into the weights."
+            f"{path} has strengths of its own ({', '.join(own)}): fold them into the weights, "
+            f"`diffdoctor convert {path} --to peft --out NEW.safetensors`."
         )
     return scale
 

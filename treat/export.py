@@ -231,7 +231,7 @@ def read_figures(folder: Path | None, arm: str, adapter: Adapter) -> dict[str, f
         arms = json.loads((folder / "summary.json").read_text())["arms"]
         pair = {"before": arms["base"], "after": arms[arm]}
         found = {name: float(one["artifact_frequency"]) for name, one in pair.items()}
-        drawn = json.loads((folder / "images" / arm / NOTE).read_text())["sha256"]
+        drawn = str(json.loads((folder / "images" / arm / NOTE).read_text())["sha256"])
         if not all(map(math.isfinite, found.values())):
             raise ValueError("a frequency is no number")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -239,7 +239,7 @@ def read_figures(folder: Path | None, arm: str, adapter: Adapter) -> dict[str, f
             f"{folder} is no finished evaluation with an arm '{arm}': run `diffdoctor evaluate`, "
             "or name the arm with --arm."
         ) from error
-    if drawn.split()[0] != adapter.digest:  # after it what stood beside
+    if not drawn.startswith(adapter.digest):  # after it may stand what was beside
         raise UserError(
             f"the arm '{arm}' of {folder} was drawn with another adapter or another step: evaluate "
             "the one that is exported, or name its --arm."

@@ -20,6 +20,7 @@ from rich.text import Text
 import core.config
 from core.errors import UserError
 from core.storage import write_atomic
+from treat.adapter import WEIGHTS
 from treat.lora_files.base import Base, against
 from treat.lora_files.checks import checks
 from treat.lora_files.content import Content
@@ -85,7 +86,7 @@ def files(path: Path) -> list[Path]:
     """The file, or those of the folder; raises `UserError` where there is none."""
     path = path.expanduser()
     for name, what in NOT_LORAS.items():
-        if (path / name).is_file():
+        if (path / name).is_file() and not (path / WEIGHTS).is_file():
             raise UserError(f"{path} is {what}, and this looks at LoRA files.")
     found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not found or not all(one.is_file() for one in found):

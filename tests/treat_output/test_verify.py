@@ -170,6 +170,8 @@ def test_a_folder_of_something_else_is_named(tmp_path, name, what):
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=what):
         verify.main(verify.Config(path=tmp_path))
+    (tmp_path / "x.safetensors").rename(tmp_path / "pytorch_lora_weights.safetensors")
+    assert verify.main(verify.Config(path=tmp_path))  # looked at, and found wanting
 
 
 def test_no_file_is_a_sentence(tmp_path):
