@@ -7,7 +7,6 @@ checkpoints/ pictures/ tensorboard/
 """
 
 import datetime
-import fcntl
 import json
 import math
 import sys
@@ -15,7 +14,7 @@ import time
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from core.config import from_mapping, read_yaml, to_yaml
 from core.errors import UserError
 from core.interrupts import Interrupts
-from core.storage import append_line, read_lines, sync_folder, write_atomic
+from core.storage import append_line, lock_file, read_lines, sync_folder, write_atomic
 
 T = TypeVar("T")
 
@@ -38,7 +37,7 @@ _open_runs: "weakref.WeakValueDictionary[Path, Run]" = weakref.WeakValueDictiona
 class Run:
     """One program's folder, owned by one process; made by `Run.start`."""
 
-    def __init__(self, folder: Path, program: str, main_process: bool, lock: TextIO | None):
+    def __init__(self, folder: Path, program: str, main_process: bool, lock: BinaryIO | None):
         self.folder = folder
         self.program = program
         self.checkpoints = folder / "checkpoints"
@@ -71,7 +70,8 @@ class Run:
         if former is not None:
             former.close()
         _prepare_folder(folder)
-        lock = _lock(folder)
+        busy = f"another process is running in {folder}; wait for it, stop it, or choose another."
+        lock = lock_file(folder / "run.lock", busy)
         try:
             resumed = _claim(folder, config, program, {*may_change, "out"})
         except BaseException:
@@ -204,19 +204,6 @@ def _prepare_folder(folder: Path) -> None:
             f"{folder} is not empty and holds no run (found {min(strange)!r}); "
             "choose a new folder for the run."
         )
-
-
-def _lock(folder: Path) -> TextIO:
-    """An exclusive flock on `run.lock`; the kernel frees it when the process ends, however."""
-    lock = (folder / "run.lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise UserError(
-            f"another process is running in {folder}; wait for it, stop it, or choose another."
-        ) from error
-    return lock
 
 
 def _claim(folder: Path, config: BaseModel, program: str, may_change: set[str]) -> bool:

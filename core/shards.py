@@ -7,7 +7,6 @@ shard.manifest.jsonl      one line a committed shard, with the digests of both f
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -55,7 +54,9 @@ class ShardWriter:
             raise UserError(f"shard name {name!r} or size {shard_size} is not usable.")
         self.folder, self.shard_size, self.name = Path(folder), shard_size, name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder / f".{name}.lock")
+        path = self.folder / f".{name}.lock"
+        busy = f"another writer holds {path}; wait for it or use another name."
+        self._lock = storage.lock_file(path, busy)
         _sweep(self.folder, name)
         self._manifest = self.folder / f"{name}.manifest.jsonl"
         committed = _committed(self._manifest)
@@ -281,13 +282,3 @@ def _index(folder: Path, line: dict[str, Any]) -> list[dict[str, Any]]:
         if hashlib.sha256(content).hexdigest() == line.get("index_sha256"):
             return [json.loads(entry) for entry in content.splitlines()]
     raise UserError(f"{path} is missing or damaged; restore it, or write the shards again.")
-
-
-def _lock(path: Path) -> BinaryIO:
-    lock = path.open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise UserError(f"another writer holds {path}; wait for it or use another name.") from error
-    return lock

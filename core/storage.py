@@ -6,6 +6,7 @@ temporary name, is fsynced, renamed, and the parent folder fsynced.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from core.errors import UserError
 
@@ -118,6 +119,20 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def lock_file(path: Path, refusal: str) -> BinaryIO:
+    """An exclusive flock, which the kernel frees when the process ends, however it does.
+
+    Raises `UserError` with `refusal` while another process holds it.
+    """
+    held = path.open("ab")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        held.close()
+        raise UserError(refusal) from error
+    return held
 
 
 def check_writable(folder: Path) -> None:

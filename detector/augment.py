@@ -45,7 +45,7 @@ class Augmentation(BaseModel):
     """Largest step, in units of the image's [0, 1]."""
     flip: bool = True
     unflipped: tuple[str, ...] = ("sign",)
-    """Categories that hold text."""
+    """Categories that hold text, and words of prompts that ask for it."""
     move: float = Field(default=0.5, ge=0, le=1)
     """Chance of a shift (up to 10 % of the side) and a scale (0.85 to 1.2)."""
     patches: float = Field(default=0.0, ge=0, le=1)

@@ -10,7 +10,8 @@ Legend: b batch, h w pixels, n samples.
 
 import hashlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,8 +203,14 @@ def training_batch(
     places = batch_indices(len(samples), batch, mix(seed, ORDER), step)
     chosen = [samples[i] for i in places]
     images, masks = (x.to(device) for x in to_tensors(chosen, size))
-    may_flip = torch.tensor([s.record.category not in augmentation.unflipped for s in chosen])
+    may_flip = torch.tensor([may_mirror(s.record, augmentation.unflipped) for s in chosen])
     return augment(images, masks, augmentation, generator(seed, AUGMENT, step), may_flip)
+
+
+def may_mirror(record: Record, unflipped: Collection[str]) -> bool:
+    """Whether its mirror image is as good: not of a category with text, nor of a prompt that names
+    one (what is labelled while treating has no category)."""
+    return {record.category, *re.findall(r"\w+", record.prompt.lower())}.isdisjoint(unflipped)
 
 
 def reference_batch(

@@ -189,6 +189,11 @@ def check_names(tensors: Mapping[str, Tensor], path: Path) -> None:
             )
         if tensor.ndim != 2 or tensors[a].shape[0] != tensors[b].shape[1]:
             raise UserError(f"{path}: the shapes at '{name}' do not belong together: export again.")
+        if not tensor.is_floating_point() or not tensor.numel():
+            raise UserError(
+                f"{path} has {tensor.dtype} of shape {tuple(tensor.shape)} at '{name}', and an "
+                "adapter is floating-point numbers of rank 1 or more: export it again."
+            )
 
 
 def fold(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -12,13 +12,14 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from base_models.load import check_base
 from core.config import Config as BaseConfig
 from core.errors import UserError
 from core.hub import check_push, push
@@ -103,7 +104,9 @@ def main(config: Config) -> None:
     parts = read_parts(config.run, config.step, config.scale, config.also)
     if config.base is None:
         check_bases(parts)
-    elif not Path(config.base).exists() and not HUB_ID.fullmatch(config.base):
+    elif Path(config.base).expanduser().exists():
+        check_base(Path(config.base).expanduser(), weights=False)
+    elif not HUB_ID.fullmatch(config.base):
         raise UserError(f"--base {config.base} is no folder here and no Hub id (OWNER/NAME).")
     adapter = combined(parts)
     kind = kind_of(on_base(adapter, config.base), config.architecture)
@@ -115,8 +118,9 @@ def main(config: Config) -> None:
         write_merged(config, base, kind, parts, told)
     else:
         write_lora(config, adapter, kind, parts, told)
+    if not config.merge:  # a merged folder is checked whole before it appears
+        check_sound(config.out, kind)
     if config.push:
-        check_sound(config.out, kind, merged=config.merge)
         print(f"pushed to {push(config.out, config.push, f'{config.title}, by diffdoctor export')}")
 
 
@@ -137,20 +141,21 @@ def read_pictures(evaluation: Path | None) -> dict[str, bytes]:
     return {PICTURE: sheet.read_bytes()} if sheet and sheet.is_file() else {}
 
 
-def check_sound(folder: Path, kind: Kind, *, merged: bool) -> None:
-    """Raise `UserError` unless `diffdoctor verify` is content; a merged folder was checked whole.
+def check_sound(folder: Path, kind: Kind) -> None:
+    """Raise `UserError` unless `diffdoctor verify` is content; what is only strange is printed.
 
     Forge has SD 3's names switched off: it does not count there.
     """
-    if merged:
-        return
     readers = [one for one in verify.USUAL if (one, kind.tag) != ("Forge", "stable-diffusion-3")]
     reports = [verify.examine(path, readers=readers) for path in verify.files(folder)]
     if verify.code(reports, tuple(readers)):
         raise UserError(
-            f"{folder} is written but not pushed, for it is not sound: "
+            f"{folder} is written, but not every reader would load it whole: "
             f"`diffdoctor verify {folder}` says why."
         )
+    for one in reports[-1].findings:  # the same in every file; WEIGHTS is the last by its name
+        if one.code in STRANGE:
+            print(f"warning: {one.fault.what} ({one.detail}): {one.fault.cure}")
 
 
 # The LoRA file
@@ -187,9 +192,6 @@ def write_lora(
     write_atomic(config.out / WEIGHTS, content)
     written = f"{config.out / WEIGHTS}" + (f" and {KOHYA}" if kind.prefix == UNET else "")
     print(f"{written}: {len(tensors) // 2} modules, {len(content)} bytes")
-    for one in verify.examine(config.out / WEIGHTS).findings:
-        if one.code in STRANGE:
-            print(f"warning: {one.fault.what} ({one.detail}): {one.fault.cure}")
 
 
 def check_out(folder: Path, parts: list[Part]) -> None:
@@ -252,14 +254,14 @@ def read_figures(folder: Path | None, arm: str, adapter: Adapter) -> dict[str, f
 
 def write_merged(
     config: Config,
-    base: str | None,
+    base: Any,
     kind: Kind,
     parts: list[Part],
     told: Told,
 ) -> None:
     """The base's folder with the sum in its network, whole or not at all."""
-    if base is None:
-        raise UserError("a LoRA file does not say what to merge it into: name the --base.")
+    if not isinstance(base, str):  # what a stranger's config.yaml says may be anything
+        raise UserError(f"{config.run} does not say what to merge it into: name the --base.")
     labels, figures, pictures = told
     check_beside(parts)
     dtype = DTYPES[config.dtype]

@@ -28,6 +28,7 @@ def card(
     text = CARD_TEXT.format(
         title=labels.title,
         base=labels.base,
+        source=labels.base if "/" in labels.base else f"FOLDER_OF_{labels.base}",
         rank=adapter.rank,
         sum=of_sum(parts),
         measured=measured(figures),
@@ -105,7 +106,7 @@ pixel-level artifact detector gives the gradient. Always on, strength 1.0; no tr
 ```python
 from diffusers import {pipeline}
 
-pipeline = {pipeline}.from_pretrained("{base}")
+pipeline = {pipeline}.from_pretrained("{source}")
 pipeline.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="pytorch_lora_weights.safetensors")
 ```
 {comfyui}"""  # noqa: E501

@@ -194,8 +194,10 @@ def write(
     is removed first.
     """
     staging = staging_of(out)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    key = staging.with_suffix(".lock")
+    lock = storage.lock_file(key, f"another merge is writing {out}: wait for it.")
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
         if staging.exists():
             storage.remove_tree(staging)
         copy(base, staging)
@@ -220,6 +222,9 @@ def write(
         if isinstance(error, OSError):
             storage.raise_if_full(error, out.absolute(), size(base, dtype))
         raise
+    finally:
+        key.unlink(missing_ok=True)
+        lock.close()
     return total
 
 

@@ -208,3 +208,9 @@ def test_figures_overwrite_nothing_but_figures(tmp_path):
         load_config(Measured, overrides=["--json", str(tmp_path / "lora.safetensors")])
     with pytest.raises(UserError, match="'--jsno' in the command line; did you mean '--json'"):
         load_config(Measured, overrides=["--json", str(tmp_path / "new.json"), "--jsno", "a"])
+
+
+def test_figures_go_where_something_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match="cannot be written to; name another folder"):
+        load_config(Measured, overrides=["--json", str(tmp_path / "new.json")])

@@ -126,6 +126,10 @@ def test_text_is_not_mirrored():
     keys = images.sum(dim=1).flatten(1).tolist()
     drawn, _ = data.training_batch(samples, 4, settings, seed=1, step=0)
     assert all(row in keys for row in drawn.sum(dim=1).flatten(1).tolist())
+    named = {"category": "", "prompt": "A bar, bright"}
+    asked = [replace(s, record=s.record.model_copy(update=named)) for s in samples]
+    drawn, _ = data.training_batch(asked, 4, settings, seed=1, step=0)
+    assert all(row in keys for row in drawn.sum(dim=1).flatten(1).tolist())
     control = settings.model_copy(update={"unflipped": ()})
     drawn, _ = data.training_batch(samples, 4, control, seed=1, step=0)
     assert not all(row in keys for row in drawn.sum(dim=1).flatten(1).tolist())

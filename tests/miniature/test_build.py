@@ -11,6 +11,7 @@ from diffusers import (
     FluxPipeline,
     KolorsPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from safetensors.torch import load_file
 from transformers import T5EncoderModel
@@ -261,3 +262,9 @@ def test_kolors_begins_from_all_of_sdxl_but_what_reads_the_text(tmp_path: Path):
     fresh = {name for name in set(own) - fit if own[name].std() > 0}
     assert len(fit) > 0.9 * len(own)
     assert all("attn2.to_" in name or "encoder_hid_proj" in name for name in fresh)
+    narrow = UNet2DConditionModel.from_config(
+        {**load_base(str(kin)).network.config, "block_out_channels": (16, 32, 48)}
+    )
+    narrow.save_pretrained(kin / "unet")
+    with pytest.raises(UserError, match="another size: leave --kin out"):
+        stages.begun_network(config(tmp_path, family="kolors", kin=kin))

@@ -285,6 +285,27 @@ def test_a_hub_id_keeps_its_owner(run, tmp_path):
 def test_a_base_that_is_neither_folder_nor_hub_id(run, tmp_path):
     with pytest.raises(UserError, match="--base nonsense is no folder here"):
         export.main(export.Config(run=run, base="nonsense", out=tmp_path / "out"))
+    for folder in (tmp_path, ""):
+        with pytest.raises(UserError, match=r"has no model_index\.json"):
+            export.main(export.Config(run=run, base=str(folder), out=tmp_path / "out"))
+
+
+def test_what_no_reader_loads_whole_is_not_called_done(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "rounded", lambda adapter, dtype: {
+        name: tensor[:, :1].contiguous() if name.endswith("lora_B.weight") else tensor
+        for name, tensor in adapter.tensors.items()
+    })  # fmt: skip
+    with pytest.raises(UserError, match="not every reader would load it whole"):
+        export.main(export.Config(run=run, out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((0, 8), torch.float32), ((4, 8), torch.int8)])
+def test_what_is_no_adapters_numbers(tmp_path, shape, dtype):
+    a = torch.zeros(shape, dtype=dtype)
+    state = {"transformer.m.lora_A.weight": a, "transformer.m.lora_B.weight": a.T.contiguous()}
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="floating-point numbers of rank 1 or more"):
+        read_adapter(tmp_path / "a.safetensors")
 
 
 def test_what_is_not_finite_is_not_written(run, tmp_path):

@@ -9,6 +9,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from core import storage
 from core.errors import UserError
 from tests.treat_output import lora_files as files
 from tests.treat_output.merging import ARCHITECTURES, World
@@ -134,6 +135,15 @@ def test_a_stopped_merge_leaves_nothing_that_looks_finished(flux, tmp_path, monk
     (killed / "model_index.json").write_text("{}")
     flux.export(tmp_path / "out", merge=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_merges_do_not_fill_one_folder(flux, tmp_path):
+    with (
+        storage.lock_file(tmp_path / ".out.lock", "busy"),
+        pytest.raises(UserError, match=r"another merge is writing .*out: wait for it"),
+    ):
+        flux.export(tmp_path / "out", merge=True)
+    flux.export(tmp_path / "out", merge=True)
 
 
 # Refusals
