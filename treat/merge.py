@@ -283,4 +283,8 @@ def write_index(base: Base, folder: Path, total: int) -> None:
 
 
 def synced(path: Path) -> None:
+    """On the disk, and readable to whom new files are: safetensors' are their owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
     storage.sync_folder(path)  # fsync of any handle

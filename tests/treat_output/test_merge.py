@@ -95,6 +95,13 @@ def test_every_other_file_is_carried_over(flux, tmp_path, capsys):
         assert str(flux.folder) not in json.dumps(file.metadata())
 
 
+def test_who_may_read_new_files_may_read_all_of_them(flux, tmp_path):
+    out = flux.export(tmp_path / "out", merge=True)
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in out.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
 def test_parts_may_be_links_to_another_base(flux, tmp_path):
     """As the older grades of the miniature have them."""
     base = tmp_path / "base"
