@@ -5,14 +5,17 @@
 Detectors, prompts and real images are those of a finished demo. Every arm has the same LoRA, data
 and steps, the ceiling a rate, weights and a threshold of its own. `control` learns from the offline
 term alone, `paper` by the settings that the paper names, `ceiling` from the oracle's own gradient,
-which no treatment may read; one ceiling serves all seeds. Held-out prompts, the same noise for
-every arm.
+which no treatment may read. `limit` is how far that gradient goes with more updates, images and
+learning steps and without the lock: whether the features can be mended at all. One ceiling and one
+limit serve all seeds. Held-out prompts, the same noise for every arm.
 """
 
+import csv
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +29,11 @@ from core.storage import write_atomic
 from diffdoctor.demo import CONTROL, Demo
 from diffdoctor.demo_settings import FULL, QUICK
 from miniature.ceiling import Ceiling
-from miniature.meters import NAME, Bench, values_of
+from miniature.meters import NAME, Bench, drift, factor_names, values_of
+from treat.arms import BASE
 
-ARMS = ("control", "paper", "adapter", "ceiling")
+ARMS = ("control", "paper", "adapter", "ceiling", "limit")
+IDEAL = ("ceiling", "limit")
 PAPER = {
     "last": 0.25,
     "selection": "threshold",
@@ -53,6 +58,17 @@ CEILING = {
 its gradient is several times shorter than a detector's. Its target is the nearest valid image
 already. Weaker ones healed less or blurred: docs/numbers-earlier.md, *A stronger ceiling*."""
 
+LIMIT = {
+    **CEILING,
+    "steps": 300,
+    "batch": 32,
+    "last": 4,
+    "gamma": 0.0,
+    "lock_weight": 0.0,
+    "offline_weight": 0.5,
+}
+"""Every step learns, and nothing is held: images become more alike, and a little softer."""
+
 WATCHED = {"watch_every": 40, "watch_images": 100, "guard": "warn"}
 """More than the demo, whose time is short: the second detector chooses by them. Every arm has all
 its updates."""
@@ -67,16 +83,15 @@ class Config(core.config.Config):
     """The demo was a `--quick` one."""
     out: Path = Path("runs/healing")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
-    """Seeds of the treatments; the first also has the ceiling, which serves all."""
+    """Seeds of the treatments; the first also has the ceiling and the limit, which serve all."""
     steps: int = Field(120, ge=1)
-    """Updates of every arm; the other settings are the demo's, but for the ceiling's own."""
+    """Updates of every arm but the limit, which has 300; the other settings are the demo's, but for
+    those of the ceiling and the limit."""
     refresh_every: int = Field(20, ge=0)
     """Updates between two refreshes of the adapters' detector."""
-    ceiling_steps: int | None = Field(None, ge=1)
-    """Updates of the ceiling: more than `steps` show how far an ideal reward can go at all."""
     n: int = Field(1000, ge=2)
     """Images an arm."""
-    arms: tuple[Literal["control", "paper", "adapter", "ceiling"], ...] = Field(
+    arms: tuple[Literal["control", "paper", "adapter", "ceiling", "limit"], ...] = Field(
         ("control", "adapter", "ceiling"), min_length=1
     )
     """What to train; control and adapter are needed for a comparison."""
@@ -111,8 +126,8 @@ def main(config: Config) -> int | None:
 
 
 def planned(config: Config) -> list[str]:
-    """`adapter-0` and so on; one ceiling, that of the first seed, serves all."""
-    seeds = {"ceiling": config.seeds[:1]}
+    """`adapter-0` and so on; one ceiling and one limit, of the first seed, serve all."""
+    seeds = dict.fromkeys(IDEAL, config.seeds[:1])
     return [f"{arm}-{seed}" for arm in config.arms for seed in seeds.get(arm, config.seeds)]
 
 
@@ -127,9 +142,9 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
     elif arm == "adapter":
         changes |= demo.rewarded() | {"refresh_every": config.refresh_every}
     else:
-        changes |= CEILING | {"steps": config.ceiling_steps or config.steps}
+        changes |= CEILING if arm == "ceiling" else LIMIT
     settings = demo.treatment(name, out=out, **changes)
-    return treat.train.main(settings, reward_for=Ceiling if arm == "ceiling" else None)
+    return treat.train.main(settings, reward_for=Ceiling if arm in IDEAL else None)
 
 
 def own(arms: dict[str, Path], seed: int) -> dict[str, Path]:
@@ -158,23 +173,33 @@ def judge(config: Config, demo: Demo, arms: dict[str, Path], seed: int) -> int |
 
 
 def evaluated(config: Config, seed: int) -> dict[str, Any]:
-    return json.loads((config.out / f"evaluation-{seed}/summary.json").read_text())
+    """The summary of one seed's evaluation, and every arm's drift from base and law."""
+    folder = config.out / f"evaluation-{seed}"
+    summary = json.loads((folder / "summary.json").read_text())
+    tables = {name: read_factors(folder / f"{name}.csv") for name in summary["arms"]}
+    for name, arm in summary["arms"].items():
+        factor, value, gone = drift(tables[name], tables[BASE])
+        arm["drift"] = {"factor": factor, "value": value, "shift": gone}
+    return summary
+
+
+def read_factors(path: Path) -> dict[str, np.ndarray]:
+    """The columns of factors of an arm's table, as `treat.evaluate` wrote it."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = factor_names(rows[0])
+    return {name: np.array([int(row[name]) for row in rows]) for name in names}
 
 
 def row(summaries: dict[int, dict[str, Any]], seed: int) -> dict[str, Any]:
-    """The figures of one seed, and how far the adapter went from the control to the ceiling."""
+    """The figures of one seed, and how far the adapter went from the control to each ideal."""
     every = {name: arm for one in summaries.values() for name, arm in one["arms"].items()}
-    ceilings = [arm for name, arm in every.items() if name.startswith("ceiling")]
-    arms = {"ceiling": ceilings[0]} if ceilings else {}
-    arms |= {n.split("-")[0]: arm for n, arm in summaries[seed]["arms"].items()}
+    ideal = {n.split("-")[0]: arm for n, arm in every.items() if n.startswith(IDEAL)}
+    arms = ideal | {n.split("-")[0]: arm for n, arm in summaries[seed]["arms"].items()}
     found: dict[str, Any] = {"seed": seed, **arms}
-    if arms.keys() >= {"control", "adapter", "ceiling"}:
-        reach = {}
-        for figure in ("artifact_frequency", "artifact_area"):
-            start, end = (arms[name][figure] for name in ("control", "ceiling"))
-            gone = start - arms["adapter"][figure]
-            reach[figure] = gone / (start - end) if start > end else None
-        found["share_of_ceiling"] = reach
+    for name in ideal:
+        if arms.keys() >= {"control", "adapter"}:
+            found[f"share_of_{name}"] = shares(arms["control"], arms["adapter"], ideal[name])
     found["differences"] = {
         name: change
         for name, change in summaries[seed]["differences"].items()
@@ -183,10 +208,17 @@ def row(summaries: dict[int, dict[str, Any]], seed: int) -> dict[str, Any]:
     return found
 
 
+def shares(start: dict[str, Any], arm: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
+    """Of the way from one arm to another; none where the other went nowhere."""
+    figures = ("artifact_frequency", "artifact_area")
+    ways = {figure: start[figure] - end[figure] for figure in figures}
+    return {f: (start[f] - arm[f]) / way if way > 0 else None for f, way in ways.items()}
+
+
 def table(rows: list[dict[str, Any]]) -> Table:
     shown = Table(title=f"Judged by {NAME}")
-    figures_of = ("frequency", "area", "attributes", "entropy", "sharpness", "largest shift")
-    for name in ("seed", "arm", *figures_of):
+    figures_of = ("frequency", "area", "attributes", "entropy", "sharpness")
+    for name in ("seed", "arm", *figures_of, "largest shift", "drift"):
         shown.add_column(name, justify="right")
     for one in rows:
         for arm in ("base", *ARMS):
@@ -201,12 +233,13 @@ def table(rows: list[dict[str, Any]]) -> Table:
                     f"{figures['entropy']:.3f}",
                     f"{figures['sharpness']:.4f}",
                     shift(figures.get("largest_shift")),
+                    drifted(figures.get("drift")),
                 )
     return shown
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """The paired differences to the control, in points, and the share of the ceiling's way."""
+    """The paired differences to the control, in points, and the share of the ideals' way."""
     lines = []
     for one in rows:
         for pair, change in one["differences"].items():
@@ -216,11 +249,10 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
                 low, high = (100 * end for end in change[figure]["interval"])
                 moved = 100 * change[figure]["difference"]
                 line = f"{pair}: {figure} {moved:+.2f} points, 95 % {low:+.2f} to {high:+.2f}"
-                shares = one.get("share_of_ceiling", {}) if pair.startswith("adapter") else {}
-                share = shares.get(figure)
-                lines.append(
-                    line + (f"; {share:.0%} of the ceiling's" if share is not None else "")
-                )
+                for ideal in IDEAL if pair.startswith("adapter") else ():
+                    share = one.get(f"share_of_{ideal}", {}).get(figure)
+                    line += f"; {share:.0%} of the {ideal}'s" if share is not None else ""
+                lines.append(line)
     return lines
 
 
@@ -230,6 +262,13 @@ def shift(found: dict[str, Any] | None) -> str:
         return ""
     value = values_of(found["factor"])[found["class"]]
     return f"{found['factor']} {value} {100 * found['shift']:+.1f}"
+
+
+def drifted(found: dict[str, Any] | None) -> str:
+    """The same of the share that left the interval between base and law furthest."""
+    if found is None or not found["factor"]:
+        return ""
+    return f"{found['factor']} {found['value']} {100 * found['shift']:+.1f}"
 
 
 if __name__ == "__main__":

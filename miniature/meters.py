@@ -123,6 +123,23 @@ def marginals(table: Table) -> dict[str, Float[np.ndarray, " values"]]:
     return shares
 
 
+def drift(table: Table, base: Table) -> tuple[str, str, float]:
+    """The factor's value whose share left the law furthest: name, value, share gained or lost.
+
+    The law's values are equally frequent, and a base's need not be. What lies between the base's
+    share and the law's is no drift: an image that is mended into any valid one alike goes there.
+    What counts is how far a share stands outside of that interval.
+    """
+    worst, before = ("", "", 0.0), marginals(base)
+    for name, shares in marginals(table).items():
+        ends = np.stack([before[name], np.full(len(shares), 1 / len(shares))])
+        outside = shares - shares.clip(ends.min(axis=0), ends.max(axis=0))
+        for value, gone in zip(values_of(name), outside.tolist(), strict=True):
+            if abs(gone) > abs(worst[2]):
+                worst = name, value, gone
+    return worst
+
+
 def entropy(table: Table) -> float:
     """Mean entropy of the unstated factors, 1 where all their values are equally frequent.
 

@@ -1,21 +1,24 @@
 """The healing benchmark's bookkeeping: which arms, whose ceiling, what share of the way."""
 
+import json
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from benchmarks import healing
-from benchmarks.healing import Config, own, planned, row, shift, verdicts
+from benchmarks.healing import Config, drifted, evaluated, own, planned, row, shift, verdicts
 from diffdoctor.demo import Demo
 from diffdoctor.demo_settings import FULL
 
 
 def test_one_ceiling_serves_all_seeds():
-    names = planned(Config(seeds=(3, 13)))
-    assert names == ["control-3", "control-13", "adapter-3", "adapter-13", "ceiling-3"]
+    names = planned(Config(seeds=(3, 13), arms=("control", "adapter", "ceiling", "limit")))
+    assert names == [
+        "control-3", "control-13", "adapter-3", "adapter-13", "ceiling-3", "limit-3"
+    ]  # fmt: skip
     arms = {name: Path(name) for name in names}
-    assert list(own(arms, 3)) == ["control-3", "adapter-3", "ceiling-3"]
+    assert list(own(arms, 3)) == ["control-3", "adapter-3", "ceiling-3", "limit-3"]
     assert list(own(arms, 13)) == ["control-13", "adapter-13"]
 
 
@@ -35,10 +38,13 @@ def summary(**frequencies: float) -> dict:
 
 
 def test_the_share_is_counted_from_control_to_ceiling():
-    first = summary(**{"base": 0.6, "control-0": 0.6, "adapter-0": 0.5, "ceiling-0": 0.2})
+    first = summary(
+        **{"base": 0.6, "control-0": 0.6, "adapter-0": 0.5, "ceiling-0": 0.2, "limit-0": 0.1}
+    )
     second = summary(**{"base": 0.6, "control-1": 0.6, "adapter-1": 0.3})
     found = row({0: first, 1: second}, 1)
     assert found["share_of_ceiling"]["artifact_frequency"] == pytest.approx(0.75)
+    assert found["share_of_limit"]["artifact_area"] == pytest.approx(0.6)
     assert found["ceiling"] == first["arms"]["ceiling-0"]
     assert list(found["differences"]) == ["adapter-1 - control-1"]
     alone = row({1: second}, 1)
@@ -51,11 +57,14 @@ def test_verdicts_are_in_points_and_shifts_name_their_value():
     one = {
         "differences": {"adapter-0 - control-0": change, "adapter-0 - base": change},
         "share_of_ceiling": {"artifact_frequency": 0.0, "artifact_area": None},
+        "share_of_limit": {"artifact_frequency": 0.5, "artifact_area": 0.25},
     }
     lines = verdicts([one])
     assert len(lines) == 3
-    assert lines[0].endswith("-8.00 points, 95 % -10.00 to -6.00; 0% of the ceiling's")
-    assert "ceiling" not in lines[1] + lines[2]
+    assert lines[0].endswith(
+        "-8.00 points, 95 % -10.00 to -6.00; 0% of the ceiling's; 50% of the limit's"
+    )
+    assert "ceiling" not in lines[1] + lines[2] and lines[1].endswith("; 25% of the limit's")
     assert shift(None) == ""
     found = shift({"factor": "stated.hand.side", "class": 0, "shift": 0.051})
     assert found.startswith("stated.hand.side ") and found.endswith(" +5.1")
@@ -66,15 +75,27 @@ def test_each_arm_learns_from_what_its_name_says(arm: str, tmp_path: Path, monke
     asked = {}
     monkeypatch.setattr(healing.treat.train, "main", lambda s, reward_for: asked.update(
         {"settings": s, "reward": reward_for}))  # fmt: skip
-    healing.train(
-        Config(steps=7, ceiling_steps=9), Demo(tmp_path, FULL), f"{arm}-3", tmp_path / "arm"
-    )
+    healing.train(Config(steps=7), Demo(tmp_path, FULL), f"{arm}-3", tmp_path / "arm")
     found = asked["settings"]
-    assert (found.seed, found.steps) == (3, 9 if arm == "ceiling" else 7)
-    assert (asked["reward"] is not None) is (arm == "ceiling")
+    assert (found.seed, found.steps) == (3, 300 if arm == "limit" else 7)
+    assert (asked["reward"] is not None) is (arm in ("ceiling", "limit"))
     assert (found.detector is not None) is (arm in ("paper", "adapter"))
     assert (found.second_detector is not None) is (found.refresh_every > 0) is (arm == "adapter")
     if arm == "paper":
         defaults = type(found).model_fields
         for name in ("threshold", "selection", "pixel_penalty", "lock_weight", "offline_weight"):
             assert getattr(found, name) == defaults[name].default
+
+
+def test_drift_is_read_from_the_tables_that_the_evaluation_keeps(tmp_path: Path):
+    folder = tmp_path / "evaluation-0"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"arms": {"base": {}, "adapter-0": {}}}))
+    for name, left in (("base", 4), ("adapter-0", 1)):
+        lines = ["prompt,stated.hand.side,free.face.sky", "a face,-1,2"]
+        lines += [f"a hand,{int(i >= left)},-1" for i in range(10)]
+        (folder / f"{name}.csv").write_text("\n".join(lines))
+    found = evaluated(Config(out=tmp_path), 0)["arms"]
+    assert found["base"]["drift"]["shift"] == 0
+    assert drifted(found["base"]["drift"]) == drifted(None) == ""
+    assert drifted(found["adapter-0"]["drift"]) == "stated.hand.side left -30.0"

@@ -10,6 +10,7 @@ from miniature.law import CATEGORIES, draw, prompts
 from miniature.meters import (
     Bench,
     coverage,
+    drift,
     entropy,
     factor_table,
     marginals,
@@ -98,6 +99,20 @@ def test_marginals_are_shares():
     assert all(s.sum() == pytest.approx(1) for s in shares.values())
     assert shares["free.hand.horizon"] == pytest.approx([0.5, 0.5], abs=0.2)
     assert marginals({"free.hand.horizon": np.array([-1, -1])}) == {}
+
+
+def test_drift_is_what_leaves_base_and_law():
+    """The law's sides of a hand are left and right, equally frequent."""
+
+    def sides(left: int) -> dict[str, np.ndarray]:
+        return {"stated.hand.side": np.array([0] * left + [1] * (100 - left) + [-1] * 50)}
+
+    for left in (30, 41, 50):  # from the base's share to the law's
+        assert drift(sides(left), sides(30)) == ("", "", 0)
+    for left, gone in ((56, 0.06), (23, -0.07)):
+        name, _, found = drift(sides(left), sides(30))
+        assert name == "stated.hand.side" and abs(found) == pytest.approx(abs(gone))
+    assert drift(table(400, collapse=True), table(400))[2] > 0.4
 
 
 def test_entropy_and_coverage_see_a_collapse():
