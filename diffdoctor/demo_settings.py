@@ -61,7 +61,7 @@ class Settings:
             "pixel_penalty": "log",  # a sure detector's probability has little gradient
             "threshold": 0.5,  # what is less likely an artifact than not is held, not healed
             "offline_weight": 1.0,
-            "lock_weight": 60.0,
+            "lock_weight": 90.0,
             "lock_inside": 1.0,  # else a smear becomes whatever the detector minds least
             "learning_rate": 7e-4,
             "decay": "linear",
