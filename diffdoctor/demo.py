@@ -40,7 +40,7 @@ FIGURES = ("artifact_frequency", "artifact_area", "attribute_match", "entropy", 
 
 
 class Config(BaseConfig):
-    """The whole method on two cores, in ten to twenty minutes or (quick) four."""
+    """The whole method on two cores, in six to ten minutes or (quick) two."""
 
     out: Path = Path("runs/demo")
     """Folder of all stages; the same command again goes on where it stopped."""
