@@ -53,6 +53,11 @@ def push(folder: Path, repo: str, message: str, private: bool = False) -> str:
             f"{folder} is written but not pushed, because the hub cannot be reached: check the "
             "connection (and HF_HUB_OFFLINE), and push again."
         ) from error
+    except Exception as error:  # the transport's own, and a card that the hub does not take
+        raise UserError(
+            f"{folder} is written but not pushed ({type(error).__name__}: {error}): check the "
+            "connection and the first lines of its README.md, and push again."
+        ) from error
     return f"{api.endpoint}/{repo}"
 
 

@@ -5,13 +5,14 @@ count each one. A file or folder is complete when its final name exists: content
 temporary name, is fsynced, renamed, and the parent folder fsynced.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,9 +58,10 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         write_file(temporary, content)
         primitives.rename(temporary, path)
-    except OSError as error:
+    except (OSError, KeyboardInterrupt) as error:
         temporary.unlink(missing_ok=True)
-        raise_if_full(error, path, len(content))
+        if isinstance(error, OSError):
+            raise_if_full(error, path, len(content))
         raise
     sync_folder(path.parent)
 
@@ -133,6 +135,17 @@ def lock_file(path: Path, refusal: str) -> BinaryIO:
         held.close()
         raise UserError(refusal) from error
     return held
+
+
+@contextlib.contextmanager
+def alone(key: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file while working, and remove it; `UserError` where another process has it."""
+    held = lock_file(key, refusal)
+    try:
+        yield
+    finally:
+        key.unlink(missing_ok=True)
+        held.close()
 
 
 def check_writable(folder: Path) -> None:

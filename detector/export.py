@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import core.config
 from core.errors import UserError
 from core.hub import check_push, push
-from core.storage import check_writable, write_atomic
-from detector.export_card import card
+from core.storage import alone, check_writable, write_atomic
+from detector.export_card import MADE_BY, UNFINISHED, card
 from detector.export_graph import (
     ONNX_EXTRA,
     check_onnx,
@@ -25,7 +25,7 @@ from detector.export_graph import (
     write_program,
 )
 from detector.export_plain import write_transformers
-from detector.segformer import VARIANTS, freeze
+from detector.segformer import VARIANTS, SegformerDetector, freeze
 from detector.storage import DESCRIPTION, TENSORS, load_detector, located, read_description
 
 Format = Literal["transformers", "program", "onnx"]
@@ -53,33 +53,27 @@ class Config(core.config.Config):
 
 
 def main(config: Config) -> None:
-    """Check everything, write each form and hold it against the detector; the card comes last."""
+    """Check everything, then write; push, if asked."""
     if config.push:
         check_push(config.push)
-    config = config.model_copy(update={"out": config.out.expanduser()})
+    evaluation = config.evaluation.expanduser() if config.evaluation else None
+    paths = {"run": config.run.expanduser(), "out": config.out.expanduser().resolve()}
+    config = config.model_copy(update={**paths, "evaluation": evaluation})
     source = located(config.run)
     check_out(config.out, source)
     asked = writable() if config.formats is None else config.formats
     if "onnx" in asked:
         check_onnx()
     detector = freeze(load_detector(config.run))
+    check_finite(detector, config.run)
     description = read_description(config.run)
     figures = read_figures(config.evaluation, description.sha256)
     formats = possible(asked, description.config.variant)
 
-    config.out.mkdir(parents=True, exist_ok=True)
-    clear(config.out)
-    for name in (TENSORS, DESCRIPTION):
-        write_atomic(config.out / name, (source / name).read_bytes())
-    if "transformers" in formats:
-        write_transformers(detector, config.out / PLAIN)
-    graph = exported(detector) if {"program", "onnx"} & set(formats) else None
-    if graph is not None and "program" in formats:
-        write_program(graph, detector, config.out / PROGRAM)
-    if graph is not None and "onnx" in formats:
-        write_onnx(graph, detector, config.out / GRAPH)
     text = card(config.title, config.license, detector, description, figures, formats)
-    write_atomic(config.out / CARD, text.encode())
+    config.out.mkdir(parents=True, exist_ok=True)
+    with alone(config.out / ".export.lock", f"another export is writing {config.out}: wait."):
+        write(config.out, source, detector, formats, text)
     print(f"{config.out}: detector {description.sha256[:12]}, {', '.join(('own', *formats))}")
     if config.push:
         load_detector(config.out)  # verified once more, as others will read it
@@ -87,23 +81,51 @@ def main(config: Config) -> None:
         print(f"pushed to {push(config.out, config.push, message)}")
 
 
+def write(
+    folder: Path, source: Path, detector: SegformerDetector, formats: Sequence[str], text: str
+) -> None:
+    """Each form, held against the detector as it is written; the card comes last."""
+    write_atomic(folder / CARD, UNFINISHED.encode())
+    clear(folder)
+    for name in (TENSORS, DESCRIPTION):
+        write_atomic(folder / name, (source / name).read_bytes())
+    if "transformers" in formats:
+        write_transformers(detector, folder / PLAIN)
+    graph = exported(detector) if {"program", "onnx"} & set(formats) else None
+    if graph is not None and "program" in formats:
+        write_program(graph, detector, folder / PROGRAM)
+    if graph is not None and "onnx" in formats:
+        write_onnx(graph, detector, folder / GRAPH)
+    write_atomic(folder / CARD, text.encode())
+
+
 def check_out(folder: Path, source: Path) -> None:
     """Refuse a folder with anything but an earlier export, and the one that is exported."""
     check_writable(folder)
-    found = {path.name for path in folder.glob("*")}
+    found = {path.name for path in folder.glob("[!.]*")}
     strange = sorted(found - {TENSORS, DESCRIPTION, PLAIN, PROGRAM, GRAPH, CARD})
-    if found and TENSORS not in found:  # our names alone do not make it ours
-        strange = sorted(found)
+    readme = folder / CARD
+    if found and not (readme.is_file() and MADE_BY in readme.read_text(errors="replace")):
+        strange = sorted(found)  # our names alone do not make it ours
     if strange:
         raise UserError(f"{folder} holds other files ('{strange[0]}'): name an empty folder.")
     if source.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{source} lies in {folder}: name another --out.")
 
 
+def check_finite(detector: SegformerDetector, path: Path) -> None:
+    """Raise `UserError` where a weight is no number: every form would be as broken."""
+    lost = [name for name, t in detector.state_dict().items() if not bool(t.isfinite().all())]
+    if lost:
+        raise UserError(f"'{lost[0]}' of {path} is not finite: export an earlier detector.")
+
+
 def clear(folder: Path) -> None:
     """Remove what an earlier export left: what is half new is not described by what was old."""
-    for name in (CARD, PROGRAM, GRAPH):
+    for name in (PROGRAM, GRAPH):
         (folder / name).unlink(missing_ok=True)
+    for left in folder.glob(".*.tmp"):  # by an export that was stopped while it wrote
+        left.unlink()
     shutil.rmtree(folder / PLAIN, ignore_errors=True)
 
 

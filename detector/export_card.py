@@ -8,6 +8,8 @@ import yaml
 from detector.segformer import SegformerDetector
 from detector.storage import Description
 
+MADE_BY = "marks the artifacts of generated images pixel by pixel"
+"""In the text of every card."""
 COLUMNS = {
     "images": "images",
     "pixel_ap": "pixel AP",
@@ -117,6 +119,11 @@ CARD_TEXT = """# {title}
 
 A SegFormer (`{variant}`) that marks the artifacts of generated images pixel by pixel: an image in
 0..1 in, a map of the same size in 0..1 out. Sides are brought to multiples of {cell} first.
+"""
+UNFINISHED = f"""# Unfinished
+
+What stands here will be a detector that {MADE_BY}; its export was stopped.
+Run the same command again.
 """
 SNIPPET = """\
 import numpy as np

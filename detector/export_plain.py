@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import save as save_tensors
+from transformers import SegformerForSemanticSegmentation
 
+from core.errors import UserError
 from core.storage import write_atomic
 from detector.segformer import (
     IMAGENET_MEAN,
@@ -18,7 +21,7 @@ LABELS = {0: "artifact"}
 
 
 def write_transformers(detector: SegformerDetector, folder: Path) -> None:
-    """`model.safetensors`, `config.json` and the image processor's settings, weights last.
+    """`model.safetensors`, `config.json` and the image processor's settings; opened once more.
 
     One label, so a sigmoid and no softmax. The processor scales and normalises; sizes are left to
     the reader, who also enlarges where the detector does (`upscale` in `detector.json`).
@@ -42,3 +45,7 @@ def write_transformers(detector: SegformerDetector, folder: Path) -> None:
     content = json.dumps(processor, indent=2) + "\n"
     write_atomic(folder / "preprocessor_config.json", content.encode())
     write_atomic(folder / "model.safetensors", save_tensors(state, metadata={"format": "pt"}))
+    opened = SegformerForSemanticSegmentation.from_pretrained(folder, local_files_only=True)
+    lost = [name for name, t in opened.state_dict().items() if not torch.equal(t, state[name])]
+    if lost:
+        raise UserError(f"transformers opens {folder} with another '{lost[0]}': leave it out.")

@@ -31,6 +31,8 @@ STEM = "adapter"
 """The file of a treat checkpoint that holds the LoRA masters."""
 PECULIAR = ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora")
 """Settings of peft by which modules have strengths of their own, or more than a pair."""
+DEFAULT = 8
+"""peft's `r` and `lora_alpha` where nothing is said."""
 TRANSFORMER, UNET = "transformer.", "unet."
 """What diffusers puts before the names of the denoiser's modules."""
 
@@ -93,21 +95,31 @@ def read_file(path: Path) -> Adapter:
         settings = json.loads(metadata.get(METADATA, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable safetensors file: copy it again.") from error
-    tensors = {bare(name): tensor for name, tensor in tensors.items()}
-    check_names(tensors, path)
-    scale = scale_of(settings, path)
+    named = {bare(name): tensor for name, tensor in tensors.items()}
+    if len(named) < len(tensors):
+        raise UserError(f"{path} has modules under two prefixes: take one of them out.")
+    check_names(named, path)
+    scale = scale_of(settings, ranks_of(named), path)
     step = metadata.get("diffdoctor.step")
-    return Adapter(fold(tensors, scale), int(step) if step and step.isdigit() else None)
+    return Adapter(fold(named, scale), int(step) if step and step.isdigit() else None)
 
 
-def scale_of(settings: Any, path: Path) -> float:
-    """alpha / rank by peft's settings in a file; `UserError` where one number does not say it."""
+def ranks_of(tensors: Mapping[str, Tensor]) -> set[int]:
+    return {len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A.weight")}
+
+
+def scale_of(settings: Any, ranks: set[int], path: Path) -> float:
+    """alpha / rank by peft's settings in a file; `UserError` where one number does not say it.
+
+    A setting that is not given has peft's default, as for diffusers; without any the scale is 1.
+    """
     try:
         settings = {bare(name): value for name, value in settings.items()}
-        rank, alpha = settings.get("r"), settings.get("lora_alpha")
+        rank, alpha = (float(settings.get(name, DEFAULT)) for name in ("r", "lora_alpha"))
         own = [name for name in PECULIAR if settings.get(name)]
-        scale = float(alpha) / float(rank) if rank and alpha is not None else 1.0
-    except (AttributeError, TypeError, ValueError) as error:
+        said = {"r", "lora_alpha"} & settings.keys()
+        scale = alpha / rank if said else 1.0
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
             f"the settings in the header of {path} cannot be read: `diffdoctor verify` says more."
         ) from error
@@ -115,6 +127,11 @@ def scale_of(settings: Any, path: Path) -> float:
         raise UserError(
             f"{path} has strengths of its own ({', '.join(own)}): fold them into the weights, "
             f"`diffdoctor convert {path} --to peft --out NEW.safetensors`."
+        )
+    if said and ranks != {rank}:
+        raise UserError(
+            f"the header of {path} says rank {rank:g} and its tensors have {sorted(ranks)}: nobody "
+            "can say how strong it is meant to be; export it again."
         )
     return scale
 
@@ -130,8 +147,8 @@ def read_run(folder: Path, step: str) -> Adapter:
     program = said_in(note).get("program") if note.is_file() else "treat"
     if program != "treat":
         raise UserError(
-            f"{folder} is a run of '{program}', which has no adapter: name one of `diffdoctor "
-            "treat`."
+            f"{folder} is a run of '{program}', which has no adapter (or, of a detector, is not "
+            "finished): name one of `diffdoctor treat`, or run that command to its end."
         )
     return read_checkpoint(folder / "checkpoints", chosen_step(folder, step))
 
@@ -184,8 +201,8 @@ def check_names(tensors: Mapping[str, Tensor], path: Path) -> None:
         whole = name.endswith((".lora_A.weight", ".lora_B.weight"))
         if not whole or a not in tensors or b not in tensors:
             raise UserError(
-                f"{path} has '{name}', which is no pair of lora_A.weight and lora_B.weight: "
-                f"give a LoRA in PEFT names, {WEIGHTS} of `diffdoctor export`."
+                f"{path} has '{name}', which is no pair of lora_A.weight and lora_B.weight: a LoRA "
+                f"in other names is rewritten by `diffdoctor convert {path} --to peft --out NEW`."
             )
         if tensor.ndim != 2 or tensors[a].shape[0] != tensors[b].shape[1]:
             raise UserError(f"{path}: the shapes at '{name}' do not belong together: export again.")

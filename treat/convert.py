@@ -47,6 +47,8 @@ FAMILIES = {
     "KolorsPipeline": "sdxl",  # the same UNet, but for what reads the text
     "StableDiffusionPipeline": "unet",
 }
+TARGETS = {"peft": "diffusers", "kohya": "sd-scripts"}
+"""Whose names they are, as ModelSpec says it."""
 HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
@@ -82,7 +84,9 @@ def main(config: Config) -> None:
     plain = read_plain(content, family, layers)
     written = to_peft(plain) if config.to == "peft" else to_kohya(plain)
     tensors = {name: one.contiguous() for name, one in sorted(written.tensors.items())}
-    metadata = rehashed(tensors, written.metadata)
+    said = written.metadata
+    own = {"modelspec.implementation": TARGETS[config.to], "ss_output_name": out.stem}
+    metadata = rehashed(tensors, said | {n: text for n, text in own.items() if n in said})
     write_atomic(out, safetensors.torch.save(tensors, metadata=metadata))
     warn(content)
     print(f"{out}: {len(plain.modules)} modules; {written.said}")
@@ -111,7 +115,8 @@ def read(path: Path) -> Content:
     try:
         content = Content(read_lora_file(path))
     except Damage as damage:
-        raise UserError(f"{path} cannot be read ({damage.code}): {damage.what}.") from damage
+        cure = FAULTS[damage.code].cure
+        raise UserError(f"{path} cannot be read ({damage.what}): {cure}.") from damage
     for finding in gathered(checks(content)):
         if finding.code in BLOCKING:
             fault = FAULTS[finding.code]

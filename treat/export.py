@@ -23,13 +23,15 @@ from base_models.load import check_base
 from core.config import Config as BaseConfig
 from core.errors import UserError
 from core.hub import check_push, push
-from core.storage import check_room, check_writable, write_atomic
+from core.storage import alone, check_room, check_writable, write_atomic
 from treat import merge, single_file, verify
 from treat.adapter import METADATA, UNET, WEIGHTS, Adapter
 from treat.arms import NOTE
 from treat.combine import Part, check_bases, combined, read_parts
 from treat.export_card import KOHYA, MADE_BY, PICTURE, card, merged_card
 from treat.export_header import Labels, filled, header, mixture, provenance
+from treat.lora_files.base import Base
+from treat.lora_files.values import LARGE, measured
 from treat.lora_kinds import Architecture, Kind, kind_of, kohya_named
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -59,7 +61,8 @@ class Config(BaseConfig):
     """With --merge, of SDXL: in the folder also one file in the original layout, named after it,
     which ComfyUI and Forge call a checkpoint."""
     base: str | None = None
-    """Pipeline folder or Hub id to merge into (default: the run's base)."""
+    """Pipeline folder or Hub id of the base (default: the run's own): what --merge writes into, and
+    what header and card name. With it the bases that runs name are not compared."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Of the file: half the size, or the masters themselves; merged: of the network's weights."""
     title: str = "DiffDoctor adapter"
@@ -91,7 +94,9 @@ class Told(NamedTuple):
 
 def main(config: Config) -> None:
     """Read, check, describe, write; then push, if asked."""
-    config = config.model_copy(update={"out": config.out.expanduser()})
+    evaluation = config.evaluation.expanduser() if config.evaluation else None
+    paths = {"out": config.out.expanduser().resolve(), "evaluation": evaluation}
+    config = config.model_copy(update=paths)
     if config.push:
         check_push(config.push)
     if config.single_file and not config.merge:
@@ -119,7 +124,7 @@ def main(config: Config) -> None:
     else:
         write_lora(config, adapter, kind, parts, told)
     if not config.merge:  # a merged folder is checked whole before it appears
-        check_sound(config.out, kind)
+        check_sound(config.out, kind, config.base or adapter.run.get("base"))
     if config.push:
         print(f"pushed to {push(config.out, config.push, f'{config.title}, by diffdoctor export')}")
 
@@ -141,17 +146,21 @@ def read_pictures(evaluation: Path | None) -> dict[str, bytes]:
     return {PICTURE: sheet.read_bytes()} if sheet and sheet.is_file() else {}
 
 
-def check_sound(folder: Path, kind: Kind) -> None:
+def check_sound(folder: Path, kind: Kind, base: Any) -> None:
     """Raise `UserError` unless `diffdoctor verify` is content; what is only strange is printed.
 
-    Forge has SD 3's names switched off: it does not count there.
+    Against the base too, where it lies here. Forge has SD 3's names switched off: it does not count
+    there.
     """
     readers = [one for one in verify.USUAL if (one, kind.tag) != ("Forge", "stable-diffusion-3")]
-    reports = [verify.examine(path, readers=readers) for path in verify.files(folder)]
+    near = isinstance(base, str) and Path(base).expanduser().exists()
+    network = Base(base) if near else None
+    reports = [verify.examine(path, network, readers) for path in verify.files(folder)]
     if verify.code(reports, tuple(readers)):
+        against = f" --base {base}" if near else ""
         raise UserError(
             f"{folder} is written, but not every reader would load it whole: "
-            f"`diffdoctor verify {folder}` says why."
+            f"`diffdoctor verify {folder}{against}` says why."
         )
     for one in reports[-1].findings:  # the same in every file; WEIGHTS is the last by its name
         if one.code in STRANGE:
@@ -179,25 +188,34 @@ def write_lora(
     twice = len(content) * (2 if kind.prefix == UNET else 1)
     check_room(config.out, twice + sum(map(len, beside.values())))
     config.out.mkdir(parents=True, exist_ok=True)
-    for name in (KOHYA, PICTURE):  # an earlier export's, perhaps not written this time
-        (config.out / name).unlink(missing_ok=True)
-    for name, text in beside.items():
-        write_atomic(config.out / name, text)
-    if kind.prefix == UNET:
-        named = kohya_named(tensors)
-        said = header(labels, adapter, kind, figures, named, parts, KOHYA)
-        said.pop(METADATA)  # beside the alphas it would make diffusers refuse the file
-        said["modelspec.implementation"] = "sd-scripts"
-        write_atomic(config.out / KOHYA, safetensors.torch.save(named, metadata=said))
-    write_atomic(config.out / WEIGHTS, content)
+    with alone(config.out / ".export.lock", f"another export is writing {config.out}: wait."):
+        clear(config.out)
+        for name, text in beside.items():
+            write_atomic(config.out / name, text)
+        if kind.prefix == UNET:
+            named = kohya_named(tensors)
+            said = header(labels, adapter, kind, figures, named, parts, KOHYA)
+            said.pop(METADATA)  # beside the alphas it would make diffusers refuse the file
+            said["modelspec.implementation"] = "sd-scripts"
+            write_atomic(config.out / KOHYA, safetensors.torch.save(named, metadata=said))
+        write_atomic(config.out / WEIGHTS, content)
     written = f"{config.out / WEIGHTS}" + (f" and {KOHYA}" if kind.prefix == UNET else "")
-    print(f"{written}: {len(tensors) // 2} modules, {len(content)} bytes")
+    step = "" if adapter.step is None else f" of step {adapter.step}"
+    print(f"{written}: {len(tensors) // 2} modules{step}, {len(content)} bytes")
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier export's files: old weights under a new card would be a lie."""
+    for name in (WEIGHTS, KOHYA, PICTURE):
+        (folder / name).unlink(missing_ok=True)
+    for left in folder.glob(".*.tmp"):  # by an export that was stopped while it wrote
+        left.unlink()
 
 
 def check_out(folder: Path, parts: list[Part]) -> None:
     """Refuse a folder with anything but an earlier export, and one that an adapter is read from."""
     check_writable(folder)
-    found = sorted(path.name for path in folder.glob("*"))
+    found = sorted(path.name for path in folder.glob("[!.]*"))
     strange = [name for name in found if name not in (WEIGHTS, KOHYA, CARD, PICTURE)]
     readme = folder / CARD
     own = readme.is_file() and MADE_BY in readme.read_text(errors="replace")
@@ -279,6 +297,15 @@ def write_merged(
     total = merge.write(opened, config.out, parts, dtype, said, extra, further)
     lost = merge.left_out(opened)
     more = f", and {single}" if single else ""
+    strong = [
+        module
+        for part in parts
+        for module in part.adapter.modules
+        if measured(*merge.halves(part, module), part.weight).size > LARGE
+    ]
+    if strong:
+        print(f"warning: the change of '{strong[0]}' is larger than weights are, and of "
+              f"{len(strong)} modules in all: look at images before you pass it on")  # fmt: skip
     more += f"; left out, with the untreated network in them: {', '.join(lost)}" if lost else ""
     print(f"{config.out}: a {kind.pipeline}, {total} bytes of {opened.network}{more}")
 

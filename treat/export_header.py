@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detector.storage import digest as detector_digest
 from treat.adapter import METADATA, WEIGHTS, Adapter
-from treat.combine import Part
+from treat.combine import KEPT, Part
 from treat.lora_kinds import Kind
 
 LEGACY = slice(0x100000, 0x110000)
@@ -117,10 +117,11 @@ def provenance(adapter: Adapter, figures: Mapping[str, float]) -> dict[str, Any]
     """Which run and detectors it comes from, by digests."""
     named = [adapter.run.get("detector"), *(adapter.run.get("further_detectors") or ())]
     detectors = [Path(folder) for folder in named if folder and Path(folder).is_dir()]
+    whole = not set(adapter.run) <= set(KEPT)  # a sum knows some settings only, a file none
     settings = json.dumps(dict(adapter.run), sort_keys=True).encode()
     return {
         "diffdoctor.step": adapter.step,
-        "diffdoctor.config_sha256": digest(settings) if adapter.run else None,
+        "diffdoctor.config_sha256": digest(settings) if whole else None,
         "diffdoctor.detector_sha256": ",".join(map(detector_digest, detectors)),
         "diffdoctor.artifact_frequency_before": figures.get("before"),
         "diffdoctor.artifact_frequency_after": figures.get("after"),

@@ -1,6 +1,7 @@
 """What readers of LoRA files want to be told, base by base; and kohya's names for the UNets."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -75,7 +76,8 @@ def options(prefix: str) -> str:
 
 
 def guessed(adapter: Adapter) -> Architecture | None:
-    """By the configs of the run's base, if they can be had; without, FLUX's blocks mean schnell."""
+    """By the configs of the run's base; where they cannot be had, FLUX's blocks and the base's
+    name say schnell or dev."""
     try:
         family, folder, _ = read_parts(locate(str(adapter.run["base"]), weights=False))
         if family == "FluxPipeline":
@@ -90,7 +92,8 @@ def guessed(adapter: Adapter) -> Architecture | None:
             return "sd2-768" if schedule.get("prediction_type") == "v_prediction" else "sd2"
     except (KeyError, UserError):
         flux = any(name.startswith(FLUX_BLOCKS) for name in adapter.tensors)
-        return "schnell" if flux else None
+        dev = "dev" in Path(str(adapter.run.get("base"))).name.lower()
+        return ("dev" if dev else "schnell") if flux else None
     return "sdxl" if family == "StableDiffusionXLPipeline" else "kolors"
 
 

@@ -126,7 +126,9 @@ def check_out(out: Path, need: int) -> None:
     """Raise `UserError` unless the folder is new (or empty) and the disk has room."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is there already: name a new folder with --out.")
-    storage.check_writable(out)
+    if out == Path.cwd():
+        raise UserError(f"{out} is the current folder, which a merge would replace: name another.")
+    storage.check_writable(out.parent)
     storage.check_room(out, need, freed=left_behind(out))
 
 
@@ -195,8 +197,20 @@ def write(
     """
     staging = staging_of(out)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    key = staging.with_suffix(".lock")
-    lock = storage.lock_file(key, f"another merge is writing {out}: wait for it.")
+    with storage.alone(staging.with_suffix(".lock"), f"another merge is writing {out}: wait."):
+        return _write(base, out, staging, parts, dtype, metadata, extra, further)
+
+
+def _write(
+    base: Base,
+    out: Path,
+    staging: Path,
+    parts: Sequence[Part],
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+    extra: Mapping[str, bytes],
+    further: Callable[[Path], None] | None,
+) -> int:
     try:
         if staging.exists():
             storage.remove_tree(staging)
@@ -222,9 +236,6 @@ def write(
         if isinstance(error, OSError):
             storage.raise_if_full(error, out.absolute(), size(base, dtype))
         raise
-    finally:
-        key.unlink(missing_ok=True)
-        lock.close()
     return total
 
 

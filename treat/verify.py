@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
+from pydantic import Field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +20,7 @@ from rich.text import Text
 
 import core.config
 from core.errors import UserError
+from core.run import plain
 from core.storage import write_atomic
 from treat.adapter import WEIGHTS
 from treat.lora_files.base import Base, against
@@ -53,7 +55,7 @@ class Config(core.config.Config):
     """A .safetensors file, or a folder of them: one of its files has to serve each reader."""
     base: str | None = None
     """Pipeline folder or Hub id that it is for: names and sides are held against it."""
-    readers: tuple[Reader, ...] = USUAL
+    readers: tuple[Reader, ...] = Field(USUAL, min_length=1)
     """Whose troubles make the exit code 1."""
     json_file: core.config.JsonFile = None
     """Also write what was found to this file."""
@@ -77,7 +79,7 @@ def main(config: Config) -> int | None:
     for report in reports:
         show(console, report)
     if config.json_file is not None:
-        text = json.dumps([plain(report) for report in reports], indent=2) + "\n"
+        text = json.dumps(plain([as_dict(report) for report in reports]), indent=2) + "\n"
         write_atomic(config.json_file, text.encode())
     return code(reports, config.readers)
 
@@ -211,7 +213,7 @@ def strengths(found: tuple[float, ...]) -> str:
     return f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} to {found[-1]:g}"
 
 
-def plain(report: Report) -> dict[str, Any]:
+def as_dict(report: Report) -> dict[str, Any]:
     """As JSON."""
     content = report.content
     return {

@@ -121,3 +121,14 @@ def test_no_connection_is_said(folder, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="cannot be reached"):
         hub.push(folder, "me/x", "words")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no route"), ValueError("Invalid metadata")])
+def test_what_the_transport_or_the_cards_check_raises_is_a_sentence(folder, monkeypatch, error):
+    class Broken:
+        def create_repo(self, *words, **options):
+            raise error
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Broken)
+    with pytest.raises(UserError, match=f"written but not pushed .*{error}.*push again"):
+        hub.push(folder, "me/x", "words")

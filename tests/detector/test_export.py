@@ -210,3 +210,37 @@ def test_an_export_that_is_refused_leaves_the_earlier_one_whole(tmp_path):
     assert not (out / "transformers").exists()  # of the earlier one, no longer asked for
     with pytest.raises(UserError, match="lies in .*name another --out"):
         export.main(export.Config(run=out, out=out))
+
+
+def test_a_detector_of_others_is_not_written_over(tmp_path):
+    save_detector(lively(SegformerConfig()), tmp_path / "run/detector", CARD)
+    save_detector(SegformerDetector(SegformerConfig(), seed=9), tmp_path / "other", CARD)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+    with pytest.raises(UserError, match="holds other files"):
+        export.main(export.Config(run=tmp_path / "run", out=tmp_path / "other", formats=()))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == before
+
+
+def test_a_stopped_export_is_made_by_the_same_command(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    save_detector(lively(SegformerConfig()), tmp_path / "run/detector", CARD)
+    given = export.Config(run=tmp_path / "run", out=tmp_path / "out", formats=("transformers",))
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "write_transformers", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export.main(given)
+    assert "Unfinished" in (tmp_path / "out/README.md").read_text()
+    export.main(given)
+    assert "Unfinished" not in (tmp_path / "out/README.md").read_text()
+    assert (tmp_path / "out/transformers/model.safetensors").is_file()
+
+
+def test_weights_that_are_no_numbers_are_not_exported(tmp_path):
+    broken = lively(SegformerConfig())
+    next(broken.parameters()).data.flatten()[0] = float("nan")
+    save_detector(broken, tmp_path / "run/detector", CARD)
+    with pytest.raises(UserError, match="is not finite"):
+        export.main(export.Config(run=tmp_path / "run", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -39,6 +39,15 @@ def test_q_k_and_v_of_different_a_are_packed_block_diagonally(tmp_path, capsys):
     assert report.verdicts[0].whole and report.findings == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_few_bits_stay_what_they_are(tmp_path, dtype):
+    source = files.save(tmp_path / "a.safetensors", {n: t.to(dtype) for n, t in flux().items()})
+    again = converted(converted(source, "kohya", tmp_path), "peft", tmp_path)
+    assert {t.dtype for t in read(again).values()} == {dtype}
+    wide = ({n: t.float() for n, t in read(path).items()} for path in (again, source))
+    assert equal(*wide)
+
+
 def test_one_a_for_all_is_kept_once(tmp_path):
     source = files.save(tmp_path / "flux.safetensors", flux(shared=True))
     kohya = converted(source, "kohya", tmp_path)

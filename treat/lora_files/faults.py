@@ -57,6 +57,7 @@ HEADER = {
 """Where these stand, nothing else is looked at."""
 MERGE = "merge it and extract a plain LoRA"
 CONVERT = "run `diffdoctor convert FILE --to peft --out NEW.safetensors`"
+KOHYA_NAMES = "a UNet's: `diffdoctor convert FILE --to kohya --out NEW.safetensors`"
 FAULTS = HEADER | {
     # names
     "unknown-name": Fault("tensors of no known naming", OUT, EVERYONE, (DIFFUSERS,)),
@@ -127,7 +128,9 @@ FAULTS = HEADER | {
         "alpha tensors and lora_adapter_metadata", CONVERT, (DIFFUSERS,), (DIFFUSERS,)
     ),
     "alpha-hidden": Fault(
-        "lora_alpha is not r: only diffusers reads that", CONVERT, INTERFACES
+        "lora_alpha is not r: only diffusers reads that",
+        f"{KOHYA_NAMES}, a FLUX's `--to peft`",
+        INTERFACES,
     ),
     "alpha-said": Fault("ss_network_alpha is not the alpha of the tensors", EXPORT),
     "rank-said": Fault("ss_network_dim is not the rank of the tensors", EXPORT),
@@ -170,7 +173,7 @@ FAULTS = HEADER | {
     "base-shape": Fault("sides that the base has not", "name its own base", EVERYONE, (DIFFUSERS,)),
     # readers
     "dropped": Fault(
-        "modules that a reader passes over", f"{CONVERT}; for sd-scripts `--to kohya`"
+        "modules that a reader passes over", f"{KOHYA_NAMES}, a FLUX's `--to peft`"
     ),
 }  # fmt: skip
 

@@ -149,7 +149,8 @@ def peft_tensors(plain: Plain) -> tuple[dict[str, Tensor], Plain]:
     """By diffusers' names, and the weights that they hold.
 
     Scales are folded; where that would round, FLUX keeps alpha tensors, which diffusers and ComfyUI
-    both read, and any other has its one alpha in the metadata.
+    both read, and a UNet has its one alpha in the metadata, which diffusers reads: no other reader
+    finds a UNet's attention by these names.
     """
     prefix = UNET if is_unet(plain.family) else TRANSFORMER
     kept = at_scale_one(plain) or plain
@@ -159,6 +160,11 @@ def peft_tensors(plain: Plain) -> tuple[dict[str, Tensor], Plain]:
         tensors[f"{prefix}{name}.lora_B.weight"] = one.b
         if kept is plain and plain.family == "flux":
             tensors[f"{prefix}{name}.alpha"] = torch.tensor(one.alpha)
+    if kept is plain and not is_unet(plain.family) and plain.family != "flux":
+        raise UserError(
+            "its alphas do not fold into B without rounding, and of a LoRA in these names only "
+            "diffusers would read them: keep the file, or train with alpha = rank."
+        )
     if kept is plain and plain.family != "flux" and not plain.uniform:
         raise UserError(
             "its alphas differ and do not fold into B without rounding, which PEFT names cannot "
