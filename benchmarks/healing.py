@@ -68,6 +68,8 @@ LIMIT = {
     "offline_weight": 0.5,
 }
 """Every step learns, and nothing is held: images become more alike, and a little softer."""
+FURTHER = {**LIMIT, "steps": 120, "batch": 64, "learning_rate": 6e-4}
+"""The limit goes on from there."""
 
 WATCHED = {"watch_every": 40, "watch_images": 100, "guard": "warn"}
 """More than the demo, whose time is short: the second detector chooses by them. Every arm has all
@@ -85,8 +87,8 @@ class Config(core.config.Config):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """Seeds of the treatments; the first also has the ceiling and the limit, which serve all."""
     steps: int = Field(120, ge=1)
-    """Updates of every arm but the limit, which has 300; the other settings are the demo's, but for
-    those of the ceiling and the limit."""
+    """Updates of every arm but the limit, which has 300 and 120; the other settings are the demo's,
+    but for those of the ceiling and the limit."""
     refresh_every: int = Field(20, ge=0)
     """Updates between two refreshes of the adapters' detector."""
     n: int = Field(1000, ge=2)
@@ -141,8 +143,14 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
         changes |= PAPER | {"detector": demo.out / "detector"}
     elif arm == "adapter":
         changes |= demo.rewarded() | {"refresh_every": config.refresh_every}
+    elif arm == "ceiling":
+        changes |= CEILING
     else:
-        changes |= CEILING if arm == "ceiling" else LIMIT
+        first = demo.treatment(name, out=out.with_name(f"{name}-first"), **changes | LIMIT)
+        code = treat.train.main(first, reward_for=Ceiling)
+        if code:
+            return code
+        changes |= FURTHER | {"start": first.out, "seed": int(seed) + 1}
     settings = demo.treatment(name, out=out, **changes)
     return treat.train.main(settings, reward_for=Ceiling if arm in IDEAL else None)
 

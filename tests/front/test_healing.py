@@ -72,13 +72,18 @@ def test_verdicts_are_in_points_and_shifts_name_their_value():
 
 @pytest.mark.parametrize("arm", healing.ARMS)
 def test_each_arm_learns_from_what_its_name_says(arm: str, tmp_path: Path, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(healing.treat.train, "main", lambda s, reward_for: asked.update(
-        {"settings": s, "reward": reward_for}))  # fmt: skip
-    healing.train(Config(steps=7), Demo(tmp_path, FULL), f"{arm}-3", tmp_path / "arm")
-    found = asked["settings"]
+    asked = []
+    monkeypatch.setattr(
+        healing.treat.train, "main", lambda s, reward_for: asked.append((s, reward_for))
+    )
+    healing.train(Config(steps=7), Demo(tmp_path, FULL), f"{arm}-3", tmp_path / f"{arm}-3")
+    (found, reward), *further = asked
     assert (found.seed, found.steps) == (3, 300 if arm == "limit" else 7)
-    assert (asked["reward"] is not None) is (arm in ("ceiling", "limit"))
+    assert (reward is not None) is (arm in ("ceiling", "limit"))
+    assert len(further) == (arm == "limit")
+    for settings, reward in further:  # it goes on from where it stood, with other images
+        assert reward is not None and settings.start == found.out and settings.seed == 4
+        assert (settings.steps, settings.batch, settings.out) == (120, 64, tmp_path / "limit-3")
     assert (found.detector is not None) is (arm in ("paper", "adapter"))
     assert (found.second_detector is not None) is (found.refresh_every > 0) is (arm == "adapter")
     if arm == "paper":

@@ -282,7 +282,7 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(UserError, match="create it first"):
         convert.main(convert.Config(file=source, to="kohya", out=tmp_path / "no/a.safetensors"))
     (tmp_path / "torn.safetensors").write_bytes(before[:-1])
-    with pytest.raises(UserError, match="file is cut off.*copy or download it again"):
+    with pytest.raises(UserError, match="cannot be read .*copy or download it again"):
         converted(tmp_path / "torn.safetensors", "kohya", tmp_path)
     with pytest.raises(SystemExit) as stop:
         cli.main(["convert", str(source), "--to", "kohya", "--out", str(source)])
