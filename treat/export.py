@@ -184,7 +184,8 @@ def write_lora(
     diffusers_named = {kind.prefix + name: tensor for name, tensor in tensors.items()}
     said = header(labels, adapter, kind, figures, diffusers_named, parts)
     content = safetensors.torch.save(diffusers_named, metadata=said)
-    beside = {CARD: card(labels, adapter, kind, figures, parts).encode(), **pictures}
+    text = card(labels, adapter, kind, figures, parts, pictured=bool(pictures))
+    beside = {CARD: text.encode(), **pictures}
     twice = len(content) * (2 if kind.prefix == UNET else 1)
     check_room(config.out, twice + sum(map(len, beside.values())))
     config.out.mkdir(parents=True, exist_ok=True)
@@ -292,7 +293,8 @@ def write_merged(
     said = filled({**provenance(parts[0].adapter, figures), **mixture(parts)})
     single = f"{config.out.resolve().name}.safetensors" if config.single_file else ""
     further = partial(single_file.write, name=single, metadata=said) if single else None
-    text = merged_card(labels, kind, figures, parts, config.dtype, single)
+    shown = bool(pictures)
+    text = merged_card(labels, kind, figures, parts, config.dtype, single, pictured=shown)
     extra = {**pictures, CARD: text.encode()}
     total = merge.write(opened, config.out, parts, dtype, said, extra, further)
     lost = merge.left_out(opened)

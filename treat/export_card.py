@@ -23,6 +23,8 @@ def card(
     kind: Kind,
     figures: Mapping[str, float],
     parts: Sequence[Part] = (),
+    *,
+    pictured: bool = False,
 ) -> str:
     """Of a LoRA file: what it is, how to load it, what was measured."""
     text = CARD_TEXT.format(
@@ -31,7 +33,7 @@ def card(
         source=labels.base if "/" in labels.base else f"FOLDER_OF_{labels.base}",
         rank=adapter.rank,
         sum=of_sum(parts),
-        measured=measured(figures),
+        measured=measured(figures, pictured),
         beside=beside(parts),
         pipeline=kind.pipeline,
         # ComfyUI itself loads no Kolors.
@@ -40,7 +42,7 @@ def card(
         else "",
     )
     tags = ["text-to-image", "diffusers", "lora", kind.tag, "template:sd-lora"]
-    return front(labels, "adapter", tags) + text
+    return front(labels, "adapter", tags, pictured=pictured) + text
 
 
 def merged_card(
@@ -50,23 +52,27 @@ def merged_card(
     parts: Sequence[Part],
     dtype: str,
     single: str = "",
+    *,
+    pictured: bool = False,
 ) -> str:
     """Of a base with the adapter in its weights; `single` is the name of its single file."""
     text = MERGED_TEXT.format(
         title=labels.title,
         base=labels.base,
         sum=of_sum(parts),
-        measured=measured(figures),
+        measured=measured(figures, pictured),
         network=kind.prefix.removesuffix("."),
         dtype=dtype,
     )
     if single:
         text += SINGLE_TEXT.format(file=single)
-    return front(labels, "finetune", ["text-to-image", "diffusers", kind.tag]) + text
+    tags = ["text-to-image", "diffusers", kind.tag]
+    return front(labels, "finetune", tags, pictured=pictured) + text
 
 
-def front(labels: Labels, relation: str, tags: Sequence[str]) -> str:
-    """The lines that a model hub reads."""
+def front(labels: Labels, relation: str, tags: Sequence[str], *, pictured: bool) -> str:
+    """The lines that a model hub reads; the picture, if there is one, stands in its gallery."""
+    shown = {"text": "before and after, same prompts and seeds", "output": {"url": PICTURE}}
     said: dict[str, Any] = {
         "base_model": labels.base,
         "base_model_relation": relation,
@@ -74,6 +80,7 @@ def front(labels: Labels, relation: str, tags: Sequence[str]) -> str:
         "pipeline_tag": "text-to-image",
         **({"license": labels.license} if labels.license else {}),
         "tags": list(tags),
+        **({"widget": [shown]} if pictured else {}),
     }
     return f"---\n{yaml.safe_dump(said, sort_keys=False, allow_unicode=True)}---\n"
 
@@ -86,14 +93,13 @@ def of_sum(parts: Sequence[Part]) -> str:
     return f" Its strength is {weights} of what was trained." if weights not in ("", "1") else ""
 
 
-def measured(figures: Mapping[str, float]) -> str:
+def measured(figures: Mapping[str, float], pictured: bool) -> str:
     if not figures:
         return ""
     before, after = figures["before"], figures["after"]
-    return (
-        f"\nImages with artifacts, same prompts and seeds: {before:.1%} before, {after:.1%} after."
-        f"\n\n![before and after]({PICTURE})\n"
-    )
+    said = f"same prompts and seeds: {before:.1%} before, {after:.1%} after"
+    picture = f"\n![before and after]({PICTURE})\n" if pictured else ""
+    return f"\nImages with artifacts, {said}.\n{picture}"
 
 
 CARD_TEXT = """# {title}

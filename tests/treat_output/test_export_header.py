@@ -8,6 +8,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 
 from core import checkpoint
 from core.errors import UserError
@@ -123,6 +124,18 @@ def test_no_path_and_no_token_is_in_any_file(exported):
         content = path.read_bytes()
         for secret in (TOKEN, str(folder), str(Path.home()), folder.name):
             assert secret.encode() not in content, (path.name, secret)
+
+
+def test_the_card_shows_the_picture_where_there_is_one(exported):
+    folder, kind = exported
+    text = (folder / "out/README.md").read_text()
+    assert "50.0% before, 25.0% after" in text and "before_after.png" not in text
+    (folder / "evaluation/sheet.png").write_bytes(b"a picture")
+    given = {"run": folder / "run", "evaluation": folder / "evaluation", "architecture": kind}
+    export.main(export.Config(**given, out=folder / "again"))
+    front = yaml.safe_load((folder / "again/README.md").read_text().split("---\n")[1])
+    assert front["widget"][0]["output"] == {"url": "before_after.png"}
+    assert (folder / "again/before_after.png").read_bytes() == b"a picture"
 
 
 def test_figures_of_another_adapter_are_refused(exported):
