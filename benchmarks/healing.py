@@ -33,6 +33,8 @@ from miniature.meters import NAME, Bench, drift, factor_names, values_of
 from treat.arms import BASE
 
 ARMS = ("control", "paper", "adapter", "ceiling", "limit")
+WIDTH = 140
+"""Columns of the table, also where a file takes it."""
 IDEAL = ("ceiling", "limit")
 PAPER = {
     "last": 0.25,
@@ -121,9 +123,10 @@ def main(config: Config) -> int | None:
     rows = [row(summaries, seed) for seed in judged]
     text = json.dumps(plain(rows), indent=2) + "\n"
     write_atomic(config.out / "healing.json", text.encode())
-    Console().print(table(rows))
+    console = Console(width=max(WIDTH, Console().width))
+    console.print(table(rows))
     for line in verdicts(rows):
-        Console().print(line)
+        console.print(line)
     return None
 
 
