@@ -35,7 +35,7 @@ from treat.arms import BASE
 ARMS = ("control", "paper", "adapter", "ceiling", "limit")
 WIDTH = 140
 """Columns of the table, also where a file takes it."""
-IDEAL = ("ceiling", "limit")
+IDEAL: tuple[str, ...] = ("ceiling", "limit")
 PAPER = {
     "last": 0.25,
     "selection": "threshold",
