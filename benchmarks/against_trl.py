@@ -47,8 +47,8 @@ class Config(core.config.Config):
     """Folder that holds the package `trl`."""
     packages: tuple[Path, ...] = ()
     """Further folders with what it imports."""
-    repeats: int = Field(5, ge=1)
-    """Timed steps of a variant, after one that is not."""
+    repeats: int = Field(5, ge=0)
+    """Timed steps of a variant, after one that is not; 0: only what is held is measured."""
     json_file: core.config.JsonFile = None
 
 

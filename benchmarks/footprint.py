@@ -2,7 +2,8 @@
 
 Linux only: `begin` gives back what the allocator holds in reserve, notes what is resident (VmRSS)
 and writes 5 to /proc/self/clear_refs, which sets the high-water mark (VmHWM) back to it; the peak
-is the mark at the end, less what was resident. Seconds are the processor's, of all threads.
+is the mark at the end, less what was resident. Seconds are the processor's, of all threads. What
+stays resident is also the C library's choice: see `benchmarks.side_by_side.GIVEN_BACK`.
 """
 
 import ctypes

@@ -23,6 +23,14 @@ from treat.update import NOISE
 ROOT = Path(__file__).resolve().parents[1]
 FOUND, GRADIENT = "found.json", "gradient.safetensors"
 SEED = 0
+COLUMNS = {"cpu": "CPU s a step", "held": "MB held", "peak": "MB resident"}
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+"""To the C library (glibc): a block of a MiB or more goes back to the system when it is freed.
+
+By itself it keeps blocks of up to 32 MiB for later, and a small tensor that lives on between them
+keeps them resident: which then says more of the heap than of what a trainer holds. Seconds are
+taken without this, as the system's clearing of fresh pages costs some.
+"""
 OURS = "benchmarks.our_step"
 
 
@@ -92,7 +100,21 @@ def noise_seed(step: int) -> int:
     return mix(SEED, NOISE, step, 0)
 
 
-def measure(module: str, task: Task, paths: Sequence[Path] = ()) -> dict[str, Any]:
+def measure_both(module: str, task: Task, paths: Sequence[Path] = ()) -> dict[str, Any]:
+    """CPU seconds and peak; in a second process of two steps, the peak of what is held.
+
+    With `repeats` 0 the second alone.
+    """
+    again = task.folder / "held"
+    timed = measure(module, task, paths) if task.repeats else {}
+    two_steps = task.model_copy(update={"folder": again, "repeats": 1})
+    held = measure(module, two_steps, paths, GIVEN_BACK)["peak"]
+    return {**timed, "held": held, "gradient": again}
+
+
+def measure(
+    module: str, task: Task, paths: Sequence[Path] = (), more: Mapping[str, str] = {}
+) -> dict[str, Any]:
     """Run a task in a fresh process with one thread; `paths` come last where modules are sought."""
     task.folder.mkdir(parents=True)
     settings = task.folder / "task.yaml"
@@ -104,7 +126,7 @@ def measure(module: str, task: Task, paths: Sequence[Path] = ()) -> dict[str, An
     done = subprocess.run(
         [sys.executable, "-m", module, "--config", str(settings)],
         cwd=task.folder,
-        env=os.environ | extra,
+        env={**os.environ, **extra, **more},
         capture_output=True,
         text=True,
     )
@@ -116,30 +138,34 @@ def measure(module: str, task: Task, paths: Sequence[Path] = ()) -> dict[str, An
 
 
 def compare(
-    peer: Rival, task: Task, variants: Sequence[Variant], further: Mapping[str, Task]
+    peer: Rival, task: Task, variants: Sequence[Variant], further: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Rows by name, the peer's first; what was asked; and the gradients' agreement with the peer's.
 
-    `task` is what all have in common; `further` are tasks of ours whose gradient alone is wanted.
+    `task` is what all have in common; `further` are changes to it under which only the gradient
+    of ours is wanted.
     """
-    theirs = task.model_copy(update={"folder": task.folder / "peer", "peer": peer.path})
-    rows = {peer.name: announced(peer.name, measure(peer.module, theirs, peer.packages))}
-    agreements: dict[str, Any] = {}
+    first = {"folder": task.folder / "peer", "peer": peer.path}
+    theirs = measure_both(peer.module, task.model_copy(update=first), peer.packages)
+    gradient = theirs.pop("gradient")
+    rows, near = {peer.name: announced(peer.name, theirs)}, {}
     for number, variant in enumerate(variants):
-        folder = task.folder / f"variant-{number}"
-        changes = {"folder": folder, "last": variant.last, **variant.options}
-        rows[variant.name] = announced(variant.name, measure(OURS, task.model_copy(update=changes)))
+        changes = {"folder": task.folder / f"variant-{number}", "last": variant.last}
+        found = measure_both(OURS, task.model_copy(update={**changes, **variant.options}))
+        ours = found.pop("gradient")
+        rows[variant.name] = announced(variant.name, found)
         if variant.last == task.last:
-            agreements[variant.name] = agreement(folder, theirs.folder)
-    for name, other in further.items():
-        measure(OURS, other)
-        agreements[name] = agreement(other.folder, theirs.folder)
-    asked = verdicts(peer.name, rows, variants)
-    return {"rows": rows, "asked": asked, "gradients": agreements}
+            near[variant.name] = agreement(ours, gradient)
+    for number, (name, changed) in enumerate(further.items()):
+        changes = {"folder": task.folder / f"further-{number}", "repeats": 0, **changed}
+        measure(OURS, task.model_copy(update=changes))
+        near[name] = agreement(changes["folder"], gradient)
+    return {"rows": rows, "asked": verdicts(peer.name, rows, variants), "gradients": near}
 
 
 def announced(name: str, row: dict[str, Any]) -> dict[str, Any]:
-    print(f"{name}: {row['cpu']:.2f} s, {row['peak']:.0f} MB", flush=True)
+    numbers = ", ".join(f"{what} {row[what]:.2f}" for what in COLUMNS if what in row)
+    print(f"{name}: {numbers}", flush=True)
     return row
 
 
@@ -182,23 +208,28 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def table(peer: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Rows of CPU seconds and MB, and their ratios to the peer's row."""
-    lines = ["| | CPU s a step | ratio | peak MB | ratio |", "|---|---|---|---|---|"]
+    """Rows of what was measured, each with its ratio to the peer's."""
+    columns = {what: unit for what, unit in COLUMNS.items() if what in rows[peer]}
+    titles = " | ".join(f"{unit} | ratio" for unit in columns.values())
+    lines = [f"| | {titles} |", "|---" * (1 + 2 * len(columns)) + "|"]
     for name, row in rows.items():
-        cpu, peak = row["cpu"] / rows[peer]["cpu"], row["peak"] / rows[peer]["peak"]
-        lines.append(f"| {name} | {row['cpu']:.2f} | {cpu:.2f} | {row['peak']:.0f} | {peak:.2f} |")
+        places = {what: 2 if what == "cpu" else 0 for what in columns}
+        cells = [
+            f"{row[what]:.{places[what]}f} | {row[what] / rows[peer][what]:.2f}" for what in columns
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def verdicts(
     peer: str, rows: Mapping[str, Mapping[str, Any]], variants: Sequence[Variant]
 ) -> list[dict[str, Any]]:
-    """What was asked of each variant, and whether it is so."""
+    """What was asked of each variant, and whether it is so; memory in both ways."""
     found = []
     for variant in variants:
-        asked = {"cpu": variant.cpu, "peak": variant.memory}
+        asked = {"cpu": variant.cpu, "held": variant.memory, "peak": variant.memory}
         for what, most in asked.items():
-            if most is not None and variant.name in rows:
+            if most is not None and what in rows[peer]:
                 ratio = rows[variant.name][what] / rows[peer][what]
                 row = {"variant": variant.name, "of": what, "asked": most, "ratio": ratio}
                 found.append(row | {"reached": ratio <= most})
@@ -206,6 +237,6 @@ def verdicts(
 
 
 def told(verdict: Mapping[str, Any]) -> str:
-    what = {"cpu": "CPU", "peak": "memory"}[verdict["of"]]
+    what, ratio, asked = COLUMNS[verdict["of"]], verdict["ratio"], verdict["asked"]
     said = "reached" if verdict["reached"] else "NOT REACHED"
-    return f"{said}: {verdict['variant']}, {what} {verdict['ratio']:.3f} (asked {verdict['asked']})"
+    return f"{said}: {verdict['variant']}, {what}: {ratio:.3f} of the peer's (asked {asked})"

@@ -24,6 +24,7 @@ from core.contracts import Images
 from treat.adapter import read_adapter
 from treat.lora import load_lora_state
 from treat.terms import RewardTerm
+from treat.update import this_process
 
 EVERY_GRADIENT = 1e9
 """A clip that nothing reaches."""
@@ -40,7 +41,9 @@ def main(task: Task) -> None:
 
     def seen(optimizer: Any, *_: Any) -> None:
         if step == 1:
-            grads = [w.grad for group in optimizer.param_groups for w in group["params"]]
+            # It is given every weight of the network, the frozen ones too.
+            weights = [w for group in optimizer.param_groups for w in group["params"]]
+            grads = [weight.grad for weight in weights if weight.requires_grad]
             write_gradient(task, grads)
             found["norm"] = torch.cat([grad.flatten() for grad in grads]).norm().item()
 
@@ -54,6 +57,7 @@ def main(task: Task) -> None:
 
 
 def open_trainer(task: Task, prompts: Any) -> Any:
+    this_process()  # accelerate's loggers want it
     models: Any = importlib.import_module("trl.models.modeling_sd_base")
     settings: Any = importlib.import_module("trl.trainer.alignprop_config")
     trainers: Any = importlib.import_module("trl.trainer.alignprop_trainer")
