@@ -33,10 +33,10 @@ BLOCKS = {"checkpoint_blocks": True, "checkpoint_decoder": True, "two_pass_decod
 LEAN = {"recompute": True, **BLOCKS}
 VARIANTS = (
     Variant("K=4 lean", 4, LEAN, cpu=1.10, memory=0.40),
-    Variant("K=4 lean, graphs kept", 4, BLOCKS),
+    Variant("K=4 lean, graphs kept", 4, BLOCKS, cpu=1.10, memory=0.40),
     Variant("K=4 fast", 4, {}, cpu=0.75),
     Variant("K=1 lean", 1, LEAN, cpu=0.60, memory=0.40),
-    Variant("K=1 lean, graphs kept", 1, BLOCKS),
+    Variant("K=1 lean, graphs kept", 1, BLOCKS, cpu=0.60, memory=0.40),
     Variant("K=1 fast", 1, {}, cpu=0.50),
 )
 """`graphs kept`: lean, but the steps that learn are drawn once; of each block its input stays."""

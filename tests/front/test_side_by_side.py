@@ -17,15 +17,18 @@ from benchmarks.side_by_side import (
     Task,
     Variant,
     agreement,
+    compare,
     measure,
     measure_both,
     noise_seed,
+    report,
     table,
     told,
     verdicts,
     write_gradient,
 )
 from core.errors import UserError
+from core.run import plain
 from treat.update import NOISE, Places
 
 PROGRAMS = [(against_release, "release"), (against_trl, "trl")]
@@ -106,6 +109,43 @@ def test_a_task_has_a_process_of_its_own(world, tmp_path):
     assert json.loads((both["gradient"] / FOUND).read_text())["malloc"] == "1048576"
     alone = measure_both("toy", task(world, tmp_path / "alone", repeats=0), [tmp_path])
     assert alone == {"held": 5.0, "gradient": tmp_path / "alone/held"}
+
+
+GRADED = """import json, sys
+from pathlib import Path
+import numpy, yaml
+from safetensors.numpy import save_file
+task = yaml.safe_load(Path(sys.argv[-1]).read_text())
+lean, peer = task["recompute"], task["peer"] is not None
+grads = {"0000": numpy.array([1.0, 1.0 if peer or lean else 0.5])}
+save_file(grads, "gradient.safetensors")
+found = {"cpu": 10.0 if peer else 11.0 if lean else 7.0, "peak": 100.0 if peer else 30.0}
+Path("found.json").write_text(json.dumps(found))
+"""
+
+
+def test_a_comparison_reports_rows_reaches_and_gradients(world, tmp_path, monkeypatch):
+    (tmp_path / "graded.py").write_text(GRADED)
+    monkeypatch.setattr(side_by_side, "OURS", "graded")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    rival = Rival("peer", "graded", tmp_path, (tmp_path,))
+    variants = [
+        Variant("lean", 2, {"recompute": True}, cpu=1.05, memory=0.4),
+        Variant("fast", 2, {}, cpu=0.75),
+        Variant("short", 1, {}),
+    ]
+    shared = task(world, tmp_path / "runs")
+    found = compare(rival, shared, variants, {"grid": {"detector_grid": True}})
+    assert list(found["rows"]) == ["peer", "lean", "fast", "short"]
+    assert list(found["gradients"]) == ["lean", "fast", "grid"]
+    assert found["gradients"]["lean"]["cosine"] == pytest.approx(1)
+    assert found["gradients"]["fast"]["relative difference"] == pytest.approx(0.5 / 2**0.5)
+    lines = report("peer", found).splitlines()
+    assert "| lean | 11.00 | 1.10 | 30 | 0.30 | 30 | 0.30 |" in lines
+    assert "NOT REACHED: lean, CPU s a step: 1.100 of the peer's (asked 1.05)" in lines
+    assert "reached: fast, CPU s a step: 0.700 of the peer's (asked 0.75)" in lines
+    assert sum(line.startswith("gradient, ") for line in lines) == 3
+    json.dumps(plain(found))
 
 
 def test_a_process_that_fails_says_its_last_line(world, tmp_path):
