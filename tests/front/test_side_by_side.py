@@ -18,6 +18,7 @@ from benchmarks.side_by_side import (
     Variant,
     agreement,
     compare,
+    cosine,
     measure,
     measure_both,
     noise_seed,
@@ -211,6 +212,9 @@ def test_gradients_that_differ_are_seen(tmp_path, world):
     assert found["cosine"] == pytest.approx((9 - 16) / 25)
     assert found["relative difference"] == pytest.approx(8 / 5)
     assert found["lowest cosine of a matrix"] == pytest.approx(-1)
+    tiny, zero = torch.tensor([3e-12, 4e-12]).double(), torch.zeros(2).double()
+    assert cosine(tiny, 2 * tiny) == pytest.approx(1)
+    assert (cosine(zero, zero), cosine(zero, tiny)) == (1.0, 0.0)
     with pytest.raises(UserError, match="different matrices"):
         agreement(tasks[0].folder, tasks[2].folder)
     assert (tasks[0].folder / GRADIENT).is_file()
