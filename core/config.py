@@ -47,6 +47,7 @@ def _writable(path: Path | None) -> Path | None:
 JsonFile = Annotated[Path | None, AfterValidator(_writable), tyro.conf.arg(name="json")]
 """A `json_file` that figures are also written to (`json` alone is taken by pydantic)."""
 
+COMMAND_LINE = "the command line"
 C = TypeVar("C", bound=BaseModel)
 
 
@@ -131,7 +132,10 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if not name:
         return f"{where}: {_one_line(message)}"
-    return f"{name!r} in {where} is {fault['input']!r}: {_one_line(message)}."
+    given = fault["input"]
+    given = str(given) if isinstance(given, Path) else given
+    name = "--json" if (name, where) == ("json_file", COMMAND_LINE) else name
+    return f"{name!r} in {where} is {given!r}: {_one_line(message)}."
 
 
 def unknown_name(name: str, known: Iterable[str], where: str) -> str:
@@ -253,7 +257,7 @@ def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: st
     while cause is not None and not isinstance(cause, ValidationError):
         cause = cause.__context__
     if cause is not None:
-        return explain(cause, cls, "the command line")
+        return explain(cause, cls, COMMAND_LINE)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours, where stdout is a terminal
     rows = [row.strip(" │╰─╯") for row in plain.splitlines()[1:]]  # the first is the box's title
     text = _one_line(" ".join(row for row in rows if not set(row) <= {"-"}))
@@ -269,7 +273,7 @@ def _unknown_word(cls: type[BaseModel], words: list[str]) -> str | None:
         name = _dashed(word.split("=")[0].lstrip("-"))
         positive = ".".join([*name.split(".")[:-1], name.split(".")[-1].removeprefix("no-")])
         if word.startswith("--") and name not in known and positive not in known:
-            return unknown_name(f"--{name}", [f"--{k}" for k in known], "the command line")
+            return unknown_name(f"--{name}", [f"--{k}" for k in known], COMMAND_LINE)
     return None
 
 

@@ -212,5 +212,6 @@ def test_figures_overwrite_nothing_but_figures(tmp_path):
 
 def test_figures_go_where_something_can_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
-    with pytest.raises(UserError, match="cannot be written to; name another folder"):
+    words = r"^'--json' in the command line is '.*new\.json': .*cannot be written to; name another"
+    with pytest.raises(UserError, match=words):
         load_config(Measured, overrides=["--json", str(tmp_path / "new.json")])

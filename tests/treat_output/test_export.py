@@ -371,11 +371,11 @@ def test_no_adapter(tmp_path):
         read_adapter(tmp_path / "none.safetensors")
     named = {f"x.lora_{half}.default.weight": torch.zeros(2, 2) for half in "AB"}
     safetensors.torch.save_file(named, tmp_path / "default.safetensors")
-    with pytest.raises(UserError, match="PEFT names"):
+    with pytest.raises(UserError, match="diffdoctor convert .*--to peft"):
         read_adapter(tmp_path / "default.safetensors")
     whole = {"lora_unet_x.lora_down.weight": torch.zeros(2, 2)}
     safetensors.torch.save_file(whole, tmp_path / "kohya.safetensors")
-    with pytest.raises(UserError, match="PEFT names"):
+    with pytest.raises(UserError, match="diffdoctor convert .*--to peft"):
         read_adapter(tmp_path / "kohya.safetensors")
 
 
