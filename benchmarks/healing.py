@@ -26,7 +26,7 @@ import treat.train
 from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
-from diffdoctor.demo import CONTROL, Demo
+from diffdoctor.demo import CONTROL, Demo, read_note
 from diffdoctor.demo_settings import FULL, QUICK
 from miniature.ceiling import Ceiling
 from miniature.meters import NAME, Bench, drift, factor_names, values_of
@@ -69,7 +69,7 @@ LIMIT = {
     "lock_weight": 0.0,
     "offline_weight": 0.5,
 }
-"""Every step learns, and nothing is held: images become more alike, and a little softer."""
+"""Every step learns, and nothing is held: images become more alike, and a fifth softer."""
 FURTHER = {**LIMIT, "steps": 120, "batch": 64, "learning_rate": 6e-4}
 """The limit goes on from there."""
 
@@ -107,6 +107,9 @@ def main(config: Config) -> int | None:
     if not (config.demo / "summary.json").is_file():
         raise UserError(f"{config.demo} holds no finished demo: run `make demo` first.")
     demo = Demo(config.demo, QUICK if config.quick else FULL)
+    if read_note(config.demo / "demo.json").get("labelled") != demo.settings.labelled:
+        raise UserError(f"{config.demo} is of the other kind: {'drop' if config.quick else 'add'} "
+                        "--quick.")  # fmt: skip
     arms = {name: config.out / name for name in planned(config)}
     for name, folder in arms.items():
         code = train(config, demo, name, folder)
@@ -172,7 +175,7 @@ def judge(config: Config, demo: Demo, arms: dict[str, Path], seed: int) -> int |
         prompts=demo.out / "prompts/held_out.txt",
         adapters=tuple(f"{name}={path}" for name, path in arms.items()),
         control=control,
-        out=config.out / f"evaluation-{seed}",
+        out=evaluation(config, seed),
         n=config.n,
         seed=7,
         sampling_steps=demo.settings.sampling_steps,
@@ -183,9 +186,15 @@ def judge(config: Config, demo: Demo, arms: dict[str, Path], seed: int) -> int |
     return treat.evaluate.main(settings, oracle.judge, oracle.meters, oracle.flagged, NAME)
 
 
+def evaluation(config: Config, seed: int) -> Path:
+    """Named by its arms, for what is judged later together is another one."""
+    arms = own(dict.fromkeys(planned(config), config.out), seed)
+    return config.out / "-".join([f"evaluation-{seed}", *(name.split("-")[0] for name in arms)])
+
+
 def evaluated(config: Config, seed: int) -> dict[str, Any]:
     """The summary of one seed's evaluation, and every arm's drift from base and law."""
-    folder = config.out / f"evaluation-{seed}"
+    folder = evaluation(config, seed)
     summary = json.loads((folder / "summary.json").read_text())
     tables = {name: read_factors(folder / f"{name}.csv") for name in summary["arms"]}
     for name, arm in summary["arms"].items():

@@ -111,7 +111,9 @@ def usage(prefix: str = "") -> str:
     ]
     for name, one in chosen.items():
         lines += [f"  {name:<19}{one.does}", f"  {'':<19}$ {one.example}"]
-    return "\n".join([*lines, "", "New here? `diffdoctor demo` shows it all in 10 to 20 minutes."])
+    return "\n".join(
+        [*lines, "", "New here? `diffdoctor demo` shows it all in six to ten minutes."]
+    )
 
 
 def find(words: Sequence[str]) -> tuple[str, list[str]] | None:

@@ -90,7 +90,7 @@ class Demo:
             data.write_prompts(self.out / f"prompts/{part}.txt", part, self.settings.seed)
 
     def label(self) -> None:
-        """Three stores that share no image; the prompts of the last are met nowhere else."""
+        """Stores that share no image; the prompts of `test` are met nowhere else."""
         s, out = self.settings, self.out / "data"
         first, second, third, fourth = (4 * s.seed + i for i in range(4))
         train, held = split()["train"], split()["held_out"]
@@ -212,8 +212,10 @@ class Demo:
         """Take the folder, or go on in it; `UserError` if it holds something else."""
         note = self.out / "demo.json"
         said = json.loads(json.dumps(asdict(self.settings)))
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out} is a file: name a folder with --out.")
         if note.is_file():
-            if json.loads(note.read_text()) != said:
+            if read_note(note) != said:
                 raise UserError(f"{self.out} holds a demo with other numbers: give another --out.")
         elif self.out.exists() and any(self.out.iterdir()):
             raise UserError(f"{self.out} is not empty and holds no demo: give another --out.")
@@ -285,3 +287,11 @@ def cell(name: str, value: float | None) -> str:
         return str(value)
     percent = name in ("artifact_frequency", "artifact_area", "attribute_match")
     return f"{value:.1%}" if percent else f"{value:.4g}"
+
+
+def read_note(path: Path) -> Any:
+    """What a demo's folder says of its settings; `UserError` where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: give another --out.") from error

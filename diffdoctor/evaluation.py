@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+from core.errors import UserError
 from treat import evaluate
+from treat.prompts import read_prompts
 
 
 class Config(evaluate.Config):
@@ -17,6 +19,13 @@ def main(config: Config) -> int | None:
     if config.judge == "detector":
         return evaluate.main(config)
     from miniature.meters import NAME, Bench
+    from miniature.oracle import categories
 
+    unknown = [one for one in read_prompts(config.prompts) if one not in categories()]
+    if unknown:
+        raise UserError(
+            f"the oracle does not know the prompt {unknown[0]!r}: give prompts of the miniature, "
+            "or --judge detector."
+        )
     oracle = Bench()
     return evaluate.main(config, oracle.judge, oracle.meters, oracle.flagged, NAME)

@@ -128,11 +128,12 @@ def drift(table: Table, base: Table) -> tuple[str, str, float]:
 
     The law's values are equally frequent, and a base's need not be. What lies between the base's
     share and the law's is no drift: an image that is mended into any valid one alike goes there.
-    What counts is how far a share stands outside of that interval.
+    What counts is how far a share stands outside of that interval; of what prompts state, all.
     """
     worst, before = ("", "", 0.0), marginals(base)
     for name, shares in marginals(table).items():
-        ends = np.stack([before[name], np.full(len(shares), 1 / len(shares))])
+        law = np.full(len(shares), 1 / len(shares)) if name.startswith("free.") else before[name]
+        ends = np.stack([before[name], law])
         outside = shares - shares.clip(ends.min(axis=0), ends.max(axis=0))
         for value, gone in zip(values_of(name), outside.tolist(), strict=True):
             if abs(gone) > abs(worst[2]):

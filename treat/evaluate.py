@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from base_models.load import check_size
 from base_models.quantise import Quantisation, check_quantisation
 from core.config import Config as BaseConfig
 from core.contracts import ArtifactMap, Detector, Images
@@ -93,6 +94,7 @@ def main(
     how floats, integers and texts are read). Returns an exit code when interrupted.
     """
     paths = named(config.adapters)
+    check_size(config.base, config.height, config.width)
     check_quantisation(config.quantise)
     if config.beside:
         read_adapter(config.beside)

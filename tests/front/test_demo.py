@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import treat.evaluate
 from core.errors import UserError
 from detector.data import open_labelled
-from diffdoctor import demo, demo_data
+from diffdoctor import demo, demo_data, evaluation
 from diffdoctor.demo_settings import QUICK
 from miniature.law import CATEGORIES
 from miniature.prompts import category_of, split
@@ -116,3 +117,26 @@ def test_no_prompt_on_both_sides_and_every_stretch_balanced(tmp_path):
         shown = [category_of(prompt) for prompt in lists[part][-2 * len(CATEGORIES) :]]
         assert set(shown) == set(CATEGORIES)
     assert not set(lists["train"]) & set(lists["held_out"])
+
+
+def test_a_file_or_a_damaged_note_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file: name a folder"):
+        demo.Demo(tmp_path / "file", MICRO).claim()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/demo.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged: give another --out"):
+        demo.Demo(tmp_path / "out", MICRO).claim()
+
+
+def test_what_an_evaluation_cannot_judge_or_draw_is_refused_before_it_draws(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a castle\na moat\n")
+    given = {"base": "no/such/base", "prompts": tmp_path / "prompts.txt", "out": tmp_path / "out"}
+    with pytest.raises(UserError, match="the oracle does not know the prompt 'a castle'"):
+        evaluation.main(evaluation.Config(**given, adapters=("a=b",), judge="oracle"))
+    base = save_tiny(tmp_path / "base")
+    with pytest.raises(UserError, match="63"):
+        treat.evaluate.main(
+            treat.evaluate.Config(**given | {"base": str(base)}, adapters=("a=b",), height=63)
+        )
+    assert not (tmp_path / "out").exists()

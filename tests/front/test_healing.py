@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from benchmarks import healing
 from benchmarks.healing import Config, drifted, evaluated, own, planned, row, shift, verdicts
+from core.errors import UserError
 from diffdoctor.demo import Demo
-from diffdoctor.demo_settings import FULL
+from diffdoctor.demo_settings import FULL, QUICK
 
 
 def test_one_ceiling_serves_all_seeds():
@@ -81,9 +82,13 @@ def test_each_arm_learns_from_what_its_name_says(arm: str, tmp_path: Path, monke
     assert (found.seed, found.steps) == (3, 300 if arm == "limit" else 7)
     assert (reward is not None) is (arm in ("ceiling", "limit"))
     assert len(further) == (arm == "limit")
+    held = {"control": 0, "paper": 0, "limit": 0}.get(arm, FULL.treat["lock_weight"])
+    assert found.lock_weight == held
+    assert found.pixel_weight == {"control": 0, "paper": 1, "adapter": 2}.get(arm, 20)
     for settings, reward in further:  # it goes on from where it stood, with other images
         assert reward is not None and settings.start == found.out and settings.seed == 4
         assert (settings.steps, settings.batch, settings.out) == (120, 64, tmp_path / "limit-3")
+        assert settings.lock_weight == 0 and settings.pixel_weight == 20
     assert (found.detector is not None) is (arm in ("paper", "adapter"))
     assert (found.second_detector is not None) is (found.refresh_every > 0) is (arm == "adapter")
     if arm == "paper":
@@ -93,14 +98,25 @@ def test_each_arm_learns_from_what_its_name_says(arm: str, tmp_path: Path, monke
 
 
 def test_drift_is_read_from_the_tables_that_the_evaluation_keeps(tmp_path: Path):
-    folder = tmp_path / "evaluation-0"
+    config = Config(out=tmp_path, arms=("adapter",))
+    folder = tmp_path / "evaluation-0-adapter"
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps({"arms": {"base": {}, "adapter-0": {}}}))
     for name, left in (("base", 4), ("adapter-0", 1)):
         lines = ["prompt,stated.hand.side,free.face.sky", "a face,-1,2"]
         lines += [f"a hand,{int(i >= left)},-1" for i in range(10)]
         (folder / f"{name}.csv").write_text("\n".join(lines))
-    found = evaluated(Config(out=tmp_path), 0)["arms"]
+    found = evaluated(config, 0)["arms"]
     assert found["base"]["drift"]["shift"] == 0
     assert drifted(found["base"]["drift"]) == drifted(None) == ""
     assert drifted(found["adapter-0"]["drift"]) == "stated.hand.side left -30.0"
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_demo_of_the_other_kind_is_refused(tmp_path: Path, quick: bool):
+    kind = FULL if quick else QUICK
+    (tmp_path / "demo.json").write_text(json.dumps({"labelled": kind.labelled}))
+    (tmp_path / "summary.json").write_text("{}")
+    cure = "drop --quick" if quick else "add --quick"
+    with pytest.raises(UserError, match=cure):
+        healing.main(Config(demo=tmp_path, out=tmp_path / "out", quick=quick))

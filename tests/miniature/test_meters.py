@@ -102,16 +102,18 @@ def test_marginals_are_shares():
 
 
 def test_drift_is_what_leaves_base_and_law():
-    """The law's sides of a hand are left and right, equally frequent."""
+    """The law's horizons are high and low, equally frequent; what is stated is not the law's."""
 
-    def sides(left: int) -> dict[str, np.ndarray]:
-        return {"stated.hand.side": np.array([0] * left + [1] * (100 - left) + [-1] * 50)}
+    def shown(first: int, name: str = "free.hand.horizon") -> dict[str, np.ndarray]:
+        return {name: np.array([0] * first + [1] * (100 - first) + [-1] * 50)}
 
-    for left in (30, 41, 50):  # from the base's share to the law's
-        assert drift(sides(left), sides(30)) == ("", "", 0)
-    for left, gone in ((56, 0.06), (23, -0.07)):
-        name, _, found = drift(sides(left), sides(30))
-        assert name == "stated.hand.side" and abs(found) == pytest.approx(abs(gone))
+    for first in (30, 41, 50):  # from the base's share to the law's
+        assert drift(shown(first), shown(30)) == ("", "", 0)
+    for first, gone in ((56, 0.06), (23, 0.07)):
+        name, _, found = drift(shown(first), shown(30))
+        assert name == "free.hand.horizon" and abs(found) == pytest.approx(gone)
+    side = "stated.hand.side"
+    assert abs(drift(shown(50, side), shown(71, side))[2]) == pytest.approx(0.21)
     assert drift(table(400, collapse=True), table(400))[2] > 0.4
 
 
