@@ -79,7 +79,7 @@ class Settings:
             "refresh_optimizer": "muon",
             "refresh_rate": 1e-3,
             "refresh_loss": "bce",
-            # As above, without mirrored words: a relabelled image has no category.
+            # As above, but never mirrored: so it was measured, before prompts told where words are.
             "refresh_augmentation": {**HARDENED, "flip": False},
         }
     )
