@@ -198,44 +198,35 @@ def write(
     staging = staging_of(out)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with storage.alone(staging.with_suffix(".lock"), f"another merge is writing {out}: wait."):
-        return _write(base, out, staging, parts, dtype, metadata, extra, further)
-
-
-def _write(
-    base: Base,
-    out: Path,
-    staging: Path,
-    parts: Sequence[Part],
-    dtype: torch.dtype,
-    metadata: Mapping[str, str],
-    extra: Mapping[str, bytes],
-    further: Callable[[Path], None] | None,
-) -> int:
-    try:
-        if staging.exists():
-            storage.remove_tree(staging)
-        copy(base, staging)
-        total = sum(
-            rewrite(
-                base.folder / base.network / name, staging / base.network, parts, dtype, metadata
+        try:
+            if staging.exists():
+                storage.remove_tree(staging)
+            copy(base, staging)
+            total = sum(
+                rewrite(
+                    base.folder / base.network / name,
+                    staging / base.network,
+                    parts,
+                    dtype,
+                    metadata,
+                )
+                for name in base.files
             )
-            for name in base.files
-        )
-        write_index(base, staging / base.network, total)
-        for name, content in extra.items():
-            storage.write_file(staging / name, content)
-        if further:
-            further(staging)
-        check_base(staging)
-        for folder in [*(one for one in staging.rglob("*") if one.is_dir()), staging]:
-            storage.sync_folder(folder)
-        storage.primitives.rename(staging, out.absolute())
-        storage.sync_folder(out.absolute().parent)
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, OSError):
-            storage.raise_if_full(error, out.absolute(), size(base, dtype))
-        raise
+            write_index(base, staging / base.network, total)
+            for name, content in extra.items():
+                storage.write_file(staging / name, content)
+            if further:
+                further(staging)
+            check_base(staging)
+            for folder in [*(one for one in staging.rglob("*") if one.is_dir()), staging]:
+                storage.sync_folder(folder)
+            storage.primitives.rename(staging, out.absolute())
+            storage.sync_folder(out.absolute().parent)
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, OSError):
+                storage.raise_if_full(error, out.absolute(), size(base, dtype))
+            raise
     return total
 
 
