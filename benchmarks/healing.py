@@ -27,7 +27,7 @@ from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
 from diffdoctor.demo import CONTROL, Demo, read_note
-from diffdoctor.demo_settings import FULL, QUICK
+from diffdoctor.demo_settings import OF_BASE, quick
 from miniature.ceiling import Ceiling
 from miniature.meters import NAME, Bench, drift, factor_names, values_of
 from treat.arms import BASE
@@ -83,6 +83,8 @@ class Config(core.config.Config):
 
     demo: Path = Path("runs/demo")
     """Folder of a finished `diffdoctor demo`."""
+    base: Literal["newest", "sdxl", "kolors"] = "newest"
+    """The demo's."""
     quick: bool = False
     """The demo was a `--quick` one."""
     out: Path = Path("runs/healing")
@@ -106,8 +108,12 @@ class Config(core.config.Config):
 def main(config: Config) -> int | None:
     if not (config.demo / "summary.json").is_file():
         raise UserError(f"{config.demo} holds no finished demo: run `make demo` first.")
-    demo = Demo(config.demo, QUICK if config.quick else FULL)
-    if read_note(config.demo / "demo.json").get("labelled") != demo.settings.labelled:
+    settings = OF_BASE[config.base]
+    demo = Demo(config.demo, quick(settings) if config.quick else settings)
+    note = read_note(config.demo / "demo.json")
+    if note.get("base") != config.base:
+        raise UserError(f"{config.demo} treats another base: add --base {note.get('base')}.")
+    if note.get("labelled") != demo.settings.labelled:
         raise UserError(f"{config.demo} is of the other kind: {'drop' if config.quick else 'add'} "
                         "--quick.")  # fmt: skip
     arms = {name: config.out / name for name in planned(config)}
@@ -171,7 +177,7 @@ def judge(config: Config, demo: Demo, arms: dict[str, Path], seed: int) -> int |
     oracle = Bench()
     control = next((name for name in arms if name.startswith("control")), None)
     settings = treat.evaluate.Config(
-        base=demo.newest,
+        base=demo.base,
         prompts=demo.out / "prompts/held_out.txt",
         adapters=tuple(f"{name}={path}" for name, path in arms.items()),
         control=control,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -26,8 +26,8 @@ from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
 from diffdoctor import demo_data as data
-from diffdoctor.demo_settings import FULL, QUICK, Settings
-from miniature.bases import DETECTORS, GRADES, base_folder
+from diffdoctor.demo_settings import OF_BASE, Settings, quick
+from miniature.bases import DETECTORS, base_folder
 from miniature.law import SIZE
 from miniature.meters import NAME, Bench
 from miniature.prompts import split
@@ -44,13 +44,16 @@ class Config(BaseConfig):
 
     out: Path = Path("runs/demo")
     """Folder of all stages; the same command again goes on where it stopped."""
+    base: Literal["newest", "sdxl", "kolors"] = "newest"
+    """What is treated: the newest FLUX, or the miniature's SDXL or Kolors, which draw in twenty
+    steps with guidance; these take three times as long."""
     quick: bool = False
     """A tenth of everything: shows the path, proves nothing."""
 
 
 def main(config: Config) -> int | None:
     """All stages in order; returns early with the exit code of one that was interrupted."""
-    settings = QUICK if config.quick else FULL
+    settings = quick(OF_BASE[config.base]) if config.quick else OF_BASE[config.base]
     demo = Demo(config.out, settings)
     demo.claim()
     for stage in (
@@ -81,7 +84,7 @@ class Demo:
 
     def __init__(self, out: Path, settings: Settings):
         self.out, self.settings = Path(out), settings
-        self.newest = str(base_folder("newest"))
+        self.base = str(base_folder(settings.base))
 
     # Stages, in order
 
@@ -94,17 +97,17 @@ class Demo:
         s, out = self.settings, self.out / "data"
         first, second, third, fourth = (4 * s.seed + i for i in range(4))
         train, held = split()["train"], split()["held_out"]
-        for grade in GRADES:
-            base, n = str(base_folder(grade)), s.labelled
+        for name in (s.base, *s.older):
+            base, n = str(base_folder(name)), s.labelled
             data.write_generated(out / "train", base, train, n, s.sampling_steps, first)
             n = s.second_labelled
             data.write_generated(out / "second", base, train, n, s.sampling_steps, second)
-        data.write_generated(out / "test", self.newest, held, s.tested, s.sampling_steps, third)
-        data.write_redrawn(out / "redrawn", self.newest, train, s.redrawn, s.sampling_steps, first)
-        data.write_renders(out / "train", self.newest, train, s.renders, first)
-        data.write_renders(out / "second", self.newest, train, s.renders, second)
-        data.write_renders(out / "test", self.newest, held, s.tested, third)
-        data.write_renders(out / "real", self.newest, train, s.real, fourth)
+        data.write_generated(out / "test", self.base, held, s.tested, s.sampling_steps, third)
+        data.write_redrawn(out / "redrawn", self.base, train, s.redrawn, s.sampling_steps, first)
+        data.write_renders(out / "train", self.base, train, s.renders, first)
+        data.write_renders(out / "second", self.base, train, s.renders, second)
+        data.write_renders(out / "test", self.base, held, s.tested, third)
+        data.write_renders(out / "real", self.base, train, s.real, fourth)
 
     def train_detector(self) -> int | None:
         """The one that teaches: its gradient learns too."""
@@ -112,10 +115,10 @@ class Demo:
             "alignment": self.settings.alignment,
             "alignment_data": (self.out / "data/redrawn",),
         }
-        return self.detect("detector", "data/train", "first", self.settings.seed, aligned)
+        return self.detect("detector", "data/train", 0, aligned)
 
     def train_second_detector(self) -> int | None:
-        return self.detect("second_detector", "data/second", "second", self.settings.seed + 1, {})
+        return self.detect("second_detector", "data/second", 1, {})
 
     def measure_detector(self) -> None:
         given = {
@@ -135,7 +138,7 @@ class Demo:
     def evaluate(self) -> int | None:
         oracle = Bench()
         config = treat.evaluate.Config(
-            base=self.newest,
+            base=self.base,
             prompts=self.out / "prompts/held_out.txt",
             adapters=tuple(f"{name}={self.out / name}" for name in ("control", "adapter")),
             control="control",
@@ -160,22 +163,20 @@ class Demo:
                 out=self.out / "export",
                 title="Miniature, treated",
                 license="apache-2.0",
-                base_model="miniature-flux-newest",
+                base_model=f"miniature-{self.settings.base}",
                 evaluation=self.out / "evaluation",
             )
         )
 
     # What stages share
 
-    def detect(
-        self, name: str, folder: str, start: str, seed: int, more: Mapping[str, Any]
-    ) -> int | None:
+    def detect(self, name: str, folder: str, number: int, more: Mapping[str, Any]) -> int | None:
         """Train on, from one of the shipped detectors: from nothing it would take an hour."""
         given = {
             "data": (self.out / folder,),
             "out": self.out / name,
-            "init": DETECTORS / start,
-            "seed": seed,
+            "init": DETECTORS / self.settings.starts[number],
+            "seed": self.settings.seed + number,
         }
         settings = {**self.settings.detector, **more, **given}
         return detector.train.main(checked(detector.train.Config, settings))
@@ -186,7 +187,7 @@ class Demo:
     def treatment(self, name: str, **changes: Any) -> Treatment:
         """The settings of one treatment: the demo's own, and what differs."""
         given = {
-            "base": self.newest,
+            "base": self.base,
             "prompts": self.out / "prompts/train.txt",
             "watch_prompts": self.out / "prompts/search.txt",
             "offline": self.out / "data/real",
@@ -245,11 +246,11 @@ class Demo:
         evaluated = json.loads((self.out / "evaluation/summary.json").read_text())
         measured = json.loads((self.out / "detector.json").read_text())
         arms = {n: pick(evaluated["arms"][n], FIGURES) for n in ("base", "control", "adapter")}
-        newest, renders = measured["generator"]["newest"], measured["source"]["real"]
+        drawn, renders = measured["generator"][self.settings.base], measured["source"]["real"]
         summary = {
             **arms,
             "detector": {
-                **pick(newest, ("pixel_ap", "iou")),
+                **pick(drawn, ("pixel_ap", "iou")),
                 **pick(renders, ("false_positive_images",)),
             },
             "seconds": round(sum(one["seconds"] for one in self.seconds().values()), 1),

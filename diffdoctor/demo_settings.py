@@ -20,9 +20,15 @@ class Settings:
     """Every number of the demo; the dictionaries are settings of the programs by their names."""
 
     seed: int = 0
+    base: str = "newest"
+    """The base that is treated."""
+    older: tuple[str, ...] = ("middle", "oldest")
+    """Further bases that the detectors learn from."""
+    starts: tuple[str, str] = ("first", "second")
+    """The shipped detectors that the demo's two go on from."""
     sampling_steps: int = 4
     labelled: int = 100
-    """Labelled images of each grade for the detector."""
+    """Labelled images of each of these bases for the detector."""
     second_labelled: int = 50
     """The same for the second detector, which shares no image with the first."""
     redrawn: int = 300
@@ -86,24 +92,47 @@ class Settings:
     """How the detector is kept from being deceived while it teaches."""
 
 
+def quick(settings: Settings) -> Settings:
+    """A tenth of everything."""
+    return replace(
+        settings,
+        labelled=settings.labelled // 5,
+        second_labelled=settings.second_labelled // 5,
+        redrawn=40,
+        renders=60,
+        real=60,
+        tested=20,
+        evaluated=30,
+        detector={**settings.detector, "steps": 8, "warmup": 2, "valid_every": 8},
+        treat={
+            **settings.treat,
+            "steps": 10,
+            "watch_every": 5,
+            "watch_images": 10,
+            "guard": "off",  # it needs 16 images
+            "picture_every": 10,
+        },
+        refresh={
+            **settings.refresh,
+            "refresh_every": 5,
+            "refresh_images": 10,
+            "refresh_steps": 4,
+        },
+    )
+
+
 FULL = Settings()
-QUICK = replace(
-    FULL,
-    labelled=20,
-    second_labelled=10,
-    redrawn=40,
-    renders=60,
-    real=60,
-    tested=20,
-    evaluated=30,
-    detector={**FULL.detector, "steps": 8, "warmup": 2, "valid_every": 8},
-    treat={
-        **FULL.treat,
-        "steps": 10,
-        "watch_every": 5,
-        "watch_images": 10,
-        "guard": "off",  # it needs 16 images
-        "picture_every": 10,
-    },
-    refresh={**FULL.refresh, "refresh_every": 5, "refresh_images": 10, "refresh_steps": 4},
-)
+QUICK = quick(FULL)
+UNET: Mapping[str, Any] = {
+    "older": (),
+    "sampling_steps": 20,
+    "labelled": 300,
+    "second_labelled": 150,
+    "treat": {**FULL.treat, "last": 5},
+}
+"""What a base with a UNet, twenty steps and guidance has otherwise."""
+OF_BASE: Mapping[str, Settings] = {
+    "newest": FULL,
+    "sdxl": replace(FULL, base="sdxl", starts=("sdxl", "second"), **UNET),
+    "kolors": replace(FULL, base="kolors", starts=("kolors", "second"), **UNET),
+}

@@ -2,7 +2,8 @@
 
 miniature/bases/newest/   transformer, scheduler, tokenizers, and the shared vae and encoders
 miniature/bases/middle/   a transformer of its own; everything else are links into newest/
-miniature/bases/sdxl/     (not trained yet) a UNet and readers; the vae is a link into newest/
+miniature/bases/sdxl/     a UNet, scheduler and readers; the vae's weights are a link into newest/
+miniature/bases/kolors/   the same
 """
 
 import os
@@ -22,10 +23,11 @@ from miniature.text import make_clip_tokenizer, make_t5_tokenizer
 GRADES = ("newest", "middle", "oldest")
 """Of the FLUX base."""
 BASES = (*GRADES, "sdxl", "kolors")
-"""Names of the folders; the UNets' are not trained yet."""
+"""Names of the folders."""
 SHIPPED = Path(__file__).parent / "bases"
 DETECTORS = Path(__file__).parent / "detectors"
-"""Two trained detectors that share no image, `first` and `second` (`benchmarks.starters`)."""
+"""Trained detectors that share no image: `first` and `second` (`benchmarks.starters`), and for the
+UNets' images `sdxl` and `kolors`."""
 SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 

@@ -96,7 +96,7 @@ CATEGORIES: dict[str, Category] = {
         | HORIZON,
         layers=BACK | {"hair": HAIR, "skin": SKIN, "eye": WHITE, "iris": IRIS, "lips": LIPS},
         grid=((-8.0, 0.0, 8.0), (-3.0, 3.0), STILL, STILL),
-        stated=("mouth", "skin", "cut", "hair", "iris", "ground"),
+        stated=("mouth", "gaze", "skin", "cut", "hair", "iris", "ground"),
     ),
     "bicycle": Category(
         kinds={"facing": ("left", "right"), "phase": ("upright", "diagonal")} | HORIZON,
@@ -191,7 +191,8 @@ def prompt(category: str, values: dict[str, str]) -> str:
             head = f"a {v['side']} hand, fingers {v['spread']}, {v['skin']} skin"
         case "face":
             hair = f"{v['cut']} {v['hair']} hair"
-            head = f"a {v['mouth']} face, {v['skin']} skin, {hair}, {v['iris']} eyes"
+            head = f"a {v['mouth']} face looking {v['gaze']}"
+            head += f", {v['skin']} skin, {hair}, {v['iris']} eyes"
         case "bicycle":
             head = f"a {v['frame']} bicycle facing {v['facing']}, {v['phase']} spokes"
         case "sign":

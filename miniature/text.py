@@ -23,8 +23,10 @@ from transformers import (
 
 from miniature.law import CATEGORIES, all_prompts
 
-T5_LENGTH = 17
-CLIP_LENGTH = 64
+T5_LENGTH = 19
+"""Tokens of the longest prompt."""
+CLIP_LENGTH = 77
+"""As OpenAI's; the longest prompt has 72 letters."""
 
 
 def make_clip_tokenizer() -> CLIPTokenizer:
@@ -47,7 +49,8 @@ def make_t5_tokenizer() -> T5Tokenizer:
 def adopt(reader: Any, folder: Path, tokenizer: Any) -> set[str]:
     """Give a reader, that of `tokenizer`, what an earlier law's reader knows.
 
-    Pieces of both keep their vectors; a new one begins as their mean. Returns the new ones.
+    Pieces of both keep their vectors, a new one begins as their mean. Texts may be longer: known
+    places keep theirs. Returns the new pieces.
     """
     earlier = type(reader).from_pretrained(folder, local_files_only=True)
     tokens = folder.parent / folder.name.replace("text_encoder", "tokenizer")
@@ -57,8 +60,10 @@ def adopt(reader: Any, folder: Path, tokenizer: Any) -> set[str]:
     for piece, row in tokenizer.get_vocab().items():
         if piece in rows:
             table[row] = known[rows[piece]]
-    same = {name: w for name, w in earlier.state_dict().items() if w.shape == own[name].shape}
-    reader.load_state_dict(same, strict=False)
+    for name, weight in earlier.state_dict().items():
+        if weight.shape[1:] == own[name].shape[1:] and len(weight) <= len(own[name]):
+            own[name] = torch.cat([weight, own[name][len(weight) :]])
+    reader.load_state_dict(own)
     with torch.no_grad():
         reader.get_input_embeddings().weight.copy_(table)
     return set(tokenizer.get_vocab()) - set(rows)

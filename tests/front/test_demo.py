@@ -37,10 +37,10 @@ MICRO = replace(
 @pytest.fixture
 def micro(monkeypatch, tmp_path):
     base = save_tiny(tmp_path / "base")
-    for grade in demo.GRADES:
+    for grade in (MICRO.base, *MICRO.older):
         (tmp_path / grade).symlink_to(base)
     monkeypatch.setattr(demo, "base_folder", lambda grade: tmp_path / grade)
-    monkeypatch.setattr(demo, "QUICK", MICRO)
+    monkeypatch.setattr(demo, "quick", lambda settings: MICRO)
     return demo.Config(out=tmp_path / "demo", quick=True)
 
 

@@ -115,8 +115,15 @@ def test_drift_is_read_from_the_tables_that_the_evaluation_keeps(tmp_path: Path)
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_demo_of_the_other_kind_is_refused(tmp_path: Path, quick: bool):
     kind = FULL if quick else QUICK
-    (tmp_path / "demo.json").write_text(json.dumps({"labelled": kind.labelled}))
+    (tmp_path / "demo.json").write_text(json.dumps({"base": "newest", "labelled": kind.labelled}))
     (tmp_path / "summary.json").write_text("{}")
     cure = "drop --quick" if quick else "add --quick"
     with pytest.raises(UserError, match=cure):
         healing.main(Config(demo=tmp_path, out=tmp_path / "out", quick=quick))
+
+
+def test_a_demo_of_another_base_is_refused(tmp_path: Path):
+    (tmp_path / "demo.json").write_text(json.dumps({"base": "sdxl", "labelled": FULL.labelled}))
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match="add --base sdxl"):
+        healing.main(Config(demo=tmp_path, out=tmp_path / "out"))
