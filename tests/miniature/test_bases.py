@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 
 from base_models.load import load_base
 from miniature.bases import GRADES, SHIPPED, base_folder
@@ -12,10 +12,11 @@ from treat.sample import sample
 PROMPT = "a left hand, fingers spread, tan skin, over snow"
 
 
-def test_the_flux_grades_stay_under_25_megabytes():
+def test_the_flux_grades_stay_under_25_megabytes_and_all_under_60():
     files = [path for grade in GRADES for path in (SHIPPED / grade).rglob("*")]
     files = [path for path in files if path.is_file() and not path.is_symlink()]
     assert sum(path.stat().st_size for path in files) < 25e6
+    assert sum(p.stat().st_size for p in SHIPPED.rglob("*") if not p.is_symlink()) < 60e6
 
 
 @pytest.mark.parametrize("grade", GRADES)
@@ -30,6 +31,19 @@ def test_plain_diffusers_draws_what_we_draw(grade: str):
     ours = sample(load_base(str(folder)), [PROMPT], [3], steps=4, height=64, width=64)
     # Ours is rounded to 8 bits.
     assert (ours - theirs).abs().max() <= 0.5 / 255 + 1e-5
+
+
+@pytest.mark.parametrize("name", ["sdxl", "kolors"])
+def test_plain_diffusers_draws_what_a_shipped_unet_draws(name: str):
+    pipeline = DiffusionPipeline.from_pretrained(base_folder(name))
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPT, height=64, width=64, num_inference_steps=4,
+        generator=torch.Generator().manual_seed(3), output_type="pt",
+    ).images  # fmt: skip
+    ours = sample(load_base(str(base_folder(name))), [PROMPT], [3], steps=4, height=64, width=64)
+    assert (ours - theirs).abs().max() <= 0.5 / 255 + 1e-4
+    assert theirs.std() > 0.1
 
 
 def test_no_file_of_a_base_names_a_place_on_the_machine_that_made_it():
