@@ -2,12 +2,12 @@
 
     python -m benchmarks.healing --demo runs/demo --out runs/healing --seeds 0 1 2 --n 1000
 
-Detectors, prompts and real images are those of a finished demo. Every arm has the same LoRA, data
-and steps, the ceiling a rate, weights and a threshold of its own. `control` learns from the offline
-term alone, `paper` by the settings that the paper names, `ceiling` from the oracle's own gradient,
-which no treatment may read. `limit` is how far that gradient goes with more updates, images and
-learning steps and without the lock: whether the features can be mended at all. One ceiling and one
-limit serve all seeds. Held-out prompts, the same noise for every arm.
+Base, detectors, prompts and real images are those of a finished demo. Every arm has the same LoRA,
+data and steps, the ceiling a rate, weights and a threshold of its own. `control` learns from the
+offline term alone, `paper` by the settings that the paper names, `ceiling` from the oracle's own
+gradient, which no treatment may read. `limit` is how far that gradient goes with more updates,
+images and learning steps and without the lock: whether the features can be mended at all. One
+ceiling and one limit serve all seeds. Held-out prompts, the same noise for every arm.
 """
 
 import csv
@@ -64,7 +64,7 @@ LIMIT = {
     **CEILING,
     "steps": 300,
     "batch": 32,
-    "last": 4,
+    "last": 1.0,  # a share: all
     "gamma": 0.0,
     "lock_weight": 0.0,
     "offline_weight": 0.5,
@@ -83,8 +83,6 @@ class Config(core.config.Config):
 
     demo: Path = Path("runs/demo")
     """Folder of a finished `diffdoctor demo`."""
-    base: Literal["newest", "sdxl", "kolors"] = "newest"
-    """The demo's."""
     quick: bool = False
     """The demo was a `--quick` one."""
     out: Path = Path("runs/healing")
@@ -108,11 +106,11 @@ class Config(core.config.Config):
 def main(config: Config) -> int | None:
     if not (config.demo / "summary.json").is_file():
         raise UserError(f"{config.demo} holds no finished demo: run `make demo` first.")
-    settings = OF_BASE[config.base]
-    demo = Demo(config.demo, quick(settings) if config.quick else settings)
     note = read_note(config.demo / "demo.json")
-    if note.get("base") != config.base:
-        raise UserError(f"{config.demo} treats another base: add --base {note.get('base')}.")
+    settings = OF_BASE.get(note.get("base", ""))
+    if settings is None:
+        raise UserError(f"{config.demo} is of an earlier version: run the demo anew (--out).")
+    demo = Demo(config.demo, quick(settings) if config.quick else settings)
     if note.get("labelled") != demo.settings.labelled:
         raise UserError(f"{config.demo} is of the other kind: {'drop' if config.quick else 'add'} "
                         "--quick.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Train the two detectors that ship with the miniature, from which the demo's own start.
+"""Train the two detectors of FLUX's images that ship, from which the demo's own start.
 
     python -m benchmarks.starters --which first
     python -m benchmarks.starters --which second --labelled 2500 --older 300 --steps 3000

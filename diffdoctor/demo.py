@@ -40,13 +40,13 @@ FIGURES = ("artifact_frequency", "artifact_area", "attribute_match", "entropy", 
 
 
 class Config(BaseConfig):
-    """The whole method on two cores, in six to ten minutes or (quick) two."""
+    """The whole method on two cores, for FLUX in six to ten minutes or (quick) two."""
 
     out: Path = Path("runs/demo")
     """Folder of all stages; the same command again goes on where it stopped."""
     base: Literal["newest", "sdxl", "kolors"] = "newest"
     """What is treated: the newest FLUX, or the miniature's SDXL or Kolors, which draw in twenty
-    steps with guidance; these take three times as long."""
+    steps with guidance and take several times as long."""
     quick: bool = False
     """A tenth of everything: shows the path, proves nothing."""
 
@@ -216,7 +216,14 @@ class Demo:
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"{self.out} is a file: name a folder with --out.")
         if note.is_file():
-            if read_note(note) != said:
+            held = read_note(note)
+            if held != said:
+                other = held.get("base", self.settings.base)
+                if other != self.settings.base:
+                    raise UserError(
+                        f"{self.out} holds a demo of {other}: add --base {other}, or give another "
+                        "--out."
+                    )
                 raise UserError(f"{self.out} holds a demo with other numbers: give another --out.")
         elif self.out.exists() and any(self.out.iterdir()):
             raise UserError(f"{self.out} is not empty and holds no demo: give another --out.")
@@ -290,9 +297,12 @@ def cell(name: str, value: float | None) -> str:
     return f"{value:.1%}" if percent else f"{value:.4g}"
 
 
-def read_note(path: Path) -> Any:
+def read_note(path: Path) -> dict[str, Any]:
     """What a demo's folder says of its settings; `UserError` where it is damaged."""
     try:
-        return json.loads(path.read_text())
+        held = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: give another --out.") from error
+    if not isinstance(held, dict):
+        raise UserError(f"{path} is damaged: give another --out.")
+    return held

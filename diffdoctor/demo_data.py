@@ -75,11 +75,13 @@ def write_redrawn(
 ) -> None:
     """n valid images as the base redraws them, labelled by the oracle, beside their originals.
 
-    Batches enter the sampling at its second step, its third and so on to the middle, in turn.
+    Batches enter the sampling at different steps, in turn, from its second to its middle.
     """
     with ShardWriter(folder, shard_size=4 * BATCH, name="redrawn") as writer:
         if f"redrawn-{seed}-{n - 1:06d}" in writer:
             return
+        half = max(1, steps // 2)
+        stride = max(1, half // -(-n // BATCH))
         model, autoencoder = load_base(base), open_autoencoder(base)
         sound = render_samples(n, seed, autoencoder, prompts=prompts)
         for number, at in enumerate(tqdm(range(0, n, BATCH), "redraw")):
@@ -89,7 +91,7 @@ def write_redrawn(
                 continue
             said, seeds = [r.prompt for r in records], [r.seed or 0 for r in records]
             pictures = from_uint8(np.stack([s.image for s in originals]))
-            start = min(1 + number % max(1, steps // 2), steps - 1)
+            start = min(1 + number * stride % half, steps - 1)
             images = redraw(model, pictures, said, seeds, steps=steps, start=start)
             rows = zip(images, label(images, said), records, originals, strict=True)
             for image, mask, record, original in rows:

@@ -32,7 +32,7 @@ class Settings:
     second_labelled: int = 50
     """The same for the second detector, which shares no image with the first."""
     redrawn: int = 300
-    """Sound renders that the newest grade redraws: they teach the detector's gradient."""
+    """Sound renders that the base redraws: they teach the detector's gradient."""
     renders: int = 300
     """Valid images for each detector."""
     real: int = 1000
@@ -93,7 +93,7 @@ class Settings:
 
 
 def quick(settings: Settings) -> Settings:
-    """A tenth of everything."""
+    """A fifth of the labels, and about a tenth of everything else."""
     return replace(
         settings,
         labelled=settings.labelled // 5,

@@ -26,8 +26,8 @@ BASES = (*GRADES, "sdxl", "kolors")
 """Names of the folders."""
 SHIPPED = Path(__file__).parent / "bases"
 DETECTORS = Path(__file__).parent / "detectors"
-"""Trained detectors that share no image: `first` and `second` (`benchmarks.starters`), and for the
-UNets' images `sdxl` and `kolors`."""
+"""`first` and `second`, which share no image (`benchmarks.starters`); `sdxl` and `kolors`
+went on from an earlier `first` with these bases' images."""
 SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 

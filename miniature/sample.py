@@ -14,7 +14,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 import core.config
-from base_models.load import load_base
+from base_models.load import check_base, load_base
 from core.contracts import DiffusionModel, Images
 from core.images import Picture, contact_sheet, read_images, write_image
 from core.samples import Record
@@ -39,10 +39,10 @@ class Config(core.config.Config):
     out: Path
     """Folder for images/, prompts.jsonl and sheet.png."""
     base: str = "newest"
-    """newest, middle, oldest, or a pipeline folder."""
+    """newest, middle, oldest, sdxl, kolors, or a pipeline folder."""
     n: int = Field(16, ge=1)
-    steps: int = Field(4, ge=1)
-    """Sampler steps."""
+    steps: int | None = Field(None, ge=1)
+    """Sampler steps: 4 of FLUX and 20 of any other, unless given."""
     split: Part = "held_out"
     """Which prompts: those to learn from, to search recipes on, or to report on."""
     seed: int = 0
@@ -53,12 +53,13 @@ def main(config: Config) -> None:
     """Draw the images that are not there yet, then the sheet."""
     folder = base_folder(config.base)
     plan = sample_records(config.base, split()[config.split], config.n, config.seed)
-    lines = [listing.line_of(record) | {"steps": config.steps} for record in plan]
+    steps = config.steps or (4 if check_base(folder) == "FluxPipeline" else 20)
+    lines = [listing.line_of(record) | {"steps": steps} for record in plan]
     missing = listing.claim(config.out, lines)
     if missing:
         model, jobs = load_base(str(folder)), [plan[i] for i in missing]
         with tqdm(total=config.n, initial=config.n - len(jobs), desc="sample") as bar:
-            for images, records in draw_records(model, jobs, config.steps):
+            for images, records in draw_records(model, jobs, steps):
                 for image, record in zip(images, records, strict=True):
                     write_image(config.out / "images" / f"{record.key}.png", image)
                 bar.update(len(records))

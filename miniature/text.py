@@ -26,7 +26,7 @@ from miniature.law import CATEGORIES, all_prompts
 T5_LENGTH = 19
 """Tokens of the longest prompt."""
 CLIP_LENGTH = 77
-"""As OpenAI's; the longest prompt has 72 letters."""
+"""As OpenAI's; the longest prompt has 72 tokens."""
 
 
 def make_clip_tokenizer() -> CLIPTokenizer:
@@ -49,8 +49,8 @@ def make_t5_tokenizer() -> T5Tokenizer:
 def adopt(reader: Any, folder: Path, tokenizer: Any) -> set[str]:
     """Give a reader, that of `tokenizer`, what an earlier law's reader knows.
 
-    Pieces of both keep their vectors, a new one begins as their mean. Texts may be longer: known
-    places keep theirs. Returns the new pieces.
+    Pieces of both keep their vectors, a new one begins as their mean. Texts may be longer or
+    shorter: known places keep theirs. Returns the new pieces.
     """
     earlier = type(reader).from_pretrained(folder, local_files_only=True)
     tokens = folder.parent / folder.name.replace("text_encoder", "tokenizer")
@@ -61,8 +61,10 @@ def adopt(reader: Any, folder: Path, tokenizer: Any) -> set[str]:
         if piece in rows:
             table[row] = known[rows[piece]]
     for name, weight in earlier.state_dict().items():
-        if weight.shape[1:] == own[name].shape[1:] and len(weight) <= len(own[name]):
-            own[name] = torch.cat([weight, own[name][len(weight) :]])
+        if weight.shape == own[name].shape:
+            own[name] = weight
+        elif "position_embedding" in name:
+            own[name] = torch.cat([weight, own[name][len(weight) :]])[: len(own[name])]
     reader.load_state_dict(own)
     with torch.no_grad():
         reader.get_input_embeddings().weight.copy_(table)

@@ -10,8 +10,10 @@ import pytest
 import treat.evaluate
 from core.errors import UserError
 from detector.data import open_labelled
+from detector.storage import read_description
 from diffdoctor import demo, demo_data, evaluation
-from diffdoctor.demo_settings import QUICK
+from diffdoctor.demo_settings import OF_BASE, QUICK, quick
+from miniature.bases import DETECTORS
 from miniature.law import CATEGORIES
 from miniature.prompts import category_of, split
 from tests.tiny import save_tiny
@@ -140,3 +142,37 @@ def test_what_an_evaluation_cannot_judge_or_draw_is_refused_before_it_draws(tmp_
             treat.evaluate.Config(**given | {"base": str(base)}, adapters=("a=b",), height=63)
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", OF_BASE)
+@pytest.mark.parametrize("kind", [lambda settings: settings, quick])
+def test_every_base_has_settings_that_its_programs_take(tmp_path: Path, name: str, kind):
+    settings = kind(OF_BASE[name])
+    assert settings.base == name
+    assert all(read_description(DETECTORS / start) for start in settings.starts)
+    chain = demo.Demo(tmp_path, settings)
+    adapter = chain.treatment("adapter", **chain.rewarded())
+    assert adapter.sampling_steps == settings.sampling_steps and adapter.base == chain.base
+    assert chain.treatment("control", **demo.CONTROL).pixel_weight == 0
+
+
+def test_a_demo_of_another_base_is_named_and_kept(tmp_path: Path):
+    demo.Demo(tmp_path, OF_BASE["sdxl"]).claim()
+    kept = (tmp_path / "demo.json").read_bytes()
+    with pytest.raises(UserError, match="add --base sdxl, or give another --out"):
+        demo.Demo(tmp_path, OF_BASE["newest"]).claim()
+    assert (tmp_path / "demo.json").read_bytes() == kept
+
+
+def test_few_batches_are_redrawn_from_all_over_the_first_half(micro, monkeypatch, tmp_path):
+    starts = []
+
+    def redraw(model, images, prompts, seeds, *, steps, start):
+        starts.append(start)
+        return images
+
+    monkeypatch.setattr(demo_data, "redraw", redraw)
+    monkeypatch.setattr(demo_data, "BATCH", 2)
+    base, said = str(demo.base_folder("newest")), split()["train"]
+    demo_data.write_redrawn(tmp_path / "store", base, said, n=6, steps=20, seed=1)
+    assert starts == [1, 4, 7]

@@ -10,7 +10,9 @@ from benchmarks import healing
 from benchmarks.healing import Config, drifted, evaluated, own, planned, row, shift, verdicts
 from core.errors import UserError
 from diffdoctor.demo import Demo
-from diffdoctor.demo_settings import FULL, QUICK
+from diffdoctor.demo_settings import FULL, OF_BASE, QUICK
+from miniature.bases import base_folder
+from treat.choice import number_of
 
 
 def test_one_ceiling_serves_all_seeds():
@@ -122,8 +124,18 @@ def test_a_demo_of_the_other_kind_is_refused(tmp_path: Path, quick: bool):
         healing.main(Config(demo=tmp_path, out=tmp_path / "out", quick=quick))
 
 
-def test_a_demo_of_another_base_is_refused(tmp_path: Path):
-    (tmp_path / "demo.json").write_text(json.dumps({"base": "sdxl", "labelled": FULL.labelled}))
+@pytest.mark.parametrize("note", [{"labelled": FULL.labelled}, {"base": "sd9"}])
+def test_a_demo_of_an_earlier_version_is_refused(tmp_path: Path, note: dict):
+    (tmp_path / "demo.json").write_text(json.dumps(note))
     (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(UserError, match="add --base sdxl"):
+    with pytest.raises(UserError, match="run the demo anew"):
         healing.main(Config(demo=tmp_path, out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", OF_BASE)
+def test_the_limit_learns_from_every_step_of_any_base(tmp_path: Path, monkeypatch, name: str):
+    asked = []
+    monkeypatch.setattr(healing.treat.train, "main", lambda s, reward_for: asked.append(s))
+    healing.train(Config(), Demo(tmp_path, OF_BASE[name]), "limit-0", tmp_path / "limit-0")
+    found = [(number_of(s.last, s.sampling_steps), s.base) for s in asked]
+    assert found == 2 * [(OF_BASE[name].sampling_steps, str(base_folder(name)))]
