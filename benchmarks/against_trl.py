@@ -26,7 +26,7 @@ from benchmarks.side_by_side import Rival, Task, Variant, compare, report
 from core.run import plain
 from core.storage import write_atomic
 
-LEAN = {"recompute": True, "checkpoint_decoder": True, "two_pass_decode": True}
+LEAN = {"recompute": True, "checkpoint_decoder": True}
 VARIANTS = (
     Variant("K=5 lean", 5, LEAN, cpu=1.0, memory=0.55),
     Variant("K=5 lean, blocks checkpointed", 5, {**LEAN, "checkpoint_blocks": True}),

@@ -113,16 +113,20 @@ def latent_gradient(chain: Chain, latents: Latents, loss: Loss, two_pass: bool =
     gradient is the same to the bit.
     """
     latents = _leaf(latents)
-    with torch.set_grad_enabled(not two_pass):
-        images = chain.decode(latents)
-    pixels = _leaf(images)
-    with chain.precision():
-        value = loss(pixels)
-    value.backward()
     if two_pass:
-        images = chain.decode(latents)
-    images.backward(_gradient(pixels))
+        with torch.no_grad():
+            images = chain.decode(latents)
+        pixels = _leaf(images)
+        _score(chain, pixels, loss).backward()
+        chain.decode(latents).backward(_gradient(pixels))
+    else:
+        _score(chain, chain.decode(latents), loss).backward()
     return _gradient(latents)
+
+
+def _score(chain: Chain, images: Images, loss: Loss) -> Float[Tensor, ""]:
+    with chain.precision():
+        return loss(images)
 
 
 def replay(chain: Chain, tape: list[Taped], gradient: Latents) -> None:
