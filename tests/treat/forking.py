@@ -1,0 +1,40 @@
+"""Names of settings files in, a line each; the real command of each in a fresh process.
+
+Run as a program with the libraries loaded once: a child starts in no time, so that hundreds can be
+killed. Answers with the child's number, then with its exit code.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+
+import core.config
+from treat import train
+
+
+def run(file: str) -> int:
+    sys.argv = ["diffdoctor treat", "--config", file]
+    with open(f"{file}.said", "a") as said, contextlib.redirect_stderr(said):
+        try:
+            core.config.run_program(train.main, train.Config, prog="diffdoctor treat")
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = run(line.strip())
+            except KeyboardInterrupt:  # before the command could hear of it
+                code = 128 + signal.SIGINT
+            finally:
+                os._exit(code)
+        print(child, flush=True)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
