@@ -120,7 +120,8 @@ def test_asked_to_stop_at_random_moments(fresh, world, whole, tmp_path, stops, n
 
 
 def test_control_a_kill_without_checkpoints_loses_more(fresh, world, tmp_path):
-    settings = config(world, tmp_path / "run", steps=STEPS, checkpoint_every=100)
+    rare = {"checkpoint_every": 100, "watch_every": 100}  # a look saves as well
+    settings = config(world, tmp_path / "run", steps=STEPS, **rare)
 
     def late():
         while logged(settings.out) <= EVERY:
