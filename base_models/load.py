@@ -152,19 +152,16 @@ def _check_single_file(path: Path, family: str) -> None:
 def check_size(base: str, height: int, width: int) -> None:
     """Raise `UserError` for damaged files, or sides that its base cannot draw; no weights read.
 
-    A Hub id is checked when it is opened.
+    Of a Hub id the configs are fetched.
     """
-    path = Path(base).expanduser()
-    if path.exists():
-        family = FAMILIES[check_base(path)]
-        channels = read_json(_folder(path) / "vae" / "config.json").get("block_out_channels", [0])
-        grain = family.grain(2 ** (len(channels) - 1))
-        check_sides(height, width, grain)
-        transformer = _folder(path) / "transformer/config.json"
-        places = read_json(transformer).get("pos_embed_max_size") if transformer.is_file() else None
-        check_places(height, width, places, grain)
-    elif not _names_repository(base):
-        raise UserError(f"There is no base model {base}: check the path.")
+    path = locate(base, weights=False)
+    family = FAMILIES[check_base(path, weights=Path(base).expanduser().exists())]
+    channels = read_json(_folder(path) / "vae" / "config.json").get("block_out_channels", [0])
+    grain = family.grain(2 ** (len(channels) - 1))
+    check_sides(height, width, grain)
+    transformer = _folder(path) / "transformer/config.json"
+    places = read_json(transformer).get("pos_embed_max_size") if transformer.is_file() else None
+    check_places(height, width, places, grain)
 
 
 def _names_repository(base: str) -> bool:

@@ -47,6 +47,14 @@ class Config(core.config.Config):
     json_file: core.config.JsonFile = None
 
 
+class Call(NamedTuple):
+    """Of the network: with gradient or not, and what it was given."""
+
+    learns: bool
+    arguments: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+
 class Bench:
     """One model with adapters, and everything that both ways of calling it need."""
 
@@ -62,6 +70,7 @@ class Bench:
         self.seeds = list(range(config.batch))
         self.clean = self.model.noise(self.seeds, 64, 64)
         self.last = config.last
+        self.calls = self.heard()
 
     def whole(self) -> None:
         noise = self.model.noise(self.seeds, 64, 64)
@@ -90,36 +99,30 @@ class Bench:
         self.update.optimizer.step()
         self.update.optimizer.zero_grad()
 
-    def listen(self) -> None:
-        """Take down what one whole update calls the network with."""
-        self.calls: list[Call] = []
+    def heard(self) -> list[Call]:
+        """What one whole update calls the network with."""
+        calls: list[Call] = []
 
-        def heard(_: Any, arguments: tuple, named: Mapping[str, Any]) -> None:
-            self.calls.append(Call(torch.is_grad_enabled(), arguments, named))
+        def take_down(_: Any, arguments: tuple, named: Mapping[str, Any]) -> None:
+            calls.append(Call(torch.is_grad_enabled(), arguments, named))
 
-        handle = self.model.network.register_forward_pre_hook(heard, with_kwargs=True)
+        handle = self.model.network.register_forward_pre_hook(take_down, with_kwargs=True)
         self.whole()
         handle.remove()
-
-
-class Call(NamedTuple):
-    """Of the network: with gradient or not, and what it was given."""
-
-    learns: bool
-    arguments: tuple[Any, ...]
-    named: Mapping[str, Any]
+        return calls
 
 
 def leaves(values: Iterable[Any]) -> list[Any]:
     """Tensors as leaves of a graph of their own."""
-    tensors = (v.detach().requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v
-               for v in values)  # fmt: skip
-    return list(tensors)
+    found = []
+    for value in values:
+        own = isinstance(value, Tensor)
+        found.append(value.detach().requires_grad_(value.requires_grad) if own else value)
+    return found
 
 
 def main(config: Config) -> None:
     bench = Bench(config)
-    bench.listen()
     seconds: dict[str, list[float]] = {"whole": [], "bare": []}
     for turn in range(config.repeats + 1):
         for name, call in (("whole", bench.whole), ("bare", bench.bare)):

@@ -1,7 +1,8 @@
-"""One treat step in three phases, so that no autograd graph crosses from one network to the next.
+"""One treat step in three phases, so that no autograd graph reaches from one step to another.
 
 1. `draw`: all T steps, none with a graph of the network; what enters the K that learn is kept.
-2. `latent_gradient`: decode, look, score; the gradient at the final latents.
+2. `latent_gradient`: decode, look, score; the gradient at the final latents. One graph holds
+   decoder and detector (image and gradient are freed as it is walked), or each has its own.
 3. `replay`: these steps in reverse, each recomputed with gradient and pulled back through.
 
 Nothing is drawn at random here, nothing logged and nothing moved. With gamma 1 the gradient of the

@@ -1,13 +1,15 @@
 """Names of settings files in, a line each; the real command of each in a fresh process.
 
 Run as a program with the libraries loaded once: a child starts in no time, so that hundreds can be
-killed. Answers with the child's number, then with its exit code.
+killed. Answers with the child's number; after a further line, before which no other process can
+take that number, with its exit code.
 """
 
 import contextlib
 import os
 import signal
 import sys
+import traceback
 
 import core.config
 from treat import train
@@ -33,8 +35,12 @@ if __name__ == "__main__":
                 code = run(line.strip())
             except KeyboardInterrupt:  # before the command could hear of it
                 code = 128 + signal.SIGINT
+            except BaseException:
+                with open(f"{line.strip()}.said", "a") as said:
+                    traceback.print_exc(file=said)
             finally:
                 os._exit(code)
         print(child, flush=True)
+        sys.stdin.readline()
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
