@@ -3,8 +3,8 @@
     diffdoctor miniature build --out miniature/bases --run runs/build
     diffdoctor miniature build sdxl --out miniature/bases --run runs/build-sdxl
 
-The run folder keeps every finished stage; the same command takes up where it stopped. Hours on
-two cores, minutes on a GPU; nothing is downloaded.
+The run folder keeps every finished stage, and checkpoints of autoencoder and network; the same
+command takes up where it stopped. Hours on two cores, minutes on a GPU; nothing is downloaded.
 """
 
 from typing import Any
@@ -42,22 +42,31 @@ def main(config: Config) -> int:
     if place.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, for Muon's products above all
     with Run.start(config, config.run, "build", may_change=MAY_CHANGE) as run:
-        autoencoder = stages.stage_vae(run, config)
-        nn.Module.to(autoencoder, place)
-        readers = stages.stage_readers(run, config)
-        pool = stages.stage_pool(run, config, autoencoder)
-        told = FAMILIES[config.family].conditioning(readers)
-        for step, network in stages.stage_network(run, config, pool, told):
-            for grade, last in grade_steps(config).items():
-                path = run.folder / f"{grade}.safetensors"
-                # Or passed by: where the steps were changed, or a stop came between the two.
-                if step == last or step > last and not path.exists():
-                    stages.keep_tensors(network, path)
-            if run.interrupted:
-                return PAUSED
-        decoder = stages.stage_decoder(run, config, autoencoder, pool)
-        publish(run, config, decoder.cpu(), readers)
+        try:
+            make(run, config, place)
+        except stages.Stopped:
+            run.event("info", "stopped: the same command goes on")
+            return PAUSED
     return 0
+
+
+def make(run: Run, config: Config, place: torch.device) -> None:
+    """All stages in order; raises `Stopped` where a signal came."""
+    autoencoder = stages.stage_vae(run, config)
+    nn.Module.to(autoencoder, place)
+    readers = stages.stage_readers(run, config)
+    pool = stages.stage_pool(run, config, autoencoder)
+    told = FAMILIES[config.family].conditioning(readers)
+    for step, network in stages.stage_network(run, config, pool, told):
+        for grade, last in grade_steps(config).items():
+            path = run.folder / f"{grade}.safetensors"
+            # Or passed by: where the steps were changed, or a stop came between the two.
+            if step == last or step > last and not path.exists():
+                stages.keep_tensors(network, path)
+        if run.interrupted:
+            raise stages.Stopped
+    decoder = stages.stage_decoder(run, config, autoencoder, pool)
+    publish(run, config, decoder.cpu(), readers)
 
 
 def publish(

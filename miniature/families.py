@@ -3,7 +3,7 @@
 Legend: b batch, p prompts of the world.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,9 +46,13 @@ class Family(Protocol):
         ...
 
     def teach(
-        self, readers: dict[str, nn.Module], steps: int, seed: int, held: Collection[str] = ()
+        self,
+        readers: dict[str, nn.Module],
+        steps: Iterable[int],
+        seed: int,
+        held: Collection[str] = (),
     ) -> float:
-        """Train them to read every prompt; the share of right answers at the end.
+        """Train them in so many steps to read every prompt; the share of right answers at the end.
 
         `held`: prompts of which they know enough; what they say of these is to change little.
         """

@@ -1,6 +1,6 @@
 """The miniature's FLUX: the law's prompts in; two readers, a transformer and pipelines out."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -33,7 +33,11 @@ class Flux:
         return {CLIP: text.make_clip_tokenizer(), T5: text.make_t5_tokenizer()}
 
     def teach(
-        self, readers: dict[str, Any], steps: int, seed: int, held: Collection[str] = ()
+        self,
+        readers: dict[str, Any],
+        steps: Iterable[int],
+        seed: int,
+        held: Collection[str] = (),
     ) -> float:
         """Both must be readable: CLIP's summary, and the mean of T5's tokens."""
 

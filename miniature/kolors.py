@@ -3,7 +3,7 @@
 import functools
 import string
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
@@ -45,7 +45,11 @@ class Kolors:
         return {"text_encoder": make_tokenizer()}
 
     def teach(
-        self, readers: dict[str, nn.Module], steps: int, seed: int, held: Collection[str] = ()
+        self,
+        readers: dict[str, nn.Module],
+        steps: Iterable[int],
+        seed: int,
+        held: Collection[str] = (),
     ) -> float:
         """Readable must be the spoken tokens, the padding (it sees them all) and the summary."""
         glm = ChatGlm(parts(readers))

@@ -4,7 +4,7 @@ From each vector alone, a linear head must tell every stated factor and every le
 Readers that are taught on, because prompts have changed, are held to what they said.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,11 @@ Read = Callable[[list[str]], list[Tensor]]
 
 
 def teach_to_read(
-    readers: Sequence[nn.Module], read: Read, steps: int, seed: int, held: Collection[str] = ()
+    readers: Sequence[nn.Module],
+    read: Read,
+    steps: Iterable[int],
+    seed: int,
+    held: Collection[str] = (),
 ) -> float:
     """Train the readers behind `read`, on their device, to tell what every prompt states.
 
@@ -44,7 +48,7 @@ def teach_to_read(
     before = joined(read, prompts) if held else []
     known = set(held)
     tied = torch.tensor([1.0 if prompt in known else LOOSE for prompt in prompts], device=place)
-    for _ in range(steps):
+    for _ in steps:
         rows = torch.randperm(len(prompts), generator=g)[:BATCH]
         vectors = read([prompts[i] for i in rows])
         loss = examine(heads, vectors, labels, rows)[0]

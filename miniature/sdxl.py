@@ -1,6 +1,6 @@
 """The miniature's SDXL: the law's prompts in; two readers, a UNet and a pipeline folder out."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
@@ -46,7 +46,11 @@ class Sdxl:
         return {name.replace("tokenizer", "text_encoder"): t for name, t in tokenizers().items()}
 
     def teach(
-        self, readers: dict[str, nn.Module], steps: int, seed: int, held: Collection[str] = ()
+        self,
+        readers: dict[str, nn.Module],
+        steps: Iterable[int],
+        seed: int,
+        held: Collection[str] = (),
     ) -> float:
         """Both must be readable: the mean of the joined tokens, and the summary."""
         clips = TwoClips(parts(readers))

@@ -1,12 +1,12 @@
 """What lasts from one update of a miniature's base to the next: average, rate, checkpoints."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from core import checkpoint
-from core.run import Run
 
 
 def follow(mean: dict[str, Tensor], network: nn.Module, share: float) -> None:
@@ -31,7 +31,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def keep(
-    run: Run,
+    folder: Path,
     step: int,
     network: nn.Module,
     optimizers: list[torch.optim.Optimizer],
@@ -40,17 +40,17 @@ def keep(
     tensors, state = {"network": network.state_dict(), "mean": mean}, {}
     for i, optimizer in enumerate(optimizers):
         tensors[f"optimizer{i}"], state[str(i)] = checkpoint.optimizer_tensors(optimizer)
-    checkpoint.save(run.checkpoints, step, tensors, state)
+    checkpoint.save(folder, step, tensors, state)
 
 
 def resume(
-    run: Run,
+    folder: Path,
     network: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     mean: dict[str, Tensor],
 ) -> int:
     """Load the newest checkpoint into everything given; the number of steps done."""
-    found = checkpoint.load_newest(run.checkpoints)
+    found = checkpoint.load_newest(folder)
     if found is None:
         return 0
     network.load_state_dict(found.tensors["network"])

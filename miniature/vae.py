@@ -5,7 +5,7 @@ law forbids: a base model's mistakes must survive it, or the oracle would judge 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.contracts import Images
 from core.seeds import generator
@@ -79,38 +79,33 @@ def vae_loss(vae: AutoencoderKL, images: Images, noise: Tensor, kl: float) -> Fl
     return reconstruction_loss((output + 1) / 2, images) + kl * divergence
 
 
+def make_optimizer(weights: Sequence[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(weights, lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+
+
 def learn(
     model: AutoencoderKL,
-    weights: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
     images: Tensor,
     *,
     seeds: Sequence[int],
-    steps: Iterable[int],
+    step: int,
     count: int,
     bf16: bool,
 ) -> None:
-    """AdamW with a cosine to 1 %, 16 of the 8-bit images a step, on the model's device.
+    """Step `step` of `count`, whose rate falls by a cosine to 1 %, on 16 of the 8-bit images.
 
-    `steps` counts up to `count`; the mean of the last weights is kept.
+    On the model's device; the seeds and the step decide which images, and their noise.
     """
-    place = next(model.parameters()).device
-    # Channels last: four times faster on a CPU.
-    nn.Module.to(model.train(), memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(weights, lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    mean = {name: w.clone() for name, w in model.state_dict().items()}
-    for step in steps:
-        g = generator(*seeds, step)
-        rate = 2e-3 * min(1, (step + 1) / 100) * (0.51 + 0.5 * math.cos(math.pi * step / count))
-        optimizer.param_groups[0]["lr"] = rate
-        batch = images[torch.randint(len(images), (16,), generator=g)].float().div(255)
-        noise = torch.randn(16, LATENT_CHANNELS, 16, 16, generator=g).to(place)
-        batch = batch.to(place).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(place.type, torch.bfloat16, enabled=bf16):
-            loss = vae_loss(model, batch, noise, 2e-4)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        for name, w in model.state_dict().items():
-            mean[name].lerp_(w, 0.05 if step < 200 else 0.01)
-    model.load_state_dict(mean)
+    place, group = next(model.parameters()).device, optimizer.param_groups[0]
+    g = generator(*seeds, step)
+    group["lr"] = 2e-3 * min(1, (step + 1) / 100) * (0.51 + 0.5 * math.cos(math.pi * step / count))
+    batch = images[torch.randint(len(images), (16,), generator=g)].float().div(255)
+    noise = torch.randn(16, LATENT_CHANNELS, 16, 16, generator=g).to(place)
+    batch = batch.to(place).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(place.type, torch.bfloat16, enabled=bf16):
+        loss = vae_loss(model, batch, noise, 2e-4)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()

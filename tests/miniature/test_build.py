@@ -26,6 +26,14 @@ from miniature.flux import Flux
 from miniature.law import all_prompts
 from miniature.text import T5_LENGTH, adopt
 
+RESULTS = {
+    "vae": "vae.safetensors",
+    "readers": "text_encoder.safetensors",
+    "pool": "pool.safetensors",
+    "network": "newest.safetensors",
+    "decoder": "decoder.safetensors",
+}
+"""What each stage leaves, in their order."""
 SLOW = pytest.mark.slow
 
 
@@ -63,11 +71,20 @@ def test_grades_differ_and_share_their_autoencoder(built: Path):
     assert (built / "bases/oldest/vae").resolve() == (built / "bases/newest/vae").resolve()
 
 
-def test_stopped_training_resumes_exactly(built: Path, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("before", "stage"),
+    [(0, "vae"), (2, "readers"), (3, "pool"), (16, "network"), (28, "decoder")],
+)
+def test_stopped_in_any_stage_it_resumes_exactly(
+    before: int, stage: str, built: Path, tmp_path: Path, monkeypatch
+):
+    """A signal comes after so many looks for one."""
     monkeypatch.setattr(stages, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
-    looks = iter([False] * 4 + [True] * 100)
+    looks = iter([False] * before + [True] * 100)
     monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
     assert build.main(config(tmp_path)) == PAUSED
+    finished = [name for name, result in RESULTS.items() if (tmp_path / "run" / result).exists()]
+    assert finished == list(RESULTS)[: list(RESULTS).index(stage)]
     monkeypatch.setattr(Run, "interrupted", property(lambda run: False))
     assert build.main(config(tmp_path)) == 0
     for part in (*(f"{grade}/transformer" for grade in GRADES), "newest/vae"):
@@ -144,7 +161,10 @@ def tokenizers() -> dict:
 def moved(readers: dict, held: list[str], rows: torch.Tensor) -> float:
     """How far a short lesson moves what copies of the readers say of the prompts in `rows`."""
     taught = {name: copy.deepcopy(reader) for name, reader in readers.items()}
-    before, _ = FAMILIES["flux"].conditioning(taught), FAMILIES["flux"].teach(taught, 20, 3, held)
+    before, _ = (
+        FAMILIES["flux"].conditioning(taught),
+        FAMILIES["flux"].teach(taught, range(20), 3, held),
+    )
     after = FAMILIES["flux"].conditioning(taught)
     return float((after["pooled"] - before["pooled"])[rows].square().mean())
 
