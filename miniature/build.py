@@ -1,7 +1,7 @@
 """Build the miniature's base models from nothing but the law: autoencoder, readers, network.
 
-    diffdoctor miniature build --out miniature/bases --run runs/build
-    diffdoctor miniature build sdxl --out miniature/bases --run runs/build-sdxl
+    diffdoctor miniature build --out runs/bases --run runs/build
+    diffdoctor miniature build sdxl --out runs/bases --run runs/build-sdxl
 
 The run folder keeps every finished stage, and checkpoints of autoencoder and network; the same
 command takes up where it stopped. Hours on two cores, minutes on a GPU; nothing is downloaded.

@@ -98,7 +98,7 @@ def check(config: Config) -> None:
                 "over its autoencoder alone (--autoencoder)."
             )
     check_kin(config)
-    check_out(config.out)
+    check_out(config)
 
 
 def check_kin(config: Config) -> None:
@@ -113,8 +113,12 @@ def check_kin(config: Config) -> None:
         raise UserError(f"{config.kin} is a {found}, no kin of {config.family}: leave --kin out.")
 
 
-def check_out(folder: Path) -> None:
+def check_out(config: Config) -> None:
     """The folder of the pipelines is made now: at the end hours would be lost."""
+    folder, resumed = config.out, (config.run / "run.json").exists()
+    for name in grade_steps(config) if config.family == "flux" else (config.family,):
+        if (folder / name).exists() and not resumed:
+            raise UserError(f"{folder} holds a base {name} already: name another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

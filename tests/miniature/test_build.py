@@ -197,6 +197,15 @@ def test_where_nothing_can_be_written_is_refused_first(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_base_that_is_there_already_is_not_overwritten(built: Path, tmp_path: Path):
+    out = built / "bases"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(UserError, match="holds a base oldest already: name another --out"):
+        build.main(config(tmp_path, out=out))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert not (tmp_path / "run").exists()
+
+
 def test_readers_of_other_prompts_are_no_start(built: Path, tmp_path: Path):
     old = tmp_path / "old"
     shutil.copytree(built / "bases/newest", old)
