@@ -114,7 +114,7 @@ def check_kin(config: Config) -> None:
 
 
 def check_out(config: Config) -> None:
-    """The folder of the pipelines is made now: at the end hours would be lost."""
+    """The folder of the pipelines is made now, and none is overwritten: hours would be lost."""
     folder, resumed = config.out, (config.run / "run.json").exists()
     for name in grade_steps(config) if config.family == "flux" else (config.family,):
         if (folder / name).exists() and not resumed:

@@ -46,15 +46,21 @@ def micro(monkeypatch, tmp_path):
     return demo.Config(out=tmp_path / "demo", quick=True)
 
 
-def test_batches_are_redrawn_from_every_step_in_turn_and_once(micro, monkeypatch, tmp_path):
-    starts = []
+@pytest.fixture
+def starts(monkeypatch):
+    """The steps at which batches of two enter the sampling."""
+    found = []
 
     def redraw(model, images, prompts, seeds, *, steps, start):
-        starts.append(start)
+        found.append(start)
         return images
 
     monkeypatch.setattr(demo_data, "redraw", redraw)
     monkeypatch.setattr(demo_data, "BATCH", 2)
+    return found
+
+
+def test_batches_are_redrawn_from_every_step_in_turn_and_once(micro, starts, tmp_path):
     base, said = str(demo.base_folder("newest")), split()["train"]
     for _ in range(2):
         demo_data.write_redrawn(tmp_path / "store", base, said, n=9, steps=6, seed=1)
@@ -164,15 +170,7 @@ def test_a_demo_of_another_base_is_named_and_kept(tmp_path: Path):
     assert (tmp_path / "demo.json").read_bytes() == kept
 
 
-def test_few_batches_are_redrawn_from_all_over_the_first_half(micro, monkeypatch, tmp_path):
-    starts = []
-
-    def redraw(model, images, prompts, seeds, *, steps, start):
-        starts.append(start)
-        return images
-
-    monkeypatch.setattr(demo_data, "redraw", redraw)
-    monkeypatch.setattr(demo_data, "BATCH", 2)
+def test_few_batches_are_redrawn_from_all_over_the_first_half(micro, starts, tmp_path):
     base, said = str(demo.base_folder("newest")), split()["train"]
     demo_data.write_redrawn(tmp_path / "store", base, said, n=6, steps=20, seed=1)
     assert starts == [1, 4, 7]

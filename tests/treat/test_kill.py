@@ -37,12 +37,16 @@ class Fresh:
         self.parent.stdin.write(f"{file}\n")
         self.parent.stdin.flush()
         child = int(self.parent.stdout.readline())
-        if wait is not None:
-            wait()
-            os.kill(child, number)  # one that has ended already is not reaped yet
-        self.parent.stdin.write("\n")
-        self.parent.stdin.flush()
-        return int(self.parent.stdout.readline())
+        try:
+            if wait is not None:
+                wait()
+        finally:  # whatever became of the wait, the next run finds the parent listening
+            if wait is not None:
+                os.kill(child, number)  # one that has ended already is not reaped yet
+            self.parent.stdin.write("\n")
+            self.parent.stdin.flush()
+            code = int(self.parent.stdout.readline())
+        return code
 
     def said(self, settings):
         """What its runs wrote to stderr."""
@@ -78,23 +82,23 @@ def wanted(world, out):
 
 
 def disturbed(fresh, world, tmp_path, whole, stops, number, expected):
-    """Run after run, each stopped at random moments until it ends; the stopped ones' exit codes.
+    """Run after run, each stopped at random moments until it ends as the undisturbed one did.
 
-    A stop may give one of the `expected` codes and no other.
+    A stop gives one of the `expected` exit codes; one that comes too late counts for none.
     """
     seed = int.from_bytes(os.urandom(3))
-    chance, codes = random.Random(seed), []
+    chance, stopped = random.Random(seed), 0
     for run in itertools.count():
-        if len(codes) >= stops:
-            return codes
+        if stopped >= stops:
+            return
         settings, code = wanted(world, tmp_path / f"run-{run}"), 1
         while code:
             moment = partial(time.sleep, chance.uniform(0, whole[2]))
-            stopping = len(codes) < stops
+            stopping = stopped < stops
             code = fresh.run(settings, moment if stopping else None, number)
             assert code in (expected | {0} if stopping else {0}), fresh.said(settings)
             if code:
-                codes.append(code)
+                stopped += 1
                 lost = logged(settings.out) - newest(settings.out)
                 assert lost <= (0 if code == PAUSED else EVERY), f"seed {seed}"
         assert (digest(settings.out, STEPS), losses(settings.out)) == whole[:2], f"seed {seed}"

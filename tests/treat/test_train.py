@@ -2,8 +2,10 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from core import checkpoint
 from core.errors import UserError
@@ -172,6 +174,17 @@ def test_refused_before_anything_is_written(name, world, tmp_path):
     with pytest.raises(UserError, match=message):
         train.main(config(world, tmp_path / "run", **changes), **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistyped_hub_id_does_not_take_the_folder(world, tmp_path, monkeypatch):
+    def absent(*_args, **_kwargs):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
+    with pytest.raises(UserError, match="some-lab/typo cannot be fetched"):
+        train.main(config(world, tmp_path / "run", base="some-lab/typo"))
+    assert not (tmp_path / "run").exists()
+    assert train.main(config(world, tmp_path / "run", steps=1, watch_every=0)) == 0
 
 
 @pytest.mark.parametrize(
