@@ -32,6 +32,10 @@ class Record(BaseModel):
     caption: str | None = None
     referenced: bool = False
     """The sound image that this one was made from lies beside it."""
+    pixels: str = ""
+    """sha256 of the image's bytes once decoded, its sides before them; equal ones are one image."""
+    phash: str = ""
+    """64-bit perceptual hash, 16 hex digits; near-duplicates differ in few bits."""
 
 
 @dataclass(frozen=True)
