@@ -6,6 +6,7 @@ shard-000000.index.jsonl  key, and offset, size and sha256 of each member
 shard.manifest.jsonl      one line a committed shard, with the digests of both files
 """
 
+import bisect
 import contextlib
 import hashlib
 import io
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -24,6 +25,7 @@ from core import storage
 from core.errors import UserError
 from core.images import MAX_BYTES, decode_image, encode_png
 from core.order import batch_indices, epoch_order
+from core.places import Places
 from core.samples import Record, Sample, safe_key
 
 __all__ = [
@@ -181,65 +183,97 @@ class _HashedFile:
         return self.size
 
 
-class ShardStore:
-    """The committed samples of a folder, by position; every byte is verified when it is read."""
+class ShardStore(Sequence[Sample]):
+    """The committed samples of a folder, by position; every byte is verified when it is read.
+
+    What is held of a sample is its key and the places of its members, some 250 bytes.
+    """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         manifests = sorted(self.folder.glob("*.manifest.jsonl"))
         if not manifests:
             raise UserError(f"{folder} holds no shards; name a folder that a ShardWriter filled.")
-        self._entries: list[tuple[str, dict[str, Any]]] = []
+        self.keys: list[str] = []
+        self._shards: list[str] = []
+        self._starts = [0]
+        places = Places()
         for line in (line for manifest in manifests for line in _committed(manifest)):
-            self._entries += [(line["shard"], entry) for entry in _index(self.folder, line)]
-        self.keys = [entry["key"] for _, entry in self._entries]
+            entries = _index(self.folder, line)
+            self._shards.append(line["shard"])
+            self._starts.append(self._starts[-1] + len(entries))
+            self.keys += [entry["key"] for entry in entries]
+            places.add([entry["members"] for entry in entries])
+        self._places = places.joined()
         if len(set(self.keys)) != len(self.keys):
             raise UserError(f"{folder} holds a key twice; write the shards again by one writer.")
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.keys)
 
-    def __getitem__(self, i: int) -> Sample:
+    def __getitem__(self, i):  # type: ignore[override]
         """Sample i; `UserError` naming shard and member if it is damaged."""
-        shard, entry = self._entries[i]
-        mask, reference = (
-            self._picture(shard, entry, kind) if kind in entry["members"] else None
-            for kind in ("mask.png", "reference.png")
+        i = range(len(self))[i]  # from the end, where negative
+        image, mask, reference = (
+            self._picture(i, kind) for kind in ("png", "mask.png", "reference.png")
         )
-        image = self._picture(shard, entry, "png")
-        return Sample(entry["key"], image, mask, self._record(shard, entry), reference)
+        if image is None:
+            raise UserError(f"{self._shard(i)} has no image of {self.keys[i]}; write it again.")
+        return Sample(self.keys[i], image, mask, self.record(i), reference)
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[i] for i in range(len(self)))
-
-    def records(self) -> list[Record]:
-        """The records alone, in the order of the positions; no image is decoded."""
-        return [self._record(shard, entry) for shard, entry in self._entries]
-
-    def _picture(self, shard: str, entry: dict[str, Any], kind: str) -> np.ndarray:
-        content = self._member(shard, entry, kind)
-        return np.array(decode_image(content, f"{shard}:{entry['key']}.{kind}"))
-
-    def _record(self, shard: str, entry: dict[str, Any]) -> Record:
-        content = self._member(shard, entry, "json", MAX_RECORD_BYTES)
+    def record(self, i: int) -> Record:
+        """Of sample i; no image is decoded."""
+        i = range(len(self))[i]
+        content = self._member(i, "json", MAX_RECORD_BYTES)
         try:
-            return Record.model_validate_json(content)
+            return Record.model_validate_json(content or b"")
         except ValidationError as error:
-            raise UserError(f"{shard}:{entry['key']}.json is no record; write it again.") from error
+            name = f"{self._shard(i)}:{self.keys[i]}.json"
+            raise UserError(f"{name} is no record; write it again.") from error
 
-    def _member(self, shard: str, entry: dict[str, Any], kind: str, cap: int = MAX_BYTES) -> bytes:
+    def records(self) -> "Records":
+        """All of them, in the order of the positions, each read when it is asked for."""
+        return Records(self)
+
+    def _shard(self, i: int) -> str:
+        return self._shards[bisect.bisect_right(self._starts, i) - 1]
+
+    def _picture(self, i: int, kind: str) -> np.ndarray | None:
+        content = self._member(i, kind)
+        if content is None:
+            return None
+        return np.array(decode_image(content, f"{self._shard(i)}:{self.keys[i]}.{kind}"))
+
+    def _member(self, i: int, kind: str, cap: int = MAX_BYTES) -> bytes | None:
         """A member's bytes; the size is checked before reading, the digest after."""
-        place, name = entry["members"][kind], f"{self.folder / shard}:{entry['key']}.{kind}"
-        if not 0 <= place["bytes"] <= cap:
-            raise UserError(f"{name} has {place['bytes']} bytes, more than {cap}; shrink it.")
+        place = self._places.of(i, kind)
+        if place is None:
+            return None
+        path = self.folder / self._shard(i)
+        name = f"{path}:{self.keys[i]}.{kind}"
+        if not 0 <= place.size <= cap:
+            raise UserError(f"{name} has {place.size} bytes, more than {cap}; shrink it.")
         try:
-            with (self.folder / shard).open("rb") as stream:
-                content = os.pread(stream.fileno(), place["bytes"], place["offset"])
+            with path.open("rb") as stream:
+                content = os.pread(stream.fileno(), place.size, place.offset)
         except OSError as error:
             raise UserError(f"cannot read {name} ({error.strerror}); restore it.") from error
-        if hashlib.sha256(content).hexdigest() != place["sha256"]:
+        if hashlib.sha256(content).hexdigest() != place.sha256:
             raise UserError(f"{name} is damaged (another sha256 than its index); restore it.")
         return content
+
+
+class Records(Sequence[Record]):
+    """The records of a store's samples, each read when it is asked for."""
+
+    def __init__(self, store: ShardStore):
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, i):  # type: ignore[override]
+        return self.store.record(i)
 
 
 def _sweep(folder: Path, name: str) -> None:

@@ -8,12 +8,15 @@ any field of a record. An image without a mask is unlabelled and passed over.
 Legend: b batch, h w pixels, n samples.
 """
 
+import bisect
 import hashlib
 import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +34,8 @@ from core.shards import ShardStore, batch_indices, epoch_order
 from core.storage import read_lines
 from detector.alignment import LABELLED
 from detector.augment import Augmentation, augment
+
+T = TypeVar("T")
 
 ORDER, AUGMENT, SPLIT, SPREAD, REFERENCES = 101, 102, 103, 104, 107
 """What a draw is for: keeps the streams of one seed apart."""
@@ -105,23 +110,25 @@ class Chosen(Sequence[Sample]):
         return self.samples[self.positions[i]]
 
 
-class Joined(Sequence[Sample]):
-    """Several sources, one after the other."""
+class Joined(Sequence[T]):
+    """Several sequences, one after the other."""
 
-    def __init__(self, sources: Sequence[ShardStore | FolderSamples]):
-        self.places = [(source, i) for source in sources for i in range(len(source))]
+    def __init__(self, sources: Sequence[Sequence[T]]):
+        self.sources = sources
+        self.starts = [0, *accumulate(map(len, sources))]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return self.starts[-1]
 
     def __getitem__(self, i):  # type: ignore[override]
-        source, place = self.places[i]
-        return source[place]
+        i = range(len(self))[i]  # from the end, where negative
+        which = bisect.bisect_right(self.starts, i) - 1
+        return self.sources[which][i - self.starts[which]]
 
 
 def open_labelled(
     paths: Sequence[Path], memory: int = MEMORY
-) -> tuple[Sequence[Sample], list[Record]]:
+) -> tuple[Sequence[Sample], Sequence[Record]]:
     """All samples of several stores or folders, and their records; decoded once where they fit.
 
     Raises `UserError` for what is neither, and for a sample without a mask that is not real.
@@ -131,15 +138,16 @@ def open_labelled(
             "no data was given; name a shard folder or a folder with images/ and masks/."
         )
     sources = [_open(Path(path)) for path in paths]
-    records = [record for source in sources for record in source.records()]
-    samples = Joined(sources)
+    records, samples = Joined([source.records() for source in sources]), Joined(sources)
     if not len(samples):
         raise UserError(f"{', '.join(map(str, paths))} holds no sample; fill it first.")
-    first = samples[0].image
-    channels = 7 if any(record.referenced for record in records) else 4
-    if channels * first.shape[0] * first.shape[1] * len(samples) <= memory:
-        return [labelled(sample) for sample in samples], records
-    return samples, records
+    pixels = samples[0].image.shape[0] * samples[0].image.shape[1] * len(samples)
+    if 4 * pixels > memory:
+        return samples, records
+    records = list(records)
+    if 7 * pixels > memory and any(record.referenced for record in records):
+        return samples, records
+    return [labelled(sample) for sample in samples], records
 
 
 def labelled(sample: Sample) -> Sample:
