@@ -40,12 +40,15 @@ def open_outline(
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without diffusers' bar of loaded parts: nothing heavy is loaded here."""
-    shown = logging.is_progress_bar_enabled()
+    """Without diffusers' bar of loaded parts, for nothing heavy is loaded here, and without its
+    warning of a text encoder that is its own (Kolors')."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

@@ -12,7 +12,7 @@ import bisect
 import hashlib
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -34,6 +34,7 @@ from core.shards import ShardStore, batch_indices, epoch_order
 from core.storage import read_lines
 from detector.alignment import LABELLED
 from detector.augment import Augmentation, augment
+from detector.groups import group_texts
 
 T = TypeVar("T")
 
@@ -126,21 +127,30 @@ class Joined(Sequence[T]):
         return self.sources[which][i - self.starts[which]]
 
 
-def open_labelled(
-    paths: Sequence[Path], memory: int = MEMORY
-) -> tuple[Sequence[Sample], Sequence[Record]]:
-    """All samples of several stores or folders, and their records; decoded once where they fit.
+def open_data(paths: Sequence[Path]) -> tuple[Sequence[Sample], Sequence[Record]]:
+    """All samples of several stores or folders, and their records, each read on demand.
 
-    Raises `UserError` for what is neither, and for a sample without a mask that is not real.
+    Raises `UserError` for what is neither.
     """
     if not paths:
         raise UserError(
             "no data was given; name a shard folder or a folder with images/ and masks/."
         )
     sources = [_open(Path(path)) for path in paths]
-    records, samples = Joined([source.records() for source in sources]), Joined(sources)
+    samples, records = Joined(sources), Joined([source.records() for source in sources])
     if not len(samples):
         raise UserError(f"{', '.join(map(str, paths))} holds no sample; fill it first.")
+    return samples, records
+
+
+def open_labelled(
+    paths: Sequence[Path], memory: int = MEMORY
+) -> tuple[Sequence[Sample], Sequence[Record]]:
+    """The same, decoded once where they fit.
+
+    There, raises `UserError` for a sample without a mask that is not real; else when it is read.
+    """
+    samples, records = open_data(paths)
     pixels = samples[0].image.shape[0] * samples[0].image.shape[1] * len(samples)
     if 4 * pixels > memory:
         return samples, records
@@ -161,18 +171,17 @@ def labelled(sample: Sample) -> Sample:
     return replace(sample, mask=np.zeros(sample.image.shape[:2], np.uint8))
 
 
-def split_by_prompt(
-    records: Sequence[Record], share: float, seed: int
+def split_by_group(
+    records: Iterable[Record], share: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Positions to train on and to validate on; no prompt stands on both sides.
+    """Positions to train on and to validate on; no prompt and no near-duplicate is on both sides.
 
-    About `share` of the prompts validate (each decides by a hash of its text, so that adding
-    samples moves no other one); a sample without a prompt decides by its key.
+    About `share` of the groups validate (each decides by a hash of its text, so that adding
+    samples moves no other one, unless they tie two groups together).
     """
     sides: tuple[list[int], list[int]] = ([], [])
-    for i, record in enumerate(records):
-        text = (record.prompt or record.key).strip().lower().encode()
-        number = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+    for i, text in enumerate(group_texts(records)):
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
         sides[mix(SPLIT, seed, number) / 2**63 < share].append(i)
     return sides
 

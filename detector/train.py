@@ -26,7 +26,7 @@ from core.images import contact_sheet, write_image
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
 from detector.augment import Augmentation
-from detector.data import Chosen, mean_artifact, open_labelled, split_by_prompt, spread, to_tensors
+from detector.data import Chosen, mean_artifact, open_labelled, split_by_group, spread, to_tensors
 from detector.learning import Alignment, Learner, OptimizerName, learn_step, learning_rate
 from detector.measure import device, predict_samples
 from detector.metrics import all_metrics
@@ -194,7 +194,7 @@ def _aligned(
     taught = samples
     if config.alignment and config.alignment_data:
         given, said = open_labelled(config.alignment_data)
-        positions = split_by_prompt(said, config.valid_share, config.seed)[0]
+        positions = split_by_group(said, config.valid_share, config.seed)[0]
         taught, records = Chosen(given, positions), [said[i] for i in positions]
         sizes = {samples[0].image.shape, given[0].image.shape}
         if config.alignment_sound and config.size is None and len(sizes) > 1:
@@ -212,7 +212,7 @@ def _aligned(
 def _split(
     samples: Sequence[Sample], records: Sequence[Record], share: float, limit: int, seed: int
 ) -> tuple[Chosen, Chosen]:
-    train, valid = split_by_prompt(records, share, seed)
+    train, valid = split_by_group(records, share, seed)
     if not train:
         raise UserError("all prompts fell to the held-out side; add data or lower --valid-share.")
     return Chosen(samples, train), Chosen(samples, [valid[i] for i in spread(len(valid), limit)])

@@ -76,6 +76,26 @@ COMMANDS = {
         "artifact maps, overlays and a table for any image or folder of images",
         "diffdoctor detector diagnose photo.png --detector runs/detector --out diagnosis",
     ),
+    "data import": Command(
+        "data_balancing.import_data",
+        "a published artifact data set, or a folder of one's own, into a store",
+        "diffdoctor data import synthscars SynthScars --out store",
+    ),
+    "data check": Command(
+        "data_balancing.check",
+        "find broken pairs, copies and masks that cannot be right, with the cure",
+        "diffdoctor data check store --keep sound_store",
+    ),
+    "data stats": Command(
+        "data_balancing.stats",
+        "count a store by source, category, generator, licence and size",
+        "diffdoctor data stats store --json stats.json",
+    ),
+    "data preview": Command(
+        "data_balancing.preview",
+        "a contact sheet of images, labels and overlays",
+        "diffdoctor data preview store --out preview.png --category hand",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",

@@ -53,7 +53,7 @@ def test_a_wrong_record_is_named(tmp_path):
 
 def test_no_prompt_stands_on_both_sides():
     records = [sample.record for sample in toy_samples(200)]
-    train, valid = data.split_by_prompt(records, 0.3, seed=1)
+    train, valid = data.split_by_group(records, 0.3, seed=1)
     assert sorted(train + valid) == list(range(200))
     assert not {records[i].prompt for i in train} & {records[i].prompt for i in valid}
     assert 0.15 < len(valid) / 200 < 0.45
@@ -61,15 +61,15 @@ def test_no_prompt_stands_on_both_sides():
 
 def test_adding_samples_moves_no_other():
     records = [sample.record for sample in toy_samples(100)]
-    _, few = data.split_by_prompt(records[:50], 0.3, seed=1)
-    _, many = data.split_by_prompt(records, 0.3, seed=1)
+    _, few = data.split_by_group(records[:50], 0.3, seed=1)
+    _, many = data.split_by_group(records, 0.3, seed=1)
     assert few == [i for i in many if i < 50]
-    assert data.split_by_prompt(records, 0.3, seed=2)[1] != many
+    assert data.split_by_group(records, 0.3, seed=2)[1] != many
 
 
 def test_long_prompts_are_hashed():
     record = Record(key="a", source="human", prompt="x" * 10_000)
-    assert len(data.split_by_prompt([record], 0.5, 0)[0]) in (0, 1)
+    assert len(data.split_by_group([record], 0.5, 0)[0]) in (0, 1)
 
 
 def test_small_masks_grow_to_their_image():
