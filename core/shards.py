@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -70,15 +70,24 @@ class ShardWriter:
     def __contains__(self, key: str) -> bool:
         return key in self._keys
 
+    @property
+    def committed(self) -> int:
+        """Shards that are there for good."""
+        return self._next
+
     def write(self, sample: Sample) -> bool:
         """Add a sample; False if its key is already there."""
-        if sample.key in self._keys:
+        return sample.key not in self._keys and self.write_encoded(sample.key, encoded(sample))
+
+    def write_encoded(self, key: str, members: Mapping[str, bytes]) -> bool:
+        """The same of what `encoded` gives; the contents are taken as they are."""
+        if key in self._keys:
             return False
         if self._shard is None:
             self._shard = _OpenShard(self.folder / f"{self.name}-{self._next:06d}.tar")
         with self._saying_full(self._shard):
-            self._shard.add(sample)
-        self._keys.add(sample.key)
+            self._shard.add(key, members)
+        self._keys.add(key)
         if len(self._shard.entries) == self.shard_size:
             self._commit(self._shard)
         return True
@@ -110,6 +119,16 @@ class ShardWriter:
             self._lock.close()
 
 
+def encoded(sample: Sample) -> dict[str, bytes]:
+    """The contents of a sample's members, by kind."""
+    members = {"png": encode_png(sample.image)}
+    if sample.mask is not None:
+        members["mask.png"] = encode_png(sample.mask)
+    if sample.reference is not None:
+        members["reference.png"] = encode_png(sample.reference)
+    return members | {"json": sample.record.model_dump_json().encode()}
+
+
 class _OpenShard:
     """A tar in the making under a temporary name; its bytes depend on its samples alone."""
 
@@ -127,15 +146,9 @@ class _OpenShard:
     def size(self) -> int:
         return self._file.size
 
-    def add(self, sample: Sample) -> None:
-        members = {"png": encode_png(sample.image)}
-        if sample.mask is not None:
-            members["mask.png"] = encode_png(sample.mask)
-        if sample.reference is not None:
-            members["reference.png"] = encode_png(sample.reference)
-        members["json"] = sample.record.model_dump_json().encode()
-        places = {kind: self._add(f"{sample.key}.{kind}", body) for kind, body in members.items()}
-        self.entries.append({"key": sample.key, "members": places})
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        places = {kind: self._add(f"{key}.{kind}", body) for kind, body in members.items()}
+        self.entries.append({"key": key, "members": places})
 
     def _add(self, name: str, content: bytes) -> dict[str, Any]:
         header = tarfile.TarInfo(name)
@@ -230,6 +243,18 @@ class ShardStore(Sequence[Sample]):
         except ValidationError as error:
             name = f"{self._shard(i)}:{self.keys[i]}.json"
             raise UserError(f"{name} is no record; write it again.") from error
+
+    def shards(self) -> dict[str, range]:
+        """The positions of each shard's samples."""
+        ends = zip(self._shards, self._starts, self._starts[1:], strict=False)
+        return {shard: range(start, end) for shard, start, end in ends}
+
+    def encoded_image(self, i: int) -> bytes:
+        """The image of sample i as it lies there: to be copied, or decoded elsewhere."""
+        return self._member(i, "png") or b""
+
+    def has_mask(self, i: int) -> bool:
+        return self._places.of(i, "mask.png") is not None
 
     def records(self) -> "Records":
         """All of them, in the order of the positions, each read when it is asked for."""

@@ -1,0 +1,139 @@
+"""Unlabelled samples and a detector in, the same samples with the detector's masks out.
+
+    diffdoctor data pseudo-label store --detector runs/detector --out pseudo --workers 2
+
+One shard in, one shard out, committed whole, so that a second run of the command does only what is
+missing. Images are copied as they lie there; masks are 8-bit at the network's own stride (128x128
+of 512x512), some 5 KB each. What has a mask, or is a real photograph, is left where it is.
+`--cluster ray` shares the shards out over a Ray cluster; the work is the same function.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+from pydantic import Field
+from tqdm import tqdm
+
+import core.config
+from core.errors import UserError
+from core.shards import ShardStore
+from core.storage import check_writable, write_atomic
+from data_balancing.teacher import Teacher, label_shard
+from detector.storage import digest, read_description
+
+NOTE = "teacher.json"
+
+
+class Config(core.config.Config):
+    """Label with a trained detector."""
+
+    data: Annotated[tuple[Path, ...], tyro.conf.Positional] = Field(min_length=1)
+    """Stores with samples that have no mask."""
+    detector: Path
+    """Folder of the teacher, or of the run that trained it."""
+    out: Path
+    """Folder of the new store."""
+    batch: int = Field(16, ge=1)
+    """Images that the detector sees at once."""
+    workers: int = Field(1, ge=1)
+    """Processes, each with a detector of its own; on one GPU leave it at 1."""
+    cluster: Literal["local", "ray"] = "local"
+    """`ray`: the workers are actors of the Ray cluster that RAY_ADDRESS names, or of a local one;
+    stores and detector lie where every machine sees them."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs of a Ray worker."""
+    device: str = "auto"
+    """`auto`, or a torch device."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+
+
+class Job(NamedTuple):
+    """One shard to label."""
+
+    store: Path
+    shard: str
+    out: Path
+
+
+def main(config: Config) -> None:
+    read_description(config.detector)
+    check_writable(config.out)
+    stores = [path.resolve() for path in config.data]
+    if config.out.resolve() in stores:
+        raise UserError(f"{config.out} is one of the stores that are labelled: name another --out.")
+    jobs = [Job(path, shard, config.out.resolve()) for path in stores for shard in shards_of(path)]
+    twice = len({job.shard for job in jobs}) < len(jobs)
+    if twice and len(stores) > 1:
+        raise UserError("two of the stores have shards of one name: label one after the other.")
+    teacher = Teacher(
+        config.detector.resolve(),
+        digest(config.detector),
+        config.batch,
+        config.device,
+        config.mixed_precision == "bf16",
+    )
+    take(config.out, teacher.sha256)
+    spread_out = over_ray if config.cluster == "ray" else over_processes
+    labelled = earlier = 0
+    for new, there in tqdm(spread_out(jobs, teacher, config), "label", len(jobs), unit="shard"):
+        labelled, earlier = labelled + new, earlier + there
+    print(f"{config.out}: {labelled} labelled, {earlier} were there already.")
+
+
+def take(out: Path, teacher: str) -> None:
+    """Make the store's folder, or take it up again: one store has one teacher."""
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / NOTE
+    said = json.loads(note.read_text())["teacher"] if note.exists() else teacher
+    if said != teacher:
+        raise UserError(
+            f"{out} holds masks of another detector ({said[:12]}): name another --out for those of "
+            f"{teacher[:12]}."
+        )
+    write_atomic(note, (json.dumps({"teacher": teacher}) + "\n").encode())
+
+
+def shards_of(path: Path) -> list[str]:
+    return list(ShardStore(path).shards())
+
+
+def over_processes(jobs: list[Job], teacher: Teacher, config: Config) -> Iterable[tuple[int, int]]:
+    """In this process, or in several that are told apart by nothing but their jobs."""
+    if config.workers == 1:
+        return (label_shard(*job, teacher) for job in jobs)
+    return _pooled(jobs, teacher, config.workers)
+
+
+def _pooled(jobs: list[Job], teacher: Teacher, workers: int) -> Iterator[tuple[int, int]]:
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap_unordered(_label, [(*job, teacher) for job in jobs])
+
+
+def _label(work: tuple[Any, ...]) -> tuple[int, int]:
+    return label_shard(*work)
+
+
+def over_ray(jobs: list[Job], teacher: Teacher, config: Config) -> Iterator[tuple[int, int]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--cluster ray needs Ray: pip install 'diffdoctor[ray]'.") from error
+
+    def label(row: dict[str, Any]) -> dict[str, Any]:
+        new, there = label_shard(Path(row["store"]), row["shard"], Path(row["out"]), teacher)
+        return {"new": new, "there": there}
+
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    rows = [{"store": str(job.store), "shard": job.shard, "out": str(job.out)} for job in jobs]
+    data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
+    found = data.map(label, num_cpus=1, num_gpus=config.gpus, concurrency=config.workers)
+    for row in found.iter_rows():
+        yield row["new"], row["there"]
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m data_balancing.pseudo_label")
