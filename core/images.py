@@ -37,12 +37,12 @@ def read_image(path: Path) -> Picture:
     Raises `UserError` naming the file: not PNG, JPEG or WebP by content, animated, larger than
     `MAX_BYTES` or `MAX_PIXELS` by its header, damaged, or missing.
     """
-    return from_uint8(_flatten(open_image(Path(path)))[None])[0]
+    return from_uint8(flatten(open_image(Path(path)))[None])[0]
 
 
 def picture_of(content: bytes, name: str) -> Picture:
     """The same from encoded bytes; `name` is what errors call them."""
-    return from_uint8(_flatten(decode_image(content, name))[None])[0]
+    return from_uint8(flatten(decode_image(content, name))[None])[0]
 
 
 def read_images(paths: Sequence[Path]) -> Images:
@@ -175,7 +175,7 @@ def _check_header(picture: Image.Image, name: str) -> None:
         raise UserError(f"{name} is animated; save one frame of it as PNG.")
 
 
-def _flatten(picture: Image.Image) -> np.ndarray:
+def flatten(picture: Image.Image) -> np.ndarray:
     """RGB levels (h, w, 3); transparency is laid on white, 16-bit gray loses its low byte."""
     if picture.mode.startswith("I;16") or picture.mode == "I":
         return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2)

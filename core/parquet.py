@@ -44,9 +44,9 @@ class ParquetRows:
             raise UserError(f"there is no Parquet file {path}: check the path.")
         sizes, self._parts = [], []
         for file in self.files:
-            with _open(file) as opened:
+            with open_parquet(file) as opened:
                 if pictures:
-                    _require(file, opened, [IMAGE])
+                    require_column(file, opened, [IMAGE])
                 counted = range(opened.num_row_groups)
                 sizes += [opened.metadata.row_group(group).num_rows for group in counted]
                 self._parts += [Part(file, group) for group in counted]
@@ -68,8 +68,8 @@ class ParquetRows:
         which = bisect.bisect_right(self._starts, row) - 1
         file, group = self._parts[which]
         if self._held[0] != which:
-            with _open(file) as opened:
-                self._held = which, _column(file, opened, IMAGE, group)
+            with open_parquet(file) as opened:
+                self._held = which, column(file, opened, IMAGE, group)
         cell = self._held[1][row - self._starts[which]]
         name = f"{file}, row {row}"
         content = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -81,9 +81,9 @@ class ParquetRows:
 
 
 def _texts(file: Path, names: Sequence[str]) -> list[str]:
-    with _open(file) as opened:
-        name = _require(file, opened, names)
-        cells = _column(file, opened, name)
+    with open_parquet(file) as opened:
+        name = require_column(file, opened, names)
+        cells = column(file, opened, name)
     other = [cell for cell in cells if not (cell is None or isinstance(cell, str))]
     if other:
         kind = type(other[0]).__name__
@@ -91,7 +91,8 @@ def _texts(file: Path, names: Sequence[str]) -> list[str]:
     return [(cell or "").strip() for cell in cells]
 
 
-def _require(file: Path, opened: Any, names: Sequence[str]) -> str:
+def require_column(file: Path, opened: Any, names: Sequence[str]) -> str:
+    """The first of these columns that a file has."""
     there = opened.schema_arrow.names
     for name in names:
         if name in there:
@@ -100,7 +101,8 @@ def _require(file: Path, opened: Any, names: Sequence[str]) -> str:
     raise UserError(f"{file} has no column {wanted}, only {', '.join(there)}.")
 
 
-def _open(file: Path) -> Any:
+def open_parquet(file: Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -112,7 +114,7 @@ def _open(file: Path) -> Any:
         raise UserError(f"{file} is damaged or no Parquet file ({_line(error)}).") from error
 
 
-def _column(file: Path, opened: Any, name: str, group: int | None = None) -> list[Any]:
+def column(file: Path, opened: Any, name: str, group: int | None = None) -> list[Any]:
     """Its cells as Python values: of one row group, or of the whole file."""
     import pyarrow
 

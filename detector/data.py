@@ -50,7 +50,7 @@ class FolderSamples(Sequence[Sample]):
     def __init__(self, folder: Path):
         folder = Path(folder)
         self.folder, self.unlabelled = folder, 0
-        self._known = _known_records(folder)
+        self._known = known_records(folder)
         self._files = [(path, mask) for path, mask in self._pairs("images") if mask is not None]
         self._files += [(path, None) for path, _ in self._pairs("real")]
         if not self._files:
@@ -298,7 +298,7 @@ def beside(folder: Path, kind: str, image: Path) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def _known_records(folder: Path) -> dict[str, dict]:
+def known_records(folder: Path) -> dict[str, dict]:
     """What the two files say, by file name or key; fields that no record has are dropped."""
     known: dict[str, dict] = {}
     for name in ("prompts.jsonl", "records.jsonl"):

@@ -1,0 +1,80 @@
+"""A plain folder in, as the detector is trained from (see detector.data); its images out.
+
+images/ with masks/ of the same stem, images/ without one (nobody has labelled them yet), and real/
+(sound photographs); `prompts.jsonl` and `records.jsonl` say more of them. Its references/ are not
+passed on.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from core.errors import UserError
+from core.images import open_image
+from core.samples import Record
+from data_balancing.entries import Entry, Labelled
+from data_balancing.formats.files import MAX_JSON, gray, printable, read_levels, walk
+from detector.data import beside, known_records
+
+WHAT = "images/ and masks/ of the same stem (no mask: unlabelled), real/ for sound photographs"
+SAID = ("source", "category", "prompt", "generator", "seed", "licence", "caption")
+
+
+def read(root: Path, images: Path | None = None) -> Iterator[Entry]:
+    """What the two files say stands, but what nobody has labelled is always "pseudo"."""
+    parts = [part for part in ("images", "real") if (root / part).is_dir()]
+    if not parts:
+        raise UserError(f"{root} is no plain folder: it needs {WHAT}.")
+    known = _known(root)
+    for part in parts:
+        for path in walk(root / part, deep=False):
+            given = known.get(path.name) or known.get(path.stem) or {}
+            yield Entry(printable(f"{part}/{path.name}"), partial(_read, root, path, part, given))
+
+
+def _known(root: Path) -> dict[str, dict]:
+    try:
+        for name in ("prompts.jsonl", "records.jsonl"):
+            if (root / name).exists() and (root / name).stat().st_size > MAX_JSON:
+                raise UserError(f"{root / name} is larger than {MAX_JSON} bytes; shorten it.")
+        return known_records(root)
+    except (OSError, RecursionError) as error:
+        raise UserError(f"what is said in {root} cannot be read ({error}); mend it.") from error
+
+
+def _read(root: Path, path: Path, part: str, given: dict[str, Any]) -> Labelled:
+    label = beside(root, "masks", path) if part == "images" else None
+    unlabelled = part == "images" and label is None
+    source = "real" if part == "real" else "human"
+    said = {"source": source, **given, **({"source": "pseudo"} if unlabelled else {})}
+    image = read_levels(path)
+    mask = None if unlabelled else np.zeros(image.shape[:2], np.uint8)
+    if label is not None:
+        mask = gray(open_image(label))
+        _require_shape(mask, image, path)
+    return Labelled(image, mask, _said(said, path))
+
+
+def _said(given: dict[str, Any], path: Path) -> dict[str, Any]:
+    said = {name: value for name, value in given.items() if name in SAID}
+    try:
+        record = Record(key="any", **said)
+        record.model_dump_json()  # half a surrogate pair, which JSON can spell, ends here
+    except ValueError as error:
+        fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise UserError(f"what is said of {path} is no record ({fault}); mend its line.") from error
+    return {name: getattr(record, name) for name in said}
+
+
+def _require_shape(mask: np.ndarray, image: np.ndarray, path: Path) -> None:
+    """A mask may be smaller than its image, as detectors write them, but not of another shape."""
+    (y, x), (h, w) = mask.shape, image.shape[:2]
+    if abs(y * w - x * h) > max(h, w):
+        raise UserError(
+            f"the mask of {path} is {x}x{y} pixels, its image {w}x{h}: that is another shape; "
+            "put the right one there."
+        )
