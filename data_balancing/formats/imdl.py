@@ -45,7 +45,8 @@ def _entry(pair: Any, number: int, folder: Path, of: str) -> Entry:
     if not texts or len(pair) != 2:
         reason = f'pair {number} of {of} is no [image, mask or "Negative"]; mend or remove it.'
         return refused(f"{of}:{number}", reason)
-    return Entry(pair[0], partial(_read, folder, *pair))
+    name = pair[0].removeprefix(f"{folder.resolve()}/")  # not where the set lies today
+    return Entry(name, partial(_read, folder, *pair))
 
 
 def _read(folder: Path, path: str, label: str) -> Labelled:
