@@ -119,7 +119,7 @@ def _label(work: tuple[Any, ...]) -> tuple[int, int]:
 
 def over_ray(jobs: list[Job], teacher: Teacher, config: Config) -> Iterator[tuple[int, int]]:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("--cluster ray needs Ray: pip install 'diffdoctor[ray]'.") from error
 

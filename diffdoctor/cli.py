@@ -96,6 +96,11 @@ COMMANDS = {
         "a contact sheet of images, labels and overlays",
         "diffdoctor data preview store --out preview.png --category hand",
     ),
+    "data pseudo-label": Command(
+        "data_balancing.pseudo_label",
+        "masks for unlabelled samples by a trained detector, shard by shard",
+        "diffdoctor data pseudo-label store --detector runs/detector --out pseudo",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",

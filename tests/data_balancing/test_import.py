@@ -1,0 +1,188 @@
+"""The real program on sets of each format: what lies in the store, what is set aside, and why."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.errors import UserError
+from core.shards import ShardStore
+from data_balancing import check, import_data, preview, stats
+from data_balancing.looks import Seen, phash, pixels
+from detector.groups import NEAR
+from tests.data_balancing import sets
+
+
+def bring(form: str, path: Path, out: Path, **changes) -> ShardStore:
+    import_data.main(import_data.Config(format=form, path=path, out=out, **changes))
+    return ShardStore(out)
+
+
+def photographs(folder: Path, n: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(n):
+        levels = np.random.default_rng(i).integers(0, 256, (40, 48, 3), np.uint8)
+        Image.fromarray(levels).save(folder / f"{i}.png")
+    return folder
+
+
+def aside(out: Path, name: str) -> dict[str, str]:
+    lines = (out / f"{name}.quarantine.jsonl").read_text().splitlines()
+    return {said["name"]: said["reason"] for said in map(json.loads, lines)}
+
+
+def test_a_set_becomes_samples(tmp_path):
+    path, _ = sets.pal4vst(tmp_path / "set")
+    store = bring("pal4vst", path, tmp_path / "out", licence="theirs")
+    assert [sample.mask.any() for sample in store] == [True, False, True, False]
+    first = store[0]
+    assert first.record.source == "human" and first.record.licence == "theirs"
+    assert first.record.pixels == pixels(first.image)
+    assert first.record.phash == phash(first.image)
+    assert aside(tmp_path / "out", "pal4vst") == {}
+
+
+def test_several_sets_go_into_one_store_and_copies_do_not(tmp_path, capsys):
+    folder = photographs(tmp_path / "a")
+    bring("photographs", folder, tmp_path / "out", name="first")
+    shutil.copytree(folder, tmp_path / "b")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "b/new.png")
+    store = bring("photographs", tmp_path / "b", tmp_path / "out", name="second")
+    assert len(store) == 4 and {r.source for r in store.records()} == {"real"}
+    reasons = aside(tmp_path / "out", "second")
+    assert len(reasons) == 3 and all("same pixels as first-" in r for r in reasons.values())
+    assert "3 set aside" in capsys.readouterr().out
+
+
+def test_what_is_mended_comes_in_by_the_same_command(tmp_path):
+    folder = photographs(tmp_path / "a")
+    good = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(good[:100])
+    store = bring("photographs", folder, tmp_path / "out")
+    assert len(store) == 2
+    assert "damaged" in aside(tmp_path / "out", "photographs")["1.png"]
+    (folder / "1.png").write_bytes(good)
+    shards = {p: p.read_bytes() for p in (tmp_path / "out").glob("*.tar")}
+    assert len(bring("photographs", folder, tmp_path / "out")) == 3
+    assert aside(tmp_path / "out", "photographs") == {}
+    assert all(path.read_bytes() == content for path, content in shards.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": "richhf"}, "name their folder by --images"),
+        ({"path": Path("nowhere")}, "there is no nowhere"),
+        ({"images": Path("nowhere")}, "check --images"),
+        ({"format": "pal4vst"}, "is no PAL4VST"),
+    ],
+    ids=str,
+)
+def test_refused_with_the_cure(tmp_path, changes, said):
+    folder = photographs(tmp_path / "a")
+    given = {"format": "photographs", "path": folder, "out": tmp_path / "out"} | changes
+    with pytest.raises(UserError, match=said):
+        import_data.main(import_data.Config(**given))
+
+
+def test_a_format_that_is_none_suggests_one(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'photographs'"):
+        import_data.Config(format="photograph", path=tmp_path, out=tmp_path / "out")
+
+
+def test_a_near_duplicate_has_a_near_hash():
+    """A picture with structure, saved again as JPEG and a little smaller, against another one."""
+    y, x = np.mgrid[0:128, 0:128] / 128
+    planes = [np.sin(7 * x + 3 * y), np.cos(5 * x * y), np.sin(9 * y)]
+    image = Image.fromarray((127 + 120 * np.stack(planes, -1)).astype(np.uint8))
+    small = np.asarray(image.resize((120, 120)))
+    assert pixels(small) != pixels(np.asarray(image))
+    word, near = (int(phash(np.asarray(one)), 16) for one in (image, small))
+    assert (word ^ near).bit_count() <= NEAR
+    other = int(phash(np.asarray(image.rotate(90))), 16)
+    assert (word ^ other).bit_count() > 3 * NEAR
+
+
+def test_pixels_know_their_sides():
+    flat = np.arange(24, dtype=np.uint8)
+    assert pixels(flat.reshape(2, 4, 3)) != pixels(flat.reshape(4, 2, 3))
+    seen = Seen()
+    seen.add(pixels(flat.reshape(2, 4, 3)), "a")
+    assert seen.key_of(pixels(flat.reshape(2, 4, 3))) == "a"
+    assert seen.key_of(pixels(flat.reshape(4, 2, 3))) is None
+
+
+def broken_folder(folder: Path) -> Path:
+    """Each file but `good` has a fault of its own."""
+    for kind in ("images", "masks", "real"):
+        (folder / kind).mkdir(parents=True)
+    levels = np.random.default_rng(0)
+    shapes = {"good": (40, 40), "small": (20, 20), "shape": (40, 40), "ones": (40, 40)}
+    for name, shape in shapes.items():
+        image = levels.integers(0, 256, (*shape, 3), np.uint8)
+        Image.fromarray(image).save(folder / f"images/{name}.png")
+        mask = np.zeros((40, 60) if name == "shape" else shape, np.uint8)
+        mask[:4] = 1 if name == "ones" else 255
+        Image.fromarray(mask).save(folder / f"masks/{name}.png")
+    Image.fromarray(np.full((40, 40, 3), 7, np.uint8)).save(folder / "real/flat.png")
+    shutil.copy(folder / "images/good.png", folder / "real/copy.png")
+    return folder
+
+
+def test_check_names_every_fault_and_keeps_the_rest(tmp_path):
+    folder = broken_folder(tmp_path / "data")
+    given = check.Config(data=folder, keep=tmp_path / "kept", json_file=tmp_path / "found.json")
+    assert check.main(given) == 1
+    said = json.loads((tmp_path / "found.json").read_text())
+    reasons = {finding["key"]: finding["reason"] for finding in said["findings"]}
+    expected = {
+        "small": "20x20",
+        "shape": "of another shape",
+        "ones": "above 1 of 255",
+        "real-flat": "of one colour",
+        "real-copy": "same pixels as good",
+    }
+    assert reasons.keys() == expected.keys() and said["sound"] == 1
+    assert all(expected[key] in reasons[key] for key in expected)
+    kept = ShardStore(tmp_path / "kept")
+    assert kept.keys == ["good"] and kept[0].record.pixels == pixels(kept[0].image)
+    assert check.main(check.Config(data=tmp_path / "kept")) is None
+
+
+def test_check_goes_on_after_a_damaged_sample(tmp_path):
+    folder = photographs(tmp_path / "a")
+    bring("photographs", folder, tmp_path / "out")
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    given = check.Config(data=tmp_path / "out", json_file=tmp_path / "found.json")
+    assert check.main(given) == 1
+    said = json.loads((tmp_path / "found.json").read_text())
+    assert said["sound"] == 2 and "is damaged" in said["findings"][0]["reason"]
+
+
+def test_stats_count_and_preview_shows(tmp_path, capsys):
+    path, _ = sets.pal4vst(tmp_path / "set")
+    bring("pal4vst", path, tmp_path / "out")
+    photographs(tmp_path / "a")
+    bring("photographs", tmp_path / "a", tmp_path / "out")
+    stats.main(stats.Config(data=(tmp_path / "out",), json_file=tmp_path / "stats.json"))
+    said = json.loads((tmp_path / "stats.json").read_text())
+    assert said["all"]["all"]["samples"] == 7 and said["all"]["all"]["marked"] == 2
+    assert {name: one["samples"] for name, one in said["source"].items()} == {"human": 4, "real": 3}
+    marked = [ShardStore(tmp_path / "out")[i].mask for i in range(4)]
+    share = np.mean([mask.mean() / 255 for mask in marked])
+    assert said["source"]["human"]["area"] == pytest.approx(share)
+    assert said["groups"] == 7
+
+    sheet = tmp_path / "sheet.png"
+    preview.main(preview.Config(data=(tmp_path / "out",), out=sheet, marked=True))
+    with Image.open(sheet) as picture:
+        assert picture.height > 2 * 10 and picture.width > 3 * 12
+    assert "2 of 2 samples" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no sample fits"):
+        preview.main(preview.Config(data=(tmp_path / "out",), out=sheet, category="hand"))
