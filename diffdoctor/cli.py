@@ -101,6 +101,16 @@ COMMANDS = {
         "masks for unlabelled samples by a trained detector, shard by shard",
         "diffdoctor data pseudo-label store --detector runs/detector --out pseudo",
     ),
+    "data annotate": Command(
+        "data_balancing.annotate_out",
+        "hand images and mask guesses to Label Studio, CVAT, COCO or PNG tools",
+        "diffdoctor data annotate shards --out to_annotate --tool label_studio",
+    ),
+    "data annotated": Command(
+        "data_balancing.annotate_in",
+        "take annotators' masks back: labelled shards, and how far they agree",
+        "diffdoctor data annotated export.json --store shards --out labelled",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",

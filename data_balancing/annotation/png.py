@@ -1,0 +1,65 @@
+"""Plain pictures: images and guesses out, gray masks of one or several people back.
+
+    images/KEY.png
+    masks/KEY.png                 the guess, 0..255, to be painted over
+    annotators/NAME/KEY.png       what a person made of it: where this folder is, it alone is read
+
+Without `annotators/` the masks are read as those of one annotator, `painter`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import UserError
+from core.heatmap import read_map
+from core.images import encode_png, list_images
+from core.storage import write_atomic
+from data_balancing.annotation.cases import (
+    Annotation,
+    Case,
+    Mask,
+    Size,
+    check_size,
+    size_of,
+    write_images,
+)
+
+PAINTER = "painter"
+
+
+def write(cases: Sequence[Case], folder: Path) -> Path:
+    """The folder itself."""
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        write_images([case], folder)
+        if case.guess is not None:
+            write_atomic(folder / "masks" / f"{case.key}.png", encode_png(case.guess))
+    return folder
+
+
+def read(path: Path, sizes: Mapping[str, Size]) -> Iterator[Annotation]:
+    """The masks of every annotator; the time is that of the file."""
+    for name, folder in _annotators(Path(path)):
+        for file in list_images(folder):
+            size = size_of(sizes, file.stem, str(file))
+            mask = _levels(file)
+            check_size(mask.shape, size, str(file))
+            when = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="seconds")
+            yield Annotation(file.stem, name, mask, when, "png")
+
+
+def _annotators(path: Path) -> Iterator[tuple[str, Path]]:
+    if (path / "annotators").is_dir():
+        folders = sorted(one for one in (path / "annotators").iterdir() if one.is_dir())
+        yield from ((folder.name, folder) for folder in folders)
+    elif (path / "masks").is_dir():
+        yield PAINTER, path / "masks"
+    else:
+        raise UserError(f"{path} has neither annotators/ nor masks/; name the folder with them.")
+
+
+def _levels(file: Path) -> Mask:
+    return (read_map(file)[0].numpy() * 255).round().astype(np.uint8)
