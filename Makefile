@@ -1,16 +1,20 @@
 # Two commands: `make demo` (the method, end to end, on two cores) and `make test`.
-# Both create .venv and install the locked versions first; a second call installs nothing.
+# A third, `make test-system`, holds our formats against the annotation tools' own packages.
+# All create .venv and install the locked versions first; a second call installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 QUANT := $(VENV)/quant
+# Environments of their own: what the annotation tools ask for is not what we ask for.
+LABEL_STUDIO := .venv-label-studio
+CVAT := .venv-cvat
 # A file's tests stay together: they share what they set up. One thread each, or two get in the way.
 PYTEST_ARGS ?= -n 2 --dist loadfile --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test install clean
+.PHONY: demo test test-system install clean
 
 demo: $(INSTALLED)
 	$(BIN)/diffdoctor demo --out runs/demo
@@ -21,6 +25,9 @@ test: $(INSTALLED) $(QUANT)
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-system: $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system -m system --durations=5
 
 install: $(INSTALLED)
 
@@ -39,5 +46,11 @@ $(QUANT): requirements-quant.lock requirements-names.lock $(INSTALLED)
 		-r requirements-quant.lock -r requirements-names.lock
 	touch $@
 
+.venv-%/installed: requirements-%.lock
+	@test -n "$(PYTHON)" || { echo "Python 3.11 was not found: install it or say make PYTHON=..."; exit 1; }
+	test -x $(@D)/bin/python || "$(PYTHON)" -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LABEL_STUDIO) $(CVAT) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

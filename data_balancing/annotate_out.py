@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
+from jaxtyping import UInt8
 from PIL import Image
 
 import core.config
@@ -29,6 +30,9 @@ from data_balancing.annotation.cases import ORDER, Case, Mask, Size, read_json
 from detector.measure import device, predict
 from detector.segformer import freeze
 from detector.storage import digest, load_detector
+
+AnyMask = UInt8[np.ndarray, "y x"]
+"""Of another size than its image."""
 
 
 class Config(core.config.Config):
@@ -87,7 +91,7 @@ class Cases(Sequence[Case]):
         return Case(sample.key, sample.image, guess, sample.record.prompt)
 
 
-def resized(mask: Mask, size: Size) -> Mask:
+def resized(mask: AnyMask, size: Size) -> Mask:
     """The mask at the size of its image; pseudo-labels are kept at a quarter of it."""
     if mask.shape == size:
         return mask

@@ -24,7 +24,7 @@ def random_case(i, size=(6, 9)):
     draw = np.random.default_rng(i)
     image = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
     guess = np.zeros(size, np.uint8)
-    guess[1:4, i % 5 : i % 5 + 3] = draw.integers(1, 256, (3, 3))
+    guess[1:4, i : i + 3] = draw.integers(1, 256, guess[1:4, i : i + 3].shape)
     return Case(f"case-{i}", image, guess, f"a hand, no. {i}")
 
 

@@ -59,7 +59,7 @@ def test_points_of_cvat_keep_what_reaches_half(mask):
 def test_points_of_cvat_begin_with_what_is_not_marked():
     mask = np.zeros((4, 5), np.uint8)
     mask[1, 2:4] = mask[2, 1] = 255
-    assert cvat.encode_points(mask) == [1, 3, 2, 1, 1, 2, 3]  # .XX X.. from (1, 1) on
+    assert cvat.encode_points(mask) == [1, 3, 2, 1, 1, 3, 2]  # .XX X.. from (1, 1) to (3, 2)
     assert cvat.encode_points(mask * 0) == [1, 0, 0, 0, 0]
 
 
