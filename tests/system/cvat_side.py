@@ -1,4 +1,4 @@
-"""Runs where cvat-sdk is installed: masks and points in, points and masks out, as JSON."""
+"""Runs where cvat-sdk is installed: masks and points in, each as the other out; JSON."""
 
 import json
 import sys

@@ -17,9 +17,9 @@ def call(tool, request):
     if not python.is_file():
         pytest.fail(f"{python} is missing: run `make test-system`, which makes it.")
     script = ROOT / "tests" / "system" / f"{tool}_side.py"
-    # -P: the package there must not be shadowed by what lies beside the script.
+    # -I: neither our packages nor what lies beside the script may shadow what is installed there.
     done = subprocess.run(
-        [python, "-P", script], input=json.dumps(request), capture_output=True, text=True
+        [python, "-I", script], input=json.dumps(request), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""Runs where label-studio-sdk is installed: masks and brushes in, brushes and masks out, as JSON."""
+"""Runs where label-studio-sdk is installed: masks and brushes in, each as the other out; JSON."""
 
 import json
 import sys
