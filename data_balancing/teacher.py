@@ -6,10 +6,6 @@ Legend: b batch, h w pixels, y x cells at the network's stride.
 """
 
 import functools
-from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +15,12 @@ from jaxtyping import UInt8
 
 from core.contracts import Images
 from core.errors import UserError
-from core.images import decode_image, encode_png, from_uint8
+from core.images import encode_png, from_uint8
 from core.shards import ShardStore, ShardWriter
+from data_balancing.batches import Decoded, batches, decoded
 from detector.measure import device
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import digest, load_detector
-
-AHEAD = 4
-"""Batches that are decoded before they are needed."""
 
 
 class Teacher(NamedTuple):
@@ -38,14 +32,6 @@ class Teacher(NamedTuple):
     batch: int
     device: str
     bf16: bool
-
-
-class Unlabelled(NamedTuple):
-    """One image, as it lies in its shard and decoded."""
-
-    position: int
-    content: bytes
-    image: UInt8[np.ndarray, "h w 3"]
 
 
 def label_shard(store: Path, shard: str, out: Path, teacher: Teacher) -> tuple[int, int]:
@@ -87,38 +73,9 @@ def opened(teacher: Teacher) -> SegformerDetector:
     return freeze(load_detector(teacher.folder)).to(device(teacher.device))
 
 
-def decoded(store: ShardStore, positions: list[int], batch: int) -> Iterator[Unlabelled]:
-    """In order, some batches ahead of who asks, in threads of their own."""
-
-    def decode(i: int) -> Unlabelled:
-        content = store.encoded_image(i)
-        image = np.array(decode_image(content, f"{store.folder}:{store.keys[i]}.png"))
-        return Unlabelled(i, content, image)
-
-    with ThreadPoolExecutor(2) as pool:
-        waiting = iter(positions)
-        begun = [pool.submit(decode, i) for i in islice(waiting, AHEAD * batch)]
-        while begun:
-            yield begun.pop(0).result()
-            begun += [pool.submit(decode, i) for i in islice(waiting, 1)]
-
-
-def batches(images: Iterator[Unlabelled], size: int) -> Iterator[list[Unlabelled]]:
-    """Of one size each; where sizes mix, the fullest goes first, so that few images are held."""
-    held: dict[tuple[int, ...], list[Unlabelled]] = defaultdict(list)
-    for one in images:
-        alike = held[one.image.shape]
-        alike.append(one)
-        if len(alike) == size:
-            yield held.pop(one.image.shape)
-        elif sum(map(len, held.values())) >= AHEAD * size:
-            yield held.pop(max(held, key=lambda shape: len(held[shape])))
-    yield from held.values()
-
-
 @torch.inference_mode()
 def labels(
-    detector: SegformerDetector, batch: list[Unlabelled], teacher: Teacher
+    detector: SegformerDetector, batch: list[Decoded], teacher: Teacher
 ) -> UInt8[np.ndarray, "b y x"]:
     """The map at the network's stride, in 8 bits: (b, h/4, w/4) for the published network."""
     images: Images = from_uint8(np.stack([one.image for one in batch]))

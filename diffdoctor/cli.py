@@ -101,6 +101,11 @@ COMMANDS = {
         "masks for unlabelled samples by a trained detector, shard by shard",
         "diffdoctor data pseudo-label store --detector runs/detector --out pseudo",
     ),
+    "data hard-cases": Command(
+        "data_balancing.hard_cases",
+        "which images people should label next, evenly over the categories",
+        "diffdoctor data hard-cases store --detector runs/detector --n 2000 --out hard",
+    ),
     "data annotate": Command(
         "data_balancing.annotate_out",
         "hand images and mask guesses to Label Studio, CVAT, COCO or PNG tools",

@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.images import encode_png, from_uint8
 from core.samples import Record, Sample
 from core.shards import ShardStore, ShardWriter
-from data_balancing import pseudo_label, teacher
+from data_balancing import batches, pseudo_label, teacher
 from detector.data import open_labelled
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import digest, load_detector, save_detector
@@ -119,7 +119,7 @@ def test_a_changed_detector_is_refused(world, tmp_path):
 
 def test_batches_are_of_one_size_and_few_wait():
     shapes = [SIZES[random.Random(i).random() < 0.3] for i in range(200)]
-    images = [teacher.Unlabelled(i, b"", np.zeros((*s, 3), np.uint8)) for i, s in enumerate(shapes)]
+    images = [batches.Decoded(i, b"", np.zeros((*s, 3), np.uint8)) for i, s in enumerate(shapes)]
     taken = []
 
     def given():
@@ -128,10 +128,10 @@ def test_batches_are_of_one_size_and_few_wait():
             yield one
 
     seen = []
-    for batch in teacher.batches(given(), 4):
+    for batch in batches.batches(given(), 4):
         assert len({one.image.shape for one in batch}) == 1 and len(batch) <= 4
         seen += [one.position for one in batch]
-        assert len(taken) - len(seen) < teacher.AHEAD * 4
+        assert len(taken) - len(seen) < batches.AHEAD * 4
     assert sorted(seen) == list(range(200))
 
 
