@@ -93,12 +93,19 @@ def _texts(file: Path, names: Sequence[str]) -> list[str]:
 
 def require_column(file: Path, opened: Any, names: Sequence[str]) -> str:
     """The first of these columns that a file has."""
-    there = opened.schema_arrow.names
+    there = column_names(file, opened)
     for name in names:
         if name in there:
             return name
     wanted = " or ".join(f"'{name}'" for name in names)
     raise UserError(f"{file} has no column {wanted}, only {', '.join(there)}.")
+
+
+def column_names(file: Path, opened: Any) -> list[str]:
+    try:
+        return opened.schema_arrow.names
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is damaged ({_line(error)}): download it again.") from error
 
 
 def open_parquet(file: Path) -> Any:
@@ -110,7 +117,7 @@ def open_parquet(file: Path) -> Any:
         raise UserError("Parquet files need pyarrow: install it (pip install pyarrow).") from error
     try:
         return pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is damaged or no Parquet file ({_line(error)}).") from error
 
 

@@ -134,7 +134,7 @@ def once(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The same, each name printable and there once: the second `a` is called `a (2)`."""
     seen: set[str] = set()
     for entry in entries:
-        name = first = printable(entry.name)
+        name = first = printable(entry.name) or "(no name)"
         count = 1
         while name in seen:
             count += 1

@@ -10,7 +10,7 @@ from pydantic import FiniteFloat
 
 from core.errors import UserError
 from core.images import MAX_BYTES, decode_image, flatten
-from core.parquet import column, open_parquet, parquet_files, require_column
+from core.parquet import column, column_names, open_parquet, parquet_files, require_column
 from data_balancing.entries import Entry, Labelled
 from data_balancing.formats.files import Strict, Text, checked, printable, refused
 from data_balancing.formats.shapes import polygons
@@ -46,7 +46,7 @@ class Groups:
         with open_parquet(file) as opened:
             for name in REQUIRED:
                 require_column(file, opened, [name])
-            self.columns = [name for name in COLUMNS if name in opened.schema_arrow.names]
+            self.columns = [name for name in COLUMNS if name in column_names(file, opened)]
             counted = range(opened.num_row_groups)
             self.sizes = [opened.metadata.row_group(group).num_rows for group in counted]
         self._held: tuple[int, list[tuple]] = (-1, [])
@@ -57,6 +57,8 @@ class Groups:
             self._held = (-1, [])  # never two at once
             with open_parquet(self.file) as opened:
                 cells = [column(self.file, opened, name, group) for name in self.columns]
+            if any(len(rows) != self.sizes[group] for rows in cells):
+                raise UserError(f"{self.file} is damaged (its columns differ): download it again.")
             self._held = group, list(zip(*cells, strict=True))
         return dict(zip(self.columns, self._held[1][place], strict=True))
 

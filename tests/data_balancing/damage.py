@@ -3,6 +3,7 @@
 `python -m tests.data_balancing.damage TRIALS SEED FOLDER` prints a line of JSON.
 """
 
+import copy
 import json
 import random
 import re
@@ -91,7 +92,7 @@ def _mutate(draw: random.Random, holder: Any) -> None:
         if draw.random() < 0.2 and len(keys) > 1:
             del holder[key]
         else:
-            holder[key] = draw.choice(ODD)
+            holder[key] = copy.deepcopy(draw.choice(ODD))
         return
 
 

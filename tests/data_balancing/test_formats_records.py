@@ -119,6 +119,12 @@ def test_a_pair_of_another_structure(pair, tmp_path):
     assert [bool(reason) for reason in outcome("imdl", root).values()] == [True, False, False]
 
 
+def test_names_are_never_empty_and_never_twice(tmp_path):
+    root, _ = SETS["imdl"](tmp_path)
+    put(root, [["", "Negative"], ["a", "Negative"], ["a (2)", "Negative"], ["a", "Negative"]])
+    assert list(outcome("imdl", root)) == ["(no name)", "a", "a (2)", "a (3)"]
+
+
 def test_coco_with_wrong_ids_sizes_and_runs(tmp_path):
     root, _ = SETS["coco"](tmp_path)
     path = root / "annotations/instances.json"

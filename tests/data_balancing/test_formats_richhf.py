@@ -1,6 +1,7 @@
 """TFRecords without TensorFlow: bytes against independent constants and readers, and damage."""
 
 import struct
+import sys
 
 import google_crc32c
 import numpy as np
@@ -77,6 +78,13 @@ def test_images_are_asked_for(tmp_path):
     root, _ = SETS["richhf"](tmp_path)
     with pytest.raises(UserError, match="give their folder"):
         list(FORMATS["richhf"].read(root, None))
+
+
+def test_a_missing_library_is_named_before_the_first_record(tmp_path, monkeypatch):
+    root, images = SETS["richhf"](tmp_path)
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    with pytest.raises(UserError, match="pip install 'diffdoctor.data.'"):
+        next(FORMATS["richhf"].read(root, images))
 
 
 def test_two_images_of_one_uid_are_refused(tmp_path):
