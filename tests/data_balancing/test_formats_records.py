@@ -101,7 +101,21 @@ def test_parquet_holds_one_row_group_at_a_time(tmp_path, monkeypatch):
     assert asked == [(name, group) for group in (0, 1) for name in names]
 
 
-@pytest.mark.parametrize("record", [None, [], {}, {"7": []}, {"7": {"img_file_name": 1}}, "text"])
+WHOLE = {"img_file_name": "0.jpg", "caption": "a", "refs": []}
+SCARS = [
+    None,
+    [],
+    {},
+    "text",
+    {"7": []},
+    {"7": {**WHOLE, "img_file_name": 1}},
+    {"7": {**WHOLE, "caption": "half a \ud800 pair"}},
+    {"7": {**WHOLE, "refs": [{"segmentation": []}]}},
+    {"7": {**WHOLE, "refs": None}},
+]
+
+
+@pytest.mark.parametrize("record", SCARS)
 def test_a_scar_of_another_structure(record, tmp_path):
     root, _ = SETS["synthscars"](tmp_path)
     path = root / "train/annotations/train.json"
