@@ -20,7 +20,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return _order(n, seed, epoch)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=128)  # one for each cell of a quota
 def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     word = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     word += np.uint64(mix(_ORDER, seed, epoch))
