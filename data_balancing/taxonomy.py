@@ -7,6 +7,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
@@ -104,5 +105,5 @@ class Seen(BaseModel):
 
 def answer_type(taxonomy: Taxonomy) -> type[Seen]:
     """`Seen` whose categories are these leaves and nothing else: its JSON schema says so."""
-    leaf: Any = Literal[taxonomy.leaves]
-    return create_model("Seen", __base__=Seen, categories=(tuple[leaf, ...], ...))
+    leaves: Any = GenericAlias(tuple, (Literal[taxonomy.leaves], ...))
+    return create_model("Seen", __base__=Seen, categories=(leaves, ...))

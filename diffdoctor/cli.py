@@ -116,6 +116,11 @@ COMMANDS = {
         "take annotators' masks back: labelled shards, and how far they agree",
         "diffdoctor data annotated export.json --store shards --out labelled",
     ),
+    "data tag": Command(
+        "data_balancing.tag",
+        "what each image shows, as a multimodal model sees it",
+        "diffdoctor data tag shards --out tags.jsonl --endpoint URL --model NAME",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",

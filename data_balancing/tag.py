@@ -1,0 +1,187 @@
+"""A shard store in, the categories of each image out, as a multimodal model sees them.
+
+    diffdoctor data tag shards --out tags.jsonl --endpoint http://localhost:8000/v1 --model NAME
+
+OUT has a line an image; OUT's stem with `.quarantine.jsonl` those that no answer could be had for,
+`.agreement.json` how far a second model agrees, `.cache/` what was answered: running again asks
+for what is missing.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from pydantic import Field, model_validator
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import core.config
+from core.errors import UserError
+from core.shards import ShardStore
+from core.storage import check_writable, write_atomic
+from data_balancing.asking import Endpoint, Model
+from data_balancing.local_tagger import LocalModel
+from data_balancing.tagging import PROMPT_VERSION, Tagged, Tagger, agreement
+from data_balancing.taxonomy import Taxonomy, load_taxonomy
+
+HOPELESS = 20
+"""Images set aside from the first on, without one answer, after which the model itself is wrong."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Config(core.config.Config):
+    """Settings of one tagging."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Folder of shards."""
+    out: Path
+    """The .jsonl file of tags."""
+    endpoint: str | None = None
+    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1."""
+    model: str | None = None
+    """Name of the model there."""
+    local: Path | None = None
+    """Instead of an endpoint: folder of a transformers image-text-to-text model."""
+    second_model: str | None = None
+    """Another model at the endpoint, to see how far the two agree."""
+    taxonomy: Path | None = None
+    """Categories of your own, as in data_balancing/taxonomy.yaml."""
+    concurrency: int = Field(8, ge=1, le=256)
+    """Images that are asked about at once; a local model takes one."""
+
+    @model_validator(mode="after")
+    def _one_tagger(self) -> "Config":
+        if (self.endpoint is None) == (self.local is None):
+            raise ValueError("give either --endpoint with --model, or --local.")
+        if (self.endpoint is None) != (self.model is None):
+            raise ValueError("--endpoint and --model go together.")
+        if self.second_model is not None and self.endpoint is None:
+            raise ValueError("--second-model needs --endpoint.")
+        if self.second_model is not None and self.second_model == self.model:
+            raise ValueError("--second-model must be another model than --model.")
+        if self.out.suffix != ".jsonl":
+            raise ValueError("--out must end in .jsonl.")
+        return self
+
+
+def main(config: Config) -> int | None:
+    """Tag every image; exit code 1 when some had to be set aside."""
+    taxonomy, store = load_taxonomy(config.taxonomy), ShardStore(config.store)
+    check_writable(config.out.parent)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    models = open_models(config.endpoint, config.local, [config.model, config.second_model])
+    cache = config.out.with_suffix(".cache")
+    taggers = [Tagger(model, taxonomy, cache) for model in models]
+    workers = config.concurrency if config.local is None else 1
+    rows = [list(tag_all(store, tagger, workers)) for tagger in taggers]
+    lines, lost = tag_lines(store.keys, taggers, rows)
+    write_lines(config.out, lines)
+    write_lines(config.out.with_suffix(".quarantine.jsonl"), lost)
+    print(f"{len(lines)} images tagged, {len(lost)} set aside.")
+    if len(rows) == 2:
+        figures = compare(taxonomy, taggers, rows)
+        text = json.dumps(figures, indent=2) + "\n"
+        write_atomic(config.out.with_suffix(".agreement.json"), text.encode())
+        Console().print(agreement_table(figures))
+    return 1 if lost else None
+
+
+def open_models(
+    endpoint: str | None, local: Path | None, names: Sequence[str | None]
+) -> list[Model]:
+    if local is not None:
+        return [LocalModel(local)]
+    return [Endpoint(endpoint or "", name) for name in names if name is not None]
+
+
+def tag_all(store: ShardStore, tagger: Tagger, workers: int) -> Iterator[Tagged]:
+    """Every image in the store's order; `UserError` where the model can answer nothing at all."""
+    fresh = 0
+    tagged = bounded_map(lambda i: tagger.tag(store[i].image), range(len(store)), workers)
+    for i, found in enumerate(tqdm(tagged, tagger.model.name, len(store))):
+        fresh += bool(found.reason)
+        if fresh == HOPELESS and fresh == i + 1:
+            raise UserError(
+                f"{tagger.model.name} answered none of the first {HOPELESS} images "
+                f"({found.reason}); take a model that sees images and knows JSON schemas."
+            )
+        yield found
+
+
+def bounded_map(do: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """`do` of every item by so many threads, in order, with few results waiting."""
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append(pool.submit(do, item))
+            if len(waiting) >= 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def tag_lines(
+    keys: Sequence[str], taggers: Sequence[Tagger], rows: Sequence[Sequence[Tagged]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is written: images with the first model's tags, and answers that could not be had."""
+    lines, lost = [], []
+    for key, *said in zip(keys, *rows, strict=True):
+        for tagger, one in zip(taggers, said, strict=True):
+            if one.reason:
+                lost.append({"key": key, "model": tagger.model.name, "reason": one.reason})
+        first, second = said[0], said[1] if len(said) > 1 else None
+        if first.reason:
+            continue
+        line: dict[str, Any] = {
+            "key": key,
+            "categories": first.categories,
+            "model": taggers[0].model.name,
+            "taxonomy": taggers[0].taxonomy.digest,
+            "question": PROMPT_VERSION,
+            "pixels": first.pixels,
+        }
+        if second is not None and not second.reason:
+            line["second"] = second.categories
+        lines.append(line)
+    return lines, lost
+
+
+def compare(
+    taxonomy: Taxonomy, taggers: Sequence[Tagger], rows: Sequence[Sequence[Tagged]]
+) -> dict[str, Any]:
+    """How far two models agree, by category, over the images that both have answered."""
+    both = [(a, b) for a, b in zip(*rows, strict=True) if not (a.reason or b.reason)]
+    first, second = [a.categories for a, _ in both], [b.categories for _, b in both]
+    return {
+        "models": [tagger.model.name for tagger in taggers],
+        "images": len(both),
+        "categories": agreement(taxonomy.leaves, first, second),
+    }
+
+
+def agreement_table(figures: dict[str, Any]) -> Table:
+    title = f"{' and '.join(figures['models'])} on {figures['images']} images"
+    table = Table("category", "kappa", "agree", "first", "second", title=title)
+    for name, one in figures["categories"].items():
+        shown = ["-" if one[k] is None else f"{one[k]:.2f}" for k in ("kappa", "share")]
+        table.add_row(name, *shown, str(one["first"]), str(one["second"]))
+    return table
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line, whole or not at all."""
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="diffdoctor data tag")

@@ -1,0 +1,242 @@
+"""Tags through a real HTTP server: retries, quarantine, cache, bound, two models, the key."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from core.samples import Record, Sample
+from core.shards import ShardWriter
+from data_balancing import tag
+from data_balancing.tagging import agreement, kappa, picture_url
+from tests.data_balancing.server import serving
+
+GOOD = json.dumps({"categories": ["hand", "face"]})
+
+
+def store(folder: Path, n: int = 4, equal: bool = False) -> Path:
+    with ShardWriter(folder) as writer:
+        for i in range(n):
+            level = np.random.default_rng(0 if equal else i).integers(0, 256, (8, 12, 3))
+            record = Record(key=f"s-{i}", source="pseudo")
+            writer.write(Sample(record.key, level.astype(np.uint8), None, record))
+    return folder
+
+
+def config(folder: Path, url: str, **changes) -> tag.Config:
+    settings = {
+        "store": folder / "store",
+        "out": folder / "tags.jsonl",
+        "endpoint": url,
+        "model": "seer",
+        "concurrency": 2,
+    }
+    return tag.Config(**{**settings, **changes})
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_image_gets_its_tags_and_a_rerun_asks_nothing(tmp_path: Path):
+    store(tmp_path / "store")
+    with serving(lambda body, _: GOOD) as server:
+        assert tag.main(config(tmp_path, server.url)) is None
+        first = (tmp_path / "tags.jsonl").read_bytes()
+        assert len(server.requests) == 4
+        assert tag.main(config(tmp_path, server.url)) is None
+        assert len(server.requests) == 4 and (tmp_path / "tags.jsonl").read_bytes() == first
+        tag.main(config(tmp_path, server.url, model="other"))  # the control: it is asked
+        assert len(server.requests) == 8
+    found = lines(tmp_path / "tags.jsonl")
+    assert [line["key"] for line in found] == ["s-0", "s-1", "s-2", "s-3"]
+    assert all(line["categories"] == ["hand", "face"] for line in found)
+    assert lines(tmp_path / "tags.quarantine.jsonl") == []
+
+
+def test_the_request_holds_the_picture_and_a_strict_schema(tmp_path: Path):
+    store(tmp_path / "store", 1)
+    with serving(lambda body, _: GOOD) as server:
+        tag.main(config(tmp_path, server.url))
+    (body,) = server.requests
+    schema = body["response_format"]["json_schema"]
+    assert schema["strict"] is True and schema["schema"]["additionalProperties"] is False
+    assert "hand" in schema["schema"]["properties"]["categories"]["items"]["enum"]
+    image = body["messages"][1]["content"][0]["image_url"]["url"]
+    assert image.startswith("data:image/jpeg;base64,")
+
+
+def test_equal_pixels_are_one_question(tmp_path: Path):
+    store(tmp_path / "store", 3, equal=True)
+    with serving(lambda body, _: GOOD) as server:
+        tag.main(config(tmp_path, server.url, concurrency=1))
+    assert len(server.requests) == 1 and len(lines(tmp_path / "tags.jsonl")) == 3
+
+
+@pytest.mark.parametrize("bad", ["no idea", '{"categories": ["dragon"]}', '{"categories": '])
+def test_a_bad_answer_goes_back_with_its_fault(tmp_path: Path, bad: str):
+    store(tmp_path / "store", 1)
+    with serving(lambda body, number: bad if number == 0 else f"```json\n{GOOD}\n```") as server:
+        assert tag.main(config(tmp_path, server.url)) is None
+    assert len(server.requests) == 2
+    *_, said, again = server.requests[1]["messages"]
+    assert said["role"] == "assistant" and "not usable" in again["content"]
+
+
+def test_always_bad_is_set_aside_with_its_reason(tmp_path: Path):
+    store(tmp_path / "store", 2)
+    with serving(lambda body, _: "no idea") as server:
+        assert tag.main(config(tmp_path, server.url)) == 1
+        assert len(server.requests) == 6
+        tag.main(config(tmp_path, server.url))
+        assert len(server.requests) == 12  # a failure is not remembered
+    assert lines(tmp_path / "tags.jsonl") == []
+    lost = lines(tmp_path / "tags.quarantine.jsonl")
+    assert [line["key"] for line in lost] == ["s-0", "s-1"]
+    assert "3 tries" in lost[0]["reason"] and lost[0]["model"] == "seer"
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_busy_server_is_asked_again(tmp_path: Path, status: int):
+    store(tmp_path / "store", 1)
+    with serving(lambda body, n: (status, "busy") if n < 2 else GOOD) as server:
+        assert tag.main(config(tmp_path, server.url)) is None
+    assert len(server.requests) == 3
+
+
+def test_a_refused_image_is_set_aside_and_the_others_go_on(tmp_path: Path):
+    store(tmp_path / "store", 3)
+    with serving(lambda body, n: (400, "not that one") if n == 0 else GOOD) as server:
+        assert tag.main(config(tmp_path, server.url, concurrency=1)) == 1
+    assert len(lines(tmp_path / "tags.jsonl")) == 2
+    (lost,) = lines(tmp_path / "tags.quarantine.jsonl")
+    assert lost["key"] == "s-0" and "not that one" in lost["reason"]
+
+
+def test_a_model_that_answers_nothing_stops_the_program(tmp_path: Path):
+    store(tmp_path / "store", tag.HOPELESS + 5)
+    with (
+        serving(lambda body, _: (400, "no images here")) as server,
+        pytest.raises(UserError, match="none of the first 20"),
+    ):
+        tag.main(config(tmp_path, server.url))
+
+
+def test_never_more_at_once_than_asked_for(tmp_path: Path):
+    store(tmp_path / "store", 12)
+    with serving(lambda body, _: GOOD, delay=0.1) as server:
+        tag.main(config(tmp_path, server.url, concurrency=3))
+    assert server.most == 3
+
+
+def test_two_models_are_compared(tmp_path: Path, capsys):
+    store(tmp_path / "store", 4)
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "version: 1\ncategories:\n- {name: hand, about: a hand}\n- {name: tree, about: a tree}\n"
+    )
+
+    def answer(body, number):
+        even = number % 2 == 0
+        return json.dumps({"categories": ["hand"] if body["model"] == "seer" or even else []})
+
+    with serving(answer) as server:
+        changes = {"second_model": "looker", "concurrency": 1, "taxonomy": own}
+        tag.main(config(tmp_path, server.url, **changes))
+    found = json.loads((tmp_path / "tags.agreement.json").read_text())
+    assert found["models"] == ["seer", "looker"] and found["images"] == 4
+    assert found["categories"]["hand"] == {"kappa": 0.0, "share": 0.5, "first": 4, "second": 2}
+    assert found["categories"]["tree"]["kappa"] is None
+    assert lines(tmp_path / "tags.jsonl")[1]["second"] == []
+    assert "kappa" in capsys.readouterr().out
+
+
+def test_kappa_by_hand():
+    """20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: p_o 0.7, p_e 0.5."""
+    first = [True] * 25 + [False] * 25
+    second = [True] * 20 + [False] * 5 + [True] * 10 + [False] * 15
+    assert kappa(first, second) == pytest.approx(0.4)
+    assert kappa(first, first) == 1 and kappa(first, [not x for x in first]) == -1
+    assert kappa([True, True], [True, True]) is None and kappa([], []) is None
+    assert agreement(["a"], [["a"], []], [["a"], ["a"]])["a"]["share"] == 0.5
+
+
+def test_the_key_is_sent_and_never_written(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    store(tmp_path / "store", 2)
+    answers = [(400, "bad key sk-very-secret?"), GOOD]
+    with serving(lambda body, n: answers[n]) as server:
+        tag.main(config(tmp_path, server.url, concurrency=1))
+    assert set(server.keys) == {"Bearer sk-very-secret"}
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 5 and not any(b"very-secret" in path.read_bytes() for path in written)
+    with (
+        serving(lambda body, _: (401, "wrong key sk-very-secret")) as server,
+        pytest.raises(UserError, match="401") as caught,
+    ):
+        tag.main(config(tmp_path, server.url, model="third"))
+    assert "very-secret" not in str(caught.value)
+
+
+def test_nobody_listens(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("data_balancing.asking.RESENDS", 0)
+    store(tmp_path / "store", 1)
+    with serving(lambda body, _: GOOD) as server:
+        pass
+    with pytest.raises(UserError, match="does not answer"):
+        tag.main(config(tmp_path, server.url))
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path):
+    """The server breaks after two answers; then only the rest is asked."""
+    store(tmp_path / "store", 5)
+    with (
+        serving(lambda body, n: GOOD if n < 2 else (403, "stop")) as server,
+        pytest.raises(UserError, match="403"),
+    ):
+        tag.main(config(tmp_path, server.url, concurrency=1))
+    assert not (tmp_path / "tags.jsonl").exists()
+    with serving(lambda body, _: GOOD) as server:
+        tag.main(config(tmp_path, server.url, concurrency=1))
+    assert len(server.requests) == 3 and len(lines(tmp_path / "tags.jsonl")) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": None}, "go together"),
+        ({"local": Path("x")}, "either --endpoint"),
+        ({"second_model": "seer"}, "another model"),
+        ({"out": Path("tags.csv")}, "jsonl"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path: Path, changes: dict, said: str):
+    with pytest.raises(ValueError, match=said):
+        config(tmp_path, "http://localhost:1/v1", **changes)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"), [("localhost:1", "no address"), ("http://a:b@localhost/v1", "password")]
+)
+def test_strange_addresses(tmp_path: Path, url: str, said: str):
+    store(tmp_path / "store", 1)
+    with pytest.raises(UserError, match=said):
+        tag.main(config(tmp_path, url))
+
+
+def test_a_store_that_is_none(tmp_path: Path):
+    (tmp_path / "store").mkdir()
+    with pytest.raises(UserError, match="holds no shards"):
+        tag.main(config(tmp_path, "http://localhost:1/v1"))
+
+
+def test_a_large_picture_is_sent_smaller():
+    import base64
+    import io
+
+    from PIL import Image
+
+    url = picture_url(np.zeros((200, 2000, 3), np.uint8))
+    assert Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).size == (768, 77)
