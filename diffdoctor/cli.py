@@ -121,6 +121,11 @@ COMMANDS = {
         "what each image shows, as a multimodal model sees it",
         "diffdoctor data tag shards --out tags.jsonl --endpoint URL --model NAME",
     ),
+    "data balance": Command(
+        "data_balancing.balance",
+        "categories that a detector judges oddly, with figures and pictures",
+        "diffdoctor data balance shards --tags tags.jsonl --detector runs/detector --out balance",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",
