@@ -68,9 +68,9 @@ def ask(model: Model, messages: Sequence[Message], answer: type[A], tries: int =
 class Endpoint:
     """A model behind an OpenAI-compatible address, such as http://localhost:8000/v1."""
 
-    def __init__(self, url: str, model: str):
+    def __init__(self, url: str, model: str, temperature: float = 0.0):
         check_address(url)
-        self.name, self.url = model, url
+        self.name, self.url, self.temperature = model, url, temperature
         self._openai = _openai()
         key = os.environ.get(KEY) or "none"  # local servers ask for none
         self._client = self._openai.OpenAI(
@@ -84,7 +84,7 @@ class Endpoint:
             found = self._client.chat.completions.create(
                 model=self.name,
                 messages=list(messages),
-                temperature=0,
+                temperature=self.temperature,
                 response_format={
                     "type": "json_schema",
                     "json_schema": {"name": "answer", "strict": True, "schema": dict(schema)},

@@ -126,6 +126,11 @@ COMMANDS = {
         "categories that a detector judges oddly, with figures and pictures",
         "diffdoctor data balance shards --tags tags.jsonl --detector runs/detector --out balance",
     ),
+    "data prompts": Command(
+        "data_balancing.write_prompts",
+        "diverse prompts for those categories, by a language model or a grammar",
+        "diffdoctor data prompts --balance balance/balance.json --templates --out prompts.jsonl",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",
