@@ -131,6 +131,11 @@ COMMANDS = {
         "diverse prompts for those categories, by a language model or a grammar",
         "diffdoctor data prompts --balance balance/balance.json --templates --out prompts.jsonl",
     ),
+    "data synthesize": Command(
+        "data_balancing.synthesize",
+        "images of any base for a list of prompts, as shards without labels",
+        "diffdoctor data synthesize --base FOLDER --prompts prompts.jsonl --out store",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",

@@ -1,0 +1,172 @@
+"""A base model and prompts in, a shard store of its images out, which nobody has labelled yet.
+
+    diffdoctor data synthesize --base FOLDER --prompts prompts.jsonl --out store --n-per-prompt 2
+
+Image j of a prompt depends on the base, the seed, the prompt and j alone: running again, or with
+more prompts, repeats nothing. OUT/synthesis.json keeps the settings that the images follow from.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from tqdm import tqdm
+
+import core.config
+from base_models.load import check_base, check_size, load_base, locate, read_json
+from core.contracts import DiffusionModel, Images
+from core.errors import UserError
+from core.images import round_to_8bit, to_uint8
+from core.samples import Record, Sample
+from core.seeds import mix
+from core.shards import ShardWriter
+from core.storage import check_writable, sha256_file, write_atomic
+from data_balancing.prompt_file import PromptLine, read_prompt_lines
+from detector.measure import device
+
+NOISE = 121
+"""What a draw is for; see `core.seeds`."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SETTINGS = "synthesis.json"
+
+
+class Config(core.config.Config):
+    """Which base draws how many images of which prompts."""
+
+    base: str
+    """A pipeline folder or a Hub id."""
+    prompts: Path
+    """A .jsonl file with `prompt` and `category`, or a .txt with a prompt a line."""
+    out: Path
+    """Folder of the store."""
+    n_per_prompt: int = Field(2, ge=1, le=10_000)
+    seed: int = Field(0, ge=0)
+    height: int = Field(1024, ge=8)
+    width: int = Field(1024, ge=8)
+    steps: int | None = Field(None, ge=1, le=1000)
+    """Sampler steps: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
+    guidance: float | None = Field(None, ge=0)
+    """The base's own without."""
+    batch: int = Field(4, ge=1)
+    shard_size: int = Field(100, ge=1)
+    """Images of a shard: what an interruption costs at most."""
+    licence: str = ""
+    """Under which the base lets its images be used; written into every record."""
+    dtype: str = Field("fp32", pattern="^(fp32|bf16)$")
+    device: str = "auto"
+
+
+def main(config: Config) -> None:
+    """Draw what is not there yet."""
+    lines = read_prompt_lines(config.prompts)
+    check_size(config.base, config.height, config.width)
+    check_writable(config.out)
+    place, folder = device(config.device), locate(config.base)
+    steps = config.steps or usual_steps(folder)
+    generator = f"{folder.resolve().name}@{base_digest(folder)[:12]}"
+    named = ("height", "width", "guidance", "dtype")
+    drawn = {name: getattr(config, name) for name in named}
+    claim(config.out, {"generator": generator, "steps": steps, **drawn})
+    plan = records(lines, config.n_per_prompt, config.seed, generator, config.licence)
+    with ShardWriter(config.out, config.shard_size) as writer:
+        missing = [record for record in plan if record.key not in writer]
+        if not missing:
+            return
+        options: dict[str, Any] = {} if config.guidance is None else {"guidance": config.guidance}
+        model = load_base(str(folder), place, DTYPES[config.dtype], **options)
+        size = config.height, config.width
+        with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="synthesize") as bar:
+            for part in batches(missing, config.batch, config.shard_size):
+                prompts, seeds = [r.prompt for r in part], [r.seed or 0 for r in part]
+                images = draw(model, prompts, seeds, steps=steps, size=size)
+                for level, record in zip(to_uint8(images), part, strict=True):
+                    writer.write(Sample(record.key, level, None, record))
+                bar.update(len(part))
+
+
+def records(
+    lines: Sequence[PromptLine], each: int, seed: int, generator: str, licence: str = ""
+) -> list[Record]:
+    """Who the images are: a prompt given twice is one; keys and seeds follow from its text."""
+    texts: dict[str, PromptLine] = {}
+    for line in lines:
+        texts.setdefault(line.prompt.strip(), line)
+    found = []
+    for text, line in texts.items():
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+        for j in range(each):
+            found.append(
+                Record(
+                    key=f"{number:016x}-{seed}-{j}",
+                    source="pseudo",
+                    category=line.category,
+                    prompt=text,
+                    generator=generator,
+                    seed=mix(NOISE, seed, number, j) % 2**32,  # torch keeps 32 bits
+                    licence=licence,
+                )
+            )
+    return found
+
+
+def batches(plan: Sequence[Record], batch: int, shard_size: int) -> Iterator[list[Record]]:
+    """The plan in batches that end where a shard does: a batch may tell in an image's last bits,
+    and a store that was interrupted between two shards shall hold the same bytes."""
+    for start in range(0, len(plan), shard_size):
+        shard = plan[start : start + shard_size]
+        yield from (list(shard[at : at + batch]) for at in range(0, len(shard), batch))
+
+
+@torch.no_grad()
+def draw(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    size: tuple[int, int],
+) -> Images:
+    """One image a seed by the base's own sampler, as a PNG holds it, on the CPU."""
+    schedule, text = model.schedule(steps, *size), model.encode_prompts(prompts)
+    latents = model.noise(seeds, *size)
+    for i in range(steps):
+        latents = model.step(latents, i, schedule, text)
+    return round_to_8bit(model.decode(latents)).cpu()
+
+
+def usual_steps(folder: Path) -> int:
+    """Sampler steps of a base that none were given for."""
+    if check_base(folder) != "FluxPipeline":
+        return 25
+    distilled = read_json(folder / "transformer" / "config.json").get("guidance_embeds")
+    return 28 if distilled else 4
+
+
+def base_digest(folder: Path) -> str:
+    """sha256 over every config and weight of a base, by relative name."""
+    total = hashlib.sha256()
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    for path in (path for path in files if path.suffix in (".json", ".safetensors")):
+        total.update(f"{path.relative_to(folder)}:{sha256_file(path)}\n".encode())
+    return total.hexdigest()
+
+
+def claim(out: Path, settings: dict) -> None:
+    """Make the store's folder, or find the same settings there; `UserError` for any other."""
+    path, text = out / SETTINGS, json.dumps(settings, indent=2) + "\n"
+    if path.is_file():
+        if path.read_text() != text:
+            raise UserError(f"{out} holds images of other settings ({path}); choose another --out.")
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds other files; choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.encode())
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="diffdoctor data synthesize")
