@@ -32,7 +32,7 @@ class Beta(NamedTuple):
 
 
 WEIGHTS = (1.0, 1000.0)
-"""Least and most images a prior is worth: categories all alike are still no certainty."""
+"""Least and most images a prior is worth; nor more than there are, for its mean comes from them."""
 
 
 def beta_prior(broken: Sequence[int], images: Sequence[int]) -> Beta:
@@ -51,7 +51,10 @@ def beta_prior(broken: Sequence[int], images: Sequence[int]) -> Beta:
     chance = pi * (1 - pi)
     room = chance * (total - (n**2).sum() / total - (g - 1))
     r = (spread - (g - 1) * chance) / room if room > 0 else 0.0
-    weight = float(np.clip(1 / r - 1 if r > 0 else np.inf, *WEIGHTS))
+    least, most = WEIGHTS
+    if g == 1:  # one category says nothing of how categories differ
+        return Beta(pi * least, (1 - pi) * least)
+    weight = float(np.clip(1 / r - 1 if r > 0 else np.inf, least, max(least, min(most, total))))
     return Beta(pi * weight, (1 - pi) * weight)
 
 

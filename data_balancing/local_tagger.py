@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from base_models.load import read_json
 from core.errors import UserError
-from core.storage import sha256_file
 from data_balancing.asking import Message
+from data_balancing.digests import model_name
 from detector.measure import device
 
 MAX_NEW_TOKENS = 256
@@ -24,6 +23,8 @@ class LocalModel:
     """Answers greedily, without a schema to hold it: what is wrong goes back as from a server."""
 
     def __init__(self, folder: Path, on: str = "auto"):
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} has no config.json; name one that save_pretrained wrote.")
         self.name = model_name(folder)
         self._lock = threading.Lock()
         self._processor, self._model = _load(folder)
@@ -43,15 +44,6 @@ class LocalModel:
             out = self._model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         answer = out[0, inputs["input_ids"].shape[1] :]
         return self._processor.decode(answer, skip_special_tokens=True)
-
-
-def model_name(folder: Path) -> str:
-    """The folder's name and its configuration's digest: two models are not taken for one."""
-    config = Path(folder) / "config.json"
-    if not config.is_file():
-        raise UserError(f"{folder} has no config.json; name a folder that save_pretrained wrote.")
-    read_json(config)
-    return f"{Path(folder).resolve().name}@{sha256_file(config)[:12]}"
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

@@ -24,7 +24,8 @@ from core.images import round_to_8bit, to_uint8
 from core.samples import Record, Sample
 from core.seeds import mix
 from core.shards import ShardWriter
-from core.storage import check_writable, sha256_file, write_atomic
+from core.storage import check_writable, write_atomic
+from data_balancing.digests import model_name
 from data_balancing.prompt_file import PromptLine, read_prompt_lines
 from detector.measure import device
 
@@ -67,7 +68,7 @@ def main(config: Config) -> None:
     check_writable(config.out)
     place, folder = device(config.device), locate(config.base)
     steps = config.steps or usual_steps(folder)
-    generator = f"{folder.resolve().name}@{base_digest(folder)[:12]}"
+    generator = model_name(folder)
     named = ("height", "width", "guidance", "dtype")
     drawn = {name: getattr(config, name) for name in named}
     claim(config.out, {"generator": generator, "steps": steps, **drawn})
@@ -144,15 +145,6 @@ def usual_steps(folder: Path) -> int:
         return 25
     distilled = read_json(folder / "transformer" / "config.json").get("guidance_embeds")
     return 28 if distilled else 4
-
-
-def base_digest(folder: Path) -> str:
-    """sha256 over every config and weight of a base, by relative name."""
-    total = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
-    for path in (path for path in files if path.suffix in (".json", ".safetensors")):
-        total.update(f"{path.relative_to(folder)}:{sha256_file(path)}\n".encode())
-    return total.hexdigest()
 
 
 def claim(out: Path, settings: dict) -> None:

@@ -170,9 +170,11 @@ def compare(
 
 
 def agreement_table(figures: dict[str, Any]) -> Table:
+    """The categories that either has named, for the terminal."""
     title = f"{' and '.join(figures['models'])} on {figures['images']} images"
     table = Table("category", "kappa", "agree", "first", "second", title=title)
-    for name, one in figures["categories"].items():
+    named = {n: one for n, one in figures["categories"].items() if one["first"] + one["second"]}
+    for name, one in named.items():
         shown = ["-" if one[k] is None else f"{one[k]:.2f}" for k in ("kappa", "share")]
         table.add_row(name, *shown, str(one["first"]), str(one["second"]))
     return table

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from core.storage import write_atomic
 from data_balancing.asking import Message, Model, Unanswered, ask
+from data_balancing.digests import pixel_digest
 from data_balancing.taxonomy import Seen, Taxonomy, answer_type
 
 PROMPT_VERSION = 1
@@ -93,13 +94,6 @@ def picture_url(image: np.ndarray) -> str:
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     picture.save(buffer, format="JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def pixel_digest(image: np.ndarray) -> str:
-    """sha256 of a decoded image's sides and levels: equal ones are one image."""
-    digest = hashlib.sha256(f"{image.shape[1]}x{image.shape[0]}:".encode())
-    digest.update(np.ascontiguousarray(image).tobytes())
-    return digest.hexdigest()
 
 
 def kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:

@@ -28,8 +28,9 @@ def test_the_prior_by_hand():
     weight = 0.25 * 9 / (1.8 - 0.25) - 1
     assert a + b == pytest.approx(max(weight, 1.0)) and a == pytest.approx(b)
     alike = beta_prior([50, 50, 50], [100, 100, 100])
-    assert alike.a + alike.b == pytest.approx(1000)
-    assert beta_prior([], []) == Beta(0.5, 0.5) and sum(beta_prior([3], [3])) == pytest.approx(1000)
+    assert alike.a + alike.b == pytest.approx(300)
+    assert sum(beta_prior([5000] * 3, [10000] * 3)) == pytest.approx(1000)
+    assert beta_prior([], []) == Beta(0.5, 0.5) and sum(beta_prior([3], [3])) == pytest.approx(1)
 
 
 def test_the_prior_is_recovered():

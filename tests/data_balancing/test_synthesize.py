@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.images import to_uint8
 from core.shards import ShardStore
 from data_balancing import synthesize
+from data_balancing.digests import model_digest
 from tests.tiny import SIZE, save_tiny, tiny_pipeline
 
 PROMPTS = [("a hand waving", "hand"), ("a red car", "car"), ("an old tree", "plant")]
@@ -58,7 +59,7 @@ def test_records_and_images(base: Path, prompts: Path, tmp_path: Path):
     assert all(r.source == "pseudo" and r.licence == "CC0-1.0" for r in records)
     assert len({r.seed for r in records}) == 6 and len({s.image.tobytes() for s in store}) == 6
     name, digest = records[0].generator.split("@")
-    assert name == "small" and digest == synthesize.base_digest(base)[:12]
+    assert name == "small" and digest == model_digest(base)[:12]
     assert all(sample.mask is None for sample in store)
 
 

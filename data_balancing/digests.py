@@ -1,0 +1,32 @@
+"""An image or a model's folder in, the sha256 that names its content out.
+
+Legend: h w pixels.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from core.storage import sha256_file
+
+
+def pixel_digest(image: np.ndarray) -> str:
+    """Of a decoded image's sides and levels (h, w, 3): equal ones are one image."""
+    digest = hashlib.sha256(f"{image.shape[1]}x{image.shape[0]}:".encode())
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()
+
+
+def model_digest(folder: Path) -> str:
+    """Of every config and weight of a model's folder, or of its one file, by relative name."""
+    total = hashlib.sha256()
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    for path in (path for path in files if path.suffix in (".json", ".safetensors")):
+        total.update(f"{path.relative_to(folder)}:{sha256_file(path)}\n".encode())
+    return total.hexdigest()
+
+
+def model_name(folder: Path) -> str:
+    """The folder's name and its digest: two models are not taken for one."""
+    return f"{folder.resolve().name}@{model_digest(folder)[:12]}"
