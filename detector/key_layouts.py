@@ -1,10 +1,12 @@
-"""Tensor names of segmentation-models-pytorch in, those of transformers 5 out, and back.
+"""Tensor names of segmentation-models-pytorch or transformers 4 in, those of transformers 5 out.
 
-Both libraries hold the same SegFormer (mit_b0 .. mit_b5) under other names; smp keeps key and value
-in one matrix. The canonical layout at rest is transformers'.
+All hold the same SegFormer (mit_b0 .. mit_b5) under other names; smp keeps key and value in one
+matrix. The canonical layout at rest is transformers 5's; to smp there is a way back. The released
+DiffDoctor detector has the names of transformers 4.
 """
 
 import re
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -29,6 +31,31 @@ _HEAD = {
     "decoder.fuse_stage.1": "decode_head.batch_norm",
     "segmentation_head.0": "decode_head.classifier",
 }
+# (pattern of the transformers 4 name, the transformers 5 name).
+_BLOCK = r"segformer\.encoder\.block\.(\d)\.(\d+)"
+_RENAMED_IN_5 = (
+    (
+        r"segformer\.encoder\.patch_embeddings\.(\d)\.(proj|layer_norm)",
+        "segformer.stages.{0}.patch_embeddings.{1}",
+    ),
+    (r"segformer\.encoder\.layer_norm\.(\d)", "segformer.stages.{0}.layer_norm"),
+    (r"decode_head\.linear_c\.(\d)\.proj", "decode_head.linear_projections.{0}.proj"),
+    (r"decode_head\.(linear_fuse|batch_norm|classifier)", "decode_head.{0}"),
+)
+_BLOCK_IN_5 = {
+    "layer_norm_1": "layernorm_before",
+    "layer_norm_2": "layernorm_after",
+    "attention.self.query": "attention.q_proj",
+    "attention.self.key": "attention.k_proj",
+    "attention.self.value": "attention.v_proj",
+    "attention.self.sr": "attention.sequence_reduction.sequence_reduction",
+    "attention.self.layer_norm": "attention.sequence_reduction.layer_norm",
+    "attention.output.dense": "attention.o_proj",
+    "mlp.dense1": "mlp.fc1",
+    "mlp.dense2": "mlp.fc2",
+    "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
+}
+_ROOT = re.compile(r"(?:^|(?<=\.))(?:segformer|decode_head|encoder|decoder|segmentation_head)\.")
 _KEY_VALUE = re.compile(r"encoder\.block(\d)\.(\d+)\.attn\.kv\.(weight|bias)")
 
 
@@ -55,6 +82,54 @@ def transformers_to_smp(state: dict[str, Tensor], smp_names: list[str]) -> dict[
         else:
             renamed[name] = state[_renamed(name)]
     return renamed
+
+
+def transformers_4_to_5(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a whole state of transformers 4; raises `KeyError` for a name it does not have."""
+    return {_renamed_in_5(name): tensor for name, tensor in state.items()}
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "transformers 4": transformers_4_to_5,
+    "transformers 5": dict,
+    "smp": smp_to_transformers,
+}
+"""How the tensors of each layout come to the canonical names."""
+
+
+def layout_of(names: Iterable[str]) -> str | None:
+    """The member of `LAYOUTS` whose names these are like; None for those of no SegFormer."""
+    marks = {
+        "segformer.encoder.": "transformers 4",
+        "segformer.stages.": "transformers 5",
+        "segmentation_head.": "smp",
+    }
+    return next((marks[m] for n in names for m in marks if n.startswith(m)), None)
+
+
+def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what a wrapper (`model.`, `module.`) put before every name.
+
+    Raises `KeyError` for a name that lacks what stands before the first one.
+    """
+    found = _ROOT.search(next(iter(state), ""))
+    prefix = "" if found is None else found.string[: found.start()]
+    other = next((name for name in state if not name.startswith(prefix)), None)
+    if other is not None:
+        raise KeyError(other)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _renamed_in_5(name: str) -> str:
+    module, _, kind = name.rpartition(".")
+    if found := re.fullmatch(_BLOCK + r"\.(.+)", module):
+        stage, block, inner = found.groups()
+        if inner in _BLOCK_IN_5:
+            return f"segformer.stages.{stage}.blocks.{block}.{_BLOCK_IN_5[inner]}.{kind}"
+    for pattern, words in _RENAMED_IN_5:
+        if found := re.fullmatch(pattern, module):
+            return f"{words.format(*found.groups())}.{kind}"
+    raise KeyError(name)
 
 
 def _attention_name(found: re.Match[str], half: str) -> str:

@@ -83,7 +83,7 @@ class SegformerConfig(BaseModel):
     """Shorter side, in pixels, that the network sees (512 for the published one); None: as is."""
     upscale: Literal[1, 2, 4, 8] = 1
     """Bilinear enlargement before the network; a stride-4 variant with 4 keeps full resolution."""
-    prior: float = Field(0.03, gt=0, lt=1)
+    prior: float = Field(default=0.03, gt=0, lt=1)
     """Mean artifact share of the data; the head's bias starts at its logit."""
 
 

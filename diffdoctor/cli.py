@@ -136,6 +136,11 @@ COMMANDS = {
         "images of any base for a list of prompts, as shards without labels",
         "diffdoctor data synthesize --base FOLDER --prompts prompts.jsonl --out store",
     ),
+    "detector convert": Command(
+        "detector.convert",
+        "a SegFormer's weights from elsewhere, or the released ones, as a detector",
+        "diffdoctor detector convert ad_pytorch_model.bin --out detectors/released",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",

@@ -23,6 +23,8 @@ BANNED_CALLS = {
     "eval",
     "exec",
 }
+REVIEWED = {ROOT / "detector/pickled.py": ["torch.load"]}
+"""The one place where a released `.bin` is opened: `weights_only`, in a fenced child process."""
 BANNED_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 BANNED_KEYWORDS = {("shell", True), ("trust_remote_code", True)}
 # A program carries the names of the libraries it drives; a module that shadows one hides it.
@@ -122,7 +124,8 @@ def test_folder_says_what_goes_in_and_out(name):
 def test_file_has_a_docstring_and_no_banned_call(path):
     tree = parse(path)
     assert ast.get_docstring(tree), f"{path} does not say what comes in and what goes out"
-    assert banned(tree) == []
+    assert banned(tree) == REVIEWED.get(path, [])
+    assert path not in REVIEWED or "weights_only=True" in path.read_text()
 
 
 @pytest.mark.parametrize(
