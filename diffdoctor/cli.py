@@ -141,6 +141,11 @@ COMMANDS = {
         "a SegFormer's weights from elsewhere, or the released ones, as a detector",
         "diffdoctor detector convert ad_pytorch_model.bin --out detectors/released",
     ),
+    "detector fetch": Command(
+        "detector.fetch",
+        "the released DiffDoctor detector, from its public repository",
+        "diffdoctor detector fetch --out detectors/released",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",
