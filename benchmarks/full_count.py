@@ -15,6 +15,7 @@ import torch
 import core.config
 from base_models.checkpointing import recompute_blocks
 from base_models.quantise import outline_quantised
+from base_models.sample import autocast
 from benchmarks.full_shapes import Shape, conditioning, outline
 from benchmarks.full_step import (
     CLIP,
@@ -37,7 +38,6 @@ from core.run import plain
 from core.storage import write_atomic
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
 from treat.lora import add_lora, lora_parameters
-from treat.step import autocast
 from treat.update import Update
 
 

@@ -16,13 +16,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from base_models.quantise import Quantisation, quantise
+from base_models.sample import Precision, autocast
 from benchmarks.full_shapes import FULL, TINY, Shape, conditioning, fill, outline
 from core.contracts import Conditioning, Latents, Schedule
 from core.errors import UserError
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
 from treat.lora import add_lora, lora_parameters
 from treat.offline import LATENTS
-from treat.step import Chain, Precision, autocast, draw, latent_gradient, replay
+from treat.step import Chain, draw, latent_gradient, replay
 from treat.terms import RewardTerm, offline_term
 from treat.update import Update
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import core.config
 from base_models.checkpointing import recompute_blocks
 from base_models.load import load_base
+from base_models.sample import autocast
 from benchmarks.footprint import Footprint
 from benchmarks.peer_worlds import PROMPT, TARGETS, open_detector
 from benchmarks.side_by_side import SEED, Task, write, write_gradient
@@ -24,7 +25,6 @@ from treat.adapter import read_adapter, take_up
 from treat.lora import add_lora, lora_parameters
 from treat.pieces import Pieces
 from treat.settings import Config
-from treat.step import autocast
 from treat.texts import encode_texts, split_prompts
 from treat.train import Lesson, always, learn, rate
 from treat.update import Places, Update, this_process

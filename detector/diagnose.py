@@ -71,7 +71,7 @@ def main(config: Config) -> int | None:
     paths = list_images(config.images)
     detector = freeze(load_detector(config.detector)).to(device(config.device))
     _prepare(config.out, paths)
-    findings, shown = [], _Surest(config.sheet)
+    findings, shown = [], Surest(config.sheet)
     for path in tqdm(paths, "diagnose", disable=len(paths) == 1):
         finding, image, map = diagnose(detector, path, config.threshold)
         findings.append(finding)
@@ -93,11 +93,17 @@ def diagnose(
         image = read_image(path)
     except UserError as error:
         return Finding(path.name, "unreadable", note=str(error)), None, None
+    finding, map = look(detector, image, path.name, threshold)
+    return finding, image, map
+
+
+def look(detector: Detector, image: Picture, name: str, threshold: float) -> tuple[Finding, Map]:
+    """The same of an image at hand."""
     map = predict(detector, image[None], 1)[0]
     peak = map.max().item()
     area = (map >= threshold).float().mean().item()
     verdict = "artifact" if peak >= threshold else "sound"
-    return Finding(path.name, verdict, peak, map.mean().item(), area), image, map
+    return Finding(name, verdict, peak, map.mean().item(), area), map
 
 
 def to_csv(findings: Iterable[Finding]) -> str:
@@ -125,7 +131,7 @@ def to_table(findings: list[Finding]) -> Table:
 RESULTS = {"maps", "overlays", "table.csv", "sheet.png"}
 
 
-class _Surest:
+class Surest:
     """The images with the highest maxima, as thumbnails, so that a large folder fits in memory."""
 
     def __init__(self, number: int):

@@ -7,6 +7,8 @@ literature. All plain (not x100). A figure that the data does not define (no pos
 class only) is NaN.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +22,8 @@ BINARY = 0.5
 SORTED = 8_000_000
 """Up to so many scores a ranking figure is exact; beyond, scores are rounded to `LEVELS`."""
 LEVELS = 65_536
+Z95 = 1.959964
+"""Deviations on each side of 95 % of a normal distribution."""
 
 
 def mse(prediction: ArtifactMap, target: ArtifactMap) -> float:
@@ -153,6 +157,16 @@ def artifact_frequency(prediction: ArtifactMap, threshold: float = 0.5) -> float
 def image_scores(maps: ArtifactMap) -> Tensor:
     """(b,) the maximum of each map."""
     return maps.flatten(1).amax(dim=1)
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); of nothing it is all of 0 to 1."""
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = hits / n, Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def all_metrics(

@@ -15,7 +15,7 @@ API = {
     "UserError": "core.errors",
     "load_base": "base_models.load",
     "load_detector": "detector.storage",
-    "sample": "treat.sample",
+    "sample": "base_models.sample",
 }
 
 __all__ = sorted(API)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -141,6 +141,11 @@ COMMANDS = {
         "a SegFormer's weights from elsewhere, or the released ones, as a detector",
         "diffdoctor detector convert ad_pytorch_model.bin --out detectors/released",
     ),
+    "detector sanity": Command(
+        "detector.sanity",
+        "does a detector tell a base model's own images from real photographs?",
+        "diffdoctor detector sanity --detector D --real photographs --samples drawn",
+    ),
     "detector fetch": Command(
         "detector.fetch",
         "the released DiffDoctor detector, from its public repository",

@@ -3,8 +3,8 @@
 from typing import Literal
 
 from core.errors import UserError
+from core.prompts import read_prompts
 from treat import evaluate
-from treat.prompts import read_prompts
 
 
 class Config(evaluate.Config):

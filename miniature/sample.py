@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import core.config
 from base_models.load import check_base, load_base
+from base_models.sample import sample
 from core.contracts import DiffusionModel, Images
 from core.images import Picture, contact_sheet, read_images, write_image
 from core.samples import Record
@@ -23,7 +24,6 @@ from miniature import listing
 from miniature.bases import base_folder
 from miniature.law import SIZE
 from miniature.prompts import Part, balanced, category_of, split
-from treat.sample import sample
 
 NOISE = 41
 """What a draw is for; see `core.seeds`."""

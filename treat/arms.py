@@ -13,12 +13,12 @@ from torch import Tensor
 
 from base_models.load import load_base
 from base_models.quantise import Quantisation, quantise
+from base_models.sample import sample
 from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError
 from core.images import write_image
 from core.seeds import mix
 from treat.adapter import Adapter, attach, fuse, pin, read_adapter
-from treat.sample import sample
 
 BASE = "base"
 NOTE = "adapter.json"

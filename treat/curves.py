@@ -14,8 +14,8 @@ import torch
 
 from core.contracts import ArtifactMap, Images
 from core.images import list_images, read_images
+from core.prompts import read_prompts
 from core.storage import read_lines
-from treat.prompts import read_prompts
 from treat.report import Curve
 
 TITLES = {

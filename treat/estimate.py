@@ -25,6 +25,7 @@ from base_models.checkpointing import recompute_blocks
 from base_models.load import locate, read_parts
 from base_models.outline import open_outline
 from base_models.quantise import outline_quantised
+from base_models.sample import autocast
 from core.contracts import Latents
 from core.counting import Cost, DryRun, norms_in_float32
 from core.errors import UserError
@@ -40,7 +41,7 @@ from treat.image_reward import outline_of_reward
 from treat.lora import add_lora, lora_parameters
 from treat.offline import LATENTS, images_at_once
 from treat.shard import sharded
-from treat.step import Chain, autocast, latent_gradient, replay
+from treat.step import Chain, latent_gradient, replay
 from treat.terms import RewardTerm, Score, lock_to_base, offline_term
 from treat.update import Update
 from treat.views import Views

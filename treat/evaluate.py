@@ -20,6 +20,7 @@ from core.contracts import ArtifactMap, Detector, Images
 from core.errors import UserError
 from core.heatmap import overlay
 from core.images import contact_sheet, read_images, write_image
+from core.prompts import read_prompts
 from core.run import PAUSED, Run
 from core.storage import write_atomic
 from detector.measure import device
@@ -28,7 +29,6 @@ from treat import figures, strengths
 from treat.adapter import read_adapter
 from treat.arms import BASE, Draw, Sampling, draw_arm, image_path, named, open_arms, plan
 from treat.curves import run_curves
-from treat.prompts import read_prompts
 from treat.report import Curve, Pair, render
 
 Judge = Callable[[Images, Sequence[str]], ArtifactMap]

@@ -12,27 +12,18 @@ cache (with the cache, weight gradients are summed in bf16).
 Legend: b batch, h w pixels, T sampling steps, K of them learn.
 """
 
-import functools
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from base_models.sample import Precision, decode
 from core.contracts import Conditioning, DiffusionModel, Images, Latents, Schedule
 
-Precision = Callable[[], AbstractContextManager]
-"""Opens the autocast region that the networks' forward passes run in."""
 Loss = Callable[[Images], Float[Tensor, ""]]
-
-
-def autocast(device: str, mixed_precision: str) -> Precision:
-    """Without the weight cache, whose weight gradients would be summed in bf16."""
-    if mixed_precision == "no":
-        return nullcontext
-    return functools.partial(torch.autocast, device, torch.bfloat16, cache_enabled=False)
 
 
 @dataclass(frozen=True)
@@ -59,16 +50,6 @@ class Chain:
 
     def decode(self, latents: Latents) -> Images:
         return decode(self.model, latents, self.precision)
-
-
-def decode(model: DiffusionModel, latents: Latents, precision: Precision) -> Images:
-    """Pixels of latents; a decoder in half precision runs outside autocast.
-
-    On a GPU autocast would compute its norms in float32: 4.5 GiB more at 1024 pixels.
-    """
-    whole = next(model.vae.parameters()).dtype == torch.float32
-    with precision() if whole else nullcontext():
-        return model.decode(latents)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from base_models.sample import Precision
 from core.contracts import Detector, DiffusionModel, Images, Latents
 from treat.lora import adapter_off
 from treat.pixel_loss import dilated, lock_loss, pixel_loss, straight_through_clamp
-from treat.step import Chain, Precision, draw
+from treat.step import Chain, draw
 from treat.watch import split_rows
 
 

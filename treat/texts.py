@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from base_models.sample import sample
 from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError
+from core.prompts import read_prompts
 from treat.cache import RowCache
 from treat.offline import cache_prompts
-from treat.prompts import read_prompts
-from treat.sample import sample
 
 PICTURES = 8
 

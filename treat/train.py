@@ -21,6 +21,7 @@ import core.config
 from base_models.checkpointing import recompute_blocks
 from base_models.load import check_size, load_base
 from base_models.quantise import check_quantisation, quantise
+from base_models.sample import Precision, autocast
 from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel, Latents, Schedule
 from core.errors import UserError
@@ -41,7 +42,7 @@ from treat.pieces import Pieces
 from treat.refresh import Refresher
 from treat.settings import NO_DETECTOR, Config
 from treat.shard import check_sharding, shard, sharded
-from treat.step import Chain, Precision, autocast
+from treat.step import Chain
 from treat.terms import RewardTerm, Score, lock_to_base, offline_term
 from treat.texts import Sampler, Split, Texts, encode_texts, split_prompts
 from treat.update import (

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from base_models.sample import decode
 from core import seeds as seeding
 from core.contracts import ArtifactMap, Conditioning, Detector, Images
 from core.heatmap import overlay
@@ -22,7 +23,6 @@ from treat.guard import FIT, SECOND, changes, sharpness
 from treat.image_reward import ImageReward
 from treat.lora import adapter_off, lora_parameters
 from treat.offline import LATENTS, RealRows
-from treat.step import decode
 from treat.texts import Sampler
 from treat.update import OFFLINE, WATCH
 

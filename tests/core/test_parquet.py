@@ -6,8 +6,8 @@ import torch
 from core.errors import UserError
 from core.images import encode_png, from_uint8, to_uint8, write_image
 from core.parquet import ParquetRows
+from core.prompts import read_prompts
 from treat.offline import read_offline
-from treat.prompts import read_prompts
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -9,6 +9,7 @@ import pytest
 
 import treat.evaluate
 from core.errors import UserError
+from core.prompts import read_prompts
 from detector.data import open_labelled
 from detector.storage import read_description
 from diffdoctor import demo, demo_data, evaluation
@@ -17,7 +18,6 @@ from miniature.bases import DETECTORS
 from miniature.law import CATEGORIES
 from miniature.prompts import category_of, split
 from tests.tiny import save_tiny
-from treat.prompts import read_prompts
 
 MICRO = replace(
     QUICK,

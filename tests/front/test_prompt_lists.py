@@ -7,7 +7,7 @@ import pytest
 import treat
 from benchmarks import prompt_lists
 from core.errors import UserError
-from treat.prompts import read_prompts
+from core.prompts import read_prompts
 
 SHIPPED = Path(treat.__file__).parent / "prompt_lists"
 

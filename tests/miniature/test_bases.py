@@ -5,9 +5,9 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
 from base_models.load import load_base
+from base_models.sample import sample
 from miniature.bases import GRADES, SHIPPED, base_folder
 from miniature.text import T5_LENGTH
-from treat.sample import sample
 
 PROMPT = "a left hand, fingers spread, tan skin, over snow"
 

@@ -7,10 +7,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from base_models.load import load_base
+from base_models.sample import sample
 from miniature.bases import SHIPPED
 from miniature.law import all_prompts
 from miniature.text import answers
-from treat.sample import sample
 
 PROMPTS = [
     "a left hand, fingers spread, tan skin, over snow",

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from base_models.sample import sample
 from core.errors import UserError
 from core.images import write_image
 from core.samples import Record, Sample
 from core.shards import ShardWriter
 from tests.tiny import SIZE, tiny_flux
 from treat.offline import RealRows, cache_offline, fit, read_offline
-from treat.sample import sample
 from treat.texts import Sampler, encode_texts, split_prompts
 from treat.update import Places
 

@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import UserError
-from treat.prompts import read_prompts
+from core.prompts import read_prompts
 
 
 @pytest.mark.parametrize(
