@@ -51,10 +51,10 @@ from benchmarks.stopwatch import (
 )
 from core.contracts import Schedule
 from core.errors import UserError
+from core.processes import this_process
 from core.run import plain
 from core.seeds import generator
 from core.storage import write_atomic
-from treat.update import this_process
 
 RATE = 1e-4
 

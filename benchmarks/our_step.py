@@ -20,6 +20,7 @@ from benchmarks.footprint import Footprint
 from benchmarks.peer_worlds import PROMPT, TARGETS, open_detector
 from benchmarks.side_by_side import SEED, Task, write, write_gradient
 from core.contracts import ArtifactMap, Images
+from core.processes import this_process
 from detector.segformer import SegformerDetector
 from treat.adapter import read_adapter, take_up
 from treat.lora import add_lora, lora_parameters
@@ -27,7 +28,7 @@ from treat.pieces import Pieces
 from treat.settings import Config
 from treat.texts import encode_texts, split_prompts
 from treat.train import Lesson, always, learn, rate
-from treat.update import Places, Update, this_process
+from treat.update import Places, Update
 
 FORMS = ("recompute", "checkpoint_blocks", "checkpoint_decoder", "two_pass_decode")
 """What a task and a treatment have in common."""

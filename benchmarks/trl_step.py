@@ -21,10 +21,10 @@ from benchmarks.footprint import Footprint
 from benchmarks.peer_worlds import PROMPT, open_detector
 from benchmarks.side_by_side import Task, noise_seed, write, write_gradient
 from core.contracts import Images
+from core.processes import this_process
 from treat.adapter import read_adapter
 from treat.lora import load_lora_state
 from treat.terms import RewardTerm
-from treat.update import this_process
 
 EVERY_GRADIENT = 1e9
 """A clip that nothing reaches."""

@@ -154,19 +154,22 @@ def add_noise(images: Images, deviation: Tensor, generator: Generator) -> Images
     return images + deviation * noise.to(images.device)
 
 
+def step_lengths(n: int, largest: float, generator: Generator, like: Tensor) -> Tensor:
+    """For `adversarial_step`, from 0 to the largest."""
+    return _uniform(n, 0.0, largest, generator, like)
+
+
 def adversarial_step(
     images: Images,
     target: ArtifactMap,
     loss: Callable[[Images, ArtifactMap], Tensor],
-    largest: float,
-    generator: Generator,
+    lengths: Tensor,
 ) -> Images:
-    """One fast-gradient-sign step up the detector's loss; the step's length is drawn per image."""
-    step = _uniform(len(images), 0.0, largest, generator, images)
+    """One fast-gradient-sign step up the detector's loss; `lengths` (b, 1, 1, 1), one an image."""
     with torch.enable_grad():
         images = images.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(images, target), images)
-    return (images.detach() + step * gradient.sign()).clamp(0, 1)
+    return (images.detach() + lengths * gradient.sign()).clamp(0, 1)
 
 
 def mirror(

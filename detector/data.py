@@ -35,6 +35,7 @@ from core.storage import read_lines
 from detector.alignment import LABELLED
 from detector.augment import Augmentation, augment
 from detector.groups import group_texts
+from detector.parallel import WHOLE, Share
 
 T = TypeVar("T")
 
@@ -215,12 +216,18 @@ def training_batch(
     step: int,
     size: int | None = None,
     device: torch.device | str = "cpu",
+    share: Share = WHOLE,
 ) -> tuple[Images, ArtifactMap]:
-    """Augmented global batch `step`: a pure function of (samples, seed, step), on the device."""
+    """Augmented global batch `step`: a pure function of (samples, seed, step), on the device.
+
+    Each process reads its share of the samples; all have the whole batch, for an augmentation may
+    look at a neighbour.
+    """
     places = batch_indices(len(samples), batch, mix(seed, ORDER), step)
-    chosen = [samples[i] for i in places]
-    images, masks = (x.to(device) for x in to_tensors(chosen, size))
-    may_flip = torch.tensor([may_mirror(s.record, augmentation.unflipped) for s in chosen])
+    chosen = [samples[i] for i in share.rows(places)]
+    images, masks = (share.whole(x.to(device)) for x in to_tensors(chosen, size))
+    allowed = torch.tensor([may_mirror(s.record, augmentation.unflipped) for s in chosen])
+    may_flip = share.whole(allowed.to(device))
     return augment(images, masks, augmentation, generator(seed, AUGMENT, step), may_flip)
 
 

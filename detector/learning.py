@@ -6,13 +6,12 @@ averages is all there is to resume. Legend: b batch, h w pixels.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from core.checkpoint import optimizer_tensors, restore_optimizer
 from core.contracts import ArtifactMap, Images
@@ -21,37 +20,27 @@ from core.muon import Muon
 from core.samples import Record, Sample
 from core.seeds import generator, mix
 from detector.alignment import JITTER, misalignment
-from detector.augment import Augmentation, adversarial_step
+from detector.augment import Augmentation, adversarial_step, step_lengths
 from detector.data import Chosen, nearest, reference_batch, training_batch
+from detector.losses import LOSSES, Loss
+from detector.parallel import WHOLE, Share
 from detector.segformer import SegformerDetector, upsample
 
 ADVERSARY, DROPOUT, JITTERED = 105, 106, 108
 MOST_SKIPPED = 5
 """Steps in a row that may give no finite gradient before the training stops."""
 
-Loss = Callable[[Tensor, ArtifactMap], Tensor]
 OptimizerName = Literal["adamw", "muon"]
 
 
-def squared_error(logits: Tensor, target: ArtifactMap) -> Tensor:
-    """MSE on the sigmoid map, as in DiffDoctor (arXiv 2501.12382)."""
-    return (torch.sigmoid(logits) - target).square().mean()
-
-
-def cross_entropy(logits: Tensor, target: ArtifactMap) -> Tensor:
-    """Binary cross-entropy against the soft label."""
-    return F.binary_cross_entropy_with_logits(logits, target)
-
-
-LOSSES: dict[str, Loss] = {"mse": squared_error, "bce": cross_entropy}
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str = "poly") -> float:
-    """At step 0 .. steps - 1: a linear warm-up, then (1 - t) (`poly`) or a half cosine to zero."""
+def learning_rate(
+    step: int, steps: int, peak: float, warmup: int, decay: str = "poly", power: float = 1.0
+) -> float:
+    """At step 0 .. steps - 1: a linear warm-up, then (1 - t)^power or a half cosine to zero."""
     if step < warmup:
         return peak * (step + 1) / warmup
     t = (step - warmup) / max(1, steps - warmup)
-    return peak * (1 - t if decay == "poly" else 0.5 * (1 + math.cos(math.pi * t)))
+    return peak * ((1 - t) ** power if decay == "poly" else 0.5 * (1 + math.cos(math.pi * t)))
 
 
 def make_optimizers(
@@ -92,15 +81,19 @@ class Learner:
         self.optimizers = make_optimizers(self.detector, self.optimizer, self.weight_decay)
         self.average = {name: t.detach().clone() for name, t in self._state().items()}
 
-    def update(self, loss: Tensor, rate: float, clip: float, step: int) -> float:
-        """One optimizer step; returns the gradient's norm before clipping.
+    def update(
+        self, loss: Tensor, rate: float, clip: float, step: int, share: Share = WHOLE
+    ) -> float:
+        """One optimizer step on the gradient of all shares; returns its norm before clipping.
 
         A gradient that is not finite changes nothing; the fifth in a row raises `UserError`.
         """
         self.detector.zero_grad(set_to_none=True)
         loss.backward()
+        share.average_gradients([p for p in self.detector.parameters() if p.requires_grad])
         norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), clip).item()
-        if not math.isfinite(norm) or not math.isfinite(loss.item()):
+        (value,) = share.mean([loss.item()], loss.device)
+        if not math.isfinite(norm) or not math.isfinite(value):
             self._skip(step)
             return norm
         self.skipped = 0
@@ -199,12 +192,16 @@ def harden(
     *,
     seed: int,
     step: int,
+    share: Share = WHOLE,
 ) -> Images:
-    """The first share of the batch takes a small step against the detector (its labels stay).
+    """The first part of the global batch takes a small step against the detector (labels stay).
 
-    In eval mode: the adversary must not move the batch statistics.
+    In eval mode: the adversary must not move the batch statistics. `images` are the share's.
     """
-    n = math.ceil(len(images) * augmentation.adversarial)
+    hardened = math.ceil(len(images) * share.of * augmentation.adversarial)
+    drawn = generator(seed, ADVERSARY, step)
+    lengths = share.rows(step_lengths(hardened, augmentation.adversarial_step, drawn, images))
+    n = len(lengths)
     if n == 0:
         return images
     training = detector.training
@@ -213,8 +210,7 @@ def harden(
         images[:n],
         target[:n],
         lambda x, y: batch_loss(detector, x, y, loss),
-        augmentation.adversarial_step,
-        generator(seed, ADVERSARY, step),
+        lengths,
     )
     detector.train(training)
     return torch.cat([stepped, images[n:]])
@@ -282,26 +278,32 @@ def learn_step(
     size: int | None = None,
     autocast: bool = False,
     alignment: Alignment | None = None,
+    share: Share = WHOLE,
 ) -> dict[str, float]:
     """Batch, augmentation, loss, update: step `step` of the training; returns its figures."""
     detector = learner.detector
     device = next(detector.parameters()).device
     images, target = training_batch(
-        samples, batch, augmentation, seed=seed, step=step, size=size, device=device
+        samples, batch, augmentation, seed=seed, step=step, size=size, device=device, share=share
     )
     pairs = alignment.draw(seed, step, size, device) if alignment else None
     if alignment and pairs:
         shown = pairs[1][: alignment.sound]
         images = torch.cat([images, shown])
         target = torch.cat([target, torch.zeros_like(shown[:, :1])])
+    images, target = share.rows(images), share.rows(target)
+    measure = LOSSES[loss]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(mix(seed, DROPOUT, step))  # stochastic depth draws from the global one
-        images = harden(detector, images, target, LOSSES[loss], augmentation, seed=seed, step=step)
-        value = batch_loss(detector, images, target, LOSSES[loss], autocast)
+        hard = {"seed": seed, "step": step, "share": share}
+        images = harden(detector, images, target, measure, augmentation, **hard)
+        value = batch_loss(detector, images, target, measure, autocast)
         figures = {"loss": value.item()}
         if alignment and pairs:
-            term = misalignment(detector, *pairs)
+            broken, sound, label = pairs
+            term = misalignment(detector, share.rows(broken), share.rows(sound), share.rows(label))
             figures["misalignment"] = term.item()
             value = value + alignment.weight * term
-        norm = learner.update(value, rate, clip, step)
-    return {**figures, "gradient_norm": norm, "learning_rate": rate}
+        norm = learner.update(value, rate, clip, step, share)
+    means = share.mean(list(figures.values()), device)
+    return {**dict(zip(figures, means, strict=True)), "gradient_norm": norm, "learning_rate": rate}

@@ -163,6 +163,19 @@ def freeze(module: M) -> M:
     return module.eval()
 
 
+def checkpoint_blocks(detector: SegformerDetector) -> None:
+    """Keep only what enters each block of the encoder while training (Chen et al. 2016, arXiv
+    1604.06174); transformers' own. Raises `UserError` for smp, which has none."""
+    check_checkpointing(detector.config.backend)
+    network: Any = detector.network
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def check_checkpointing(backend: str) -> None:
+    if backend != "transformers":
+        raise UserError("smp's encoders keep all that they compute: take --backend transformers.")
+
+
 def canonical_state(detector: SegformerDetector) -> dict[str, Tensor]:
     """Weights and batch statistics by transformers' names (smp's own for its other encoders)."""
     state = detector.network.state_dict()

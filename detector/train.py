@@ -1,18 +1,20 @@
 """Train a detector: images with soft masks in, a folder that `load_detector` reads out.
 
     python -m detector.train --data shards real_photos --out runs/detector
+    accelerate launch --num_processes 2 -m detector.train --config mit-b5-24gb --data ... --out ...
     diffdoctor detector train --data shards --variant mit_b5 --input-size 512 --out runs/detector
 
 The paper's loss is the squared error of the sigmoid map (DiffDoctor, arXiv 2501.12382); its
 learning rate, batch and steps are unpublished. The run folder resumes with the same command;
-`detector/` in it is the result. Licences: transformers' SegFormer code is Apache-2.0; smp's MiT
-encoder file and the nvidia/mit-* weights are for non-commercial use.
+`detector/` in it is the result. On several processes the batch is still the global one.
+Licences: transformers' SegFormer code is Apache-2.0; smp's MiT encoder file and the nvidia/mit-*
+weights are for non-commercial use.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -23,14 +25,17 @@ from core.contracts import ArtifactMap, Images
 from core.errors import UserError
 from core.heatmap import colourise, overlay
 from core.images import contact_sheet, write_image
+from core.processes import this_process
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
 from detector.augment import Augmentation
 from detector.data import Chosen, mean_artifact, open_labelled, split_by_group, spread, to_tensors
 from detector.learning import Alignment, Learner, OptimizerName, learn_step, learning_rate
+from detector.losses import LossName
 from detector.measure import device, predict_samples
 from detector.metrics import all_metrics
-from detector.segformer import SegformerConfig, SegformerDetector
+from detector.parallel import Share, own_share, share_out
+from detector.segformer import SegformerConfig, SegformerDetector, checkpoint_blocks
 from detector.storage import LICENCE_NOTES, load_detector, save_detector
 
 PICTURED = 8
@@ -38,6 +43,8 @@ PICTURED = 8
 
 class Config(core.config.Config):
     """Settings of one detector training."""
+
+    presets: ClassVar[Path | None] = Path(__file__).parent / "presets"
 
     data: tuple[Path, ...]
     """Shard folders, or folders with images/ and masks/ (and real/ for sound photographs)."""
@@ -59,14 +66,18 @@ class Config(core.config.Config):
 
     steps: int = Field(2000, ge=1)
     batch: int = Field(16, ge=1)
-    loss: Literal["mse", "bce"] = "mse"
-    """Squared error of the map (the paper's), or soft cross-entropy."""
+    """Images of a step, on all processes together."""
+    loss: LossName = "mse"
+    """Squared error of the map (the paper's), soft cross-entropy, or for soft labels the focal or
+    the Dice loss."""
     optimizer: OptimizerName = "adamw"
     """`muon` learns faster from random weights, `adamw` is the rule for pretrained mit_b*."""
     learning_rate: float = Field(1e-3, gt=0)
     """From random weights (with muon 4e-3); about 6e-5 for a pretrained mit_b5."""
     warmup: int = Field(100, ge=0)
     decay: Literal["poly", "cosine"] = "poly"
+    power: float = Field(1.0, gt=0)
+    """Of `poly`: the rate falls as (1 - t) to this power; 1 is SegFormer's, .9 DeepLab's."""
     weight_decay: float = Field(0.01, ge=0)
     """Of the weights that AdamW moves; Muon's are not decayed."""
     clip: float = Field(1.0, gt=0)
@@ -88,6 +99,8 @@ class Config(core.config.Config):
     """Of the originals of a step so many join its batch as images without artifact."""
     augmentation: Augmentation = Augmentation()
     mixed_precision: Literal["no", "bf16"] = "no"
+    checkpoint_blocks: bool = False
+    """Compute the encoder's blocks again on the way back: less memory, about a third more time."""
     device: str = "auto"
     """`auto`, or a torch device."""
     seed: int = Field(0, ge=0)
@@ -105,26 +118,27 @@ class Config(core.config.Config):
             raise ValueError("alignment_sound is more than alignment_batch: lower it")
         if self.alignment_data and not self.alignment:
             raise ValueError("alignment_data without a weight: give alignment, 1 for instance")
+        if self.checkpoint_blocks and self.backend == "smp":
+            raise ValueError("checkpoint_blocks needs the backend transformers: smp keeps all")
         return self
 
 
 def main(config: Config) -> int | None:
     """Train to the end, or until a signal: then save and return `PAUSED`."""
+    share = own_share()
+    share.check(batch=config.batch)
+    if config.alignment:
+        share.check(alignment_batch=config.alignment_batch, alignment_sound=config.alignment_sound)
     samples, records = open_labelled(config.data)
     train, valid = _split(samples, records, config.valid_share, config.valid_limit, config.seed)
     aligned = _aligned(config, train, [records[i] for i in train.positions])
-    detector = _initial(config, train)
-    run = Run.start(config, config.out, "detector train")
+    detector = _initial(config, train, share)
+    run = Run.start(config, config.out, "detector train", share.main)
     run.event("info", LICENCE_NOTES[detector.config.backend])
-    learner = Learner(
-        detector.to(device(config.device)).train(),
-        config.weight_decay,
-        config.ema,
-        config.optimizer,
-    )
-    start = _resume(run, learner)
+    place = _place(config.device, share)
+    learner = Learner(detector.to(place).train(), config.weight_decay, config.ema, config.optimizer)
+    start = _resume(run, learner, share)
     for step in run.progress(range(start, config.steps), config.steps, start, "detector"):
-        rate = learning_rate(step, config.steps, config.learning_rate, config.warmup, config.decay)
         figures = learn_step(
             learner,
             train,
@@ -132,22 +146,25 @@ def main(config: Config) -> int | None:
             step=step,
             seed=config.seed,
             batch=config.batch,
-            rate=rate,
+            rate=_rate(config, step),
             clip=config.clip,
             loss=config.loss,
             size=config.size,
             autocast=config.mixed_precision == "bf16",
             alignment=aligned,
+            share=share,
         )
-        done = step + 1
-        if valid and (done % config.valid_every == 0 or done == config.steps):
-            figures |= _validate(run, learner, valid, config.size, config.batch, done)
-        run.log(done, **figures)
-        if run.interrupted or done % config.checkpoint_every == 0 or done == config.steps:
-            checkpoint.save(run.checkpoints, done, *learner.pack())
-        if run.interrupted and done < config.steps:
+        done, stop = step + 1, share.any(run.interrupted, place)
+        if share.main:  # the others wait where they need it next
+            if valid and (done % config.valid_every == 0 or done == config.steps):
+                figures |= _validate(run, learner, valid, config.size, config.batch, done)
+            run.log(done, **figures)
+            if stop or done % config.checkpoint_every == 0 or done == config.steps:
+                checkpoint.save(run.checkpoints, done, *learner.pack())
+        if stop and done < config.steps:
             return PAUSED
-    _finish(run, learner, valid, config, _counted(records))
+    if share.main:
+        _finish(run, learner, valid, config, _counted(records))
     return None
 
 
@@ -159,7 +176,7 @@ def fine_tune(
     *,
     batch: int = 16,
     learning_rate: float = 2e-4,
-    loss: Literal["mse", "bce"] = "mse",
+    loss: LossName = "mse",
     optimizer: OptimizerName = "adamw",
     augmentation: Augmentation | None = None,
 ) -> SegformerDetector:
@@ -218,25 +235,49 @@ def _split(
     return Chosen(samples, train), Chosen(samples, [valid[i] for i in spread(len(valid), limit)])
 
 
-def _initial(config: Config, train: Sequence[Sample]) -> SegformerDetector:
+def _initial(config: Config, train: Sequence[Sample], share: Share) -> SegformerDetector:
     if config.init is not None:
-        return load_detector(config.init)
-    network = SegformerConfig(
-        backend=config.backend,
-        variant=config.variant,
-        input_size=config.input_size,
-        upscale=config.upscale,
-        prior=config.prior or mean_artifact(train),
-    )
-    return SegformerDetector(network, seed=config.seed)
+        detector = load_detector(config.init)
+    else:
+        network = SegformerConfig(
+            backend=config.backend,
+            variant=config.variant,
+            input_size=config.input_size,
+            upscale=config.upscale,
+            prior=config.prior or mean_artifact(train),
+        )
+        detector = SegformerDetector(network, seed=config.seed)
+    if config.checkpoint_blocks:
+        checkpoint_blocks(detector)
+    share_out(detector, share)
+    return detector
 
 
-def _resume(run: Run, learner: Learner) -> int:
-    saved = checkpoint.load_newest(run.checkpoints, lambda text: run.event("warn", text))
-    if saved is None:
-        return 0
-    learner.unpack(saved.tensors, saved.state)
-    return saved.step
+def _place(name: str, share: Share) -> torch.device:
+    """Each of several processes has a device of its own."""
+    own = this_process().device if share.of > 1 and name == "auto" else None
+    return own or device(name)
+
+
+def _rate(config: Config, step: int) -> float:
+    shape = config.warmup, config.decay, config.power
+    return learning_rate(step, config.steps, config.learning_rate, *shape)
+
+
+def _resume(run: Run, learner: Learner, share: Share) -> int:
+    """The step to go on from, the same on every process; raises `UserError` where it is not."""
+    share.equalise(learner.detector)
+    with share.main_first():  # which sets a damaged checkpoint aside
+        saved = checkpoint.load_newest(run.checkpoints, lambda text: run.event("warn", text))
+    if saved is not None:
+        learner.unpack(saved.tensors, saved.state)
+    start = 0 if saved is None else saved.step
+    place = next(learner.detector.parameters()).device
+    if share.mean([start], place) != [start]:
+        raise UserError(
+            f"{run.folder} is not the same on every machine: put --out where all see it."
+        )
+    return start
 
 
 def _validate(

@@ -11,11 +11,12 @@ from torch import nn
 
 from core import checkpoint
 from core.images import write_image
+from core.processes import this_process
 from core.run import PAUSED, Run
 from treat.guard import FEWEST, PREFIX, Guard
 from treat.lora import load_lora_state, lora_state
 from treat.refresh import Refresher
-from treat.update import Update, this_process
+from treat.update import Update
 from treat.watch import Best, Watcher
 
 

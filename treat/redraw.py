@@ -24,10 +24,10 @@ from base_models.load import check_size, load_base
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.images import round_to_8bit, write_image
+from core.processes import this_process
 from core.seeds import mix
 from core.storage import write_atomic
 from treat.offline import RealImages, fit, read_offline
-from treat.update import this_process
 
 REDRAW = 61
 """What a draw is for; see `core.seeds`."""

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 
 from base_models.quantise import Quantisation
 from core.errors import UserError
+from core.processes import this_process
 from treat.lora import lora_parameters
-from treat.update import this_process
 
 
 def sharded() -> bool:

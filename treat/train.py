@@ -25,6 +25,7 @@ from base_models.sample import Precision, autocast
 from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel, Latents, Schedule
 from core.errors import UserError
+from core.processes import this_process
 from core.run import Run
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import load_detector, read_description
@@ -57,7 +58,6 @@ from treat.update import (
     VIEWS,
     Places,
     Update,
-    this_process,
 )
 from treat.views import Views
 from treat.watch import Best, DetectorFor, Watcher

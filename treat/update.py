@@ -4,19 +4,17 @@ Every update ends in one all-reduce: the flat adapter gradient with the figures 
 wish to stop behind it. No wrapper around the network, so none that a hand-written loop could lose.
 """
 
-import datetime
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast, parse_flag_from_env, reduce
+from accelerate.utils import broadcast, reduce
 from torch import Tensor, nn
 
 from core import seeds as seeding
 from core.checkpoint import optimizer_tensors, restore_optimizer
 from core.errors import UserError
+from core.processes import this_process
 from core.shards import batch_indices
 
 FIGURES = ("pixel", "lock", "image", "offline", "pieces")
@@ -24,21 +22,8 @@ FIGURES = ("pixel", "lock", "image", "offline", "pieces")
 micro-batch was computed, on the mean of all processes."""
 MAX_SKIPPED = 3
 """Updates in a row that may come out not finite before the run stops."""
-TIMEOUT = datetime.timedelta(days=7)
-"""Of the other processes: while the main one encodes prompts, or waits for an annotator."""
 LORA, NOISE, OFFLINE, PROMPTS, WATCH, REFRESH, VIEWS, STEPS, REDRAWS, SIZE, SHAPE = range(1, 12)
 """What a draw is for; see `core.seeds`."""
-
-
-def this_process() -> PartialState:
-    """This process among all, and its device; the first call in a process decides.
-
-    accelerate sees several processes without an accelerator only when it is told of the CPU.
-    """
-    many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    alone = parse_flag_from_env("ACCELERATE_USE_CPU")
-    cpu = alone or (many and not torch.accelerator.is_available())
-    return PartialState(cpu=cpu, timeout=TIMEOUT)
 
 
 class Update:

@@ -104,7 +104,8 @@ def test_adversarial_step_raises_the_loss_and_is_small():
     def loss(images, target):
         return ((images * weight).sum(1, keepdim=True) - target).square().mean()
 
-    stepped = a.adversarial_step(IMAGES, TARGET, loss, 0.03, generator(8))
+    lengths = a.step_lengths(len(IMAGES), 0.03, generator(8), IMAGES)
+    stepped = a.adversarial_step(IMAGES, TARGET, loss, lengths)
     assert loss(stepped, TARGET) > loss(IMAGES, TARGET)
     assert 0 < (stepped - IMAGES).abs().max() <= 0.03 + 1e-6
     assert not stepped.requires_grad

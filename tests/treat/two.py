@@ -7,10 +7,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from core.processes import this_process
 from tests.treat.setting import config
 from treat import train
 from treat.lora import lora_state
-from treat.update import this_process
 
 HELD = "numbers held"
 """Of the frozen network, by this process."""

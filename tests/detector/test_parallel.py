@@ -1,0 +1,152 @@
+"""Several processes (gloo) against one: equal across ranks to the bit, and one process's gradient."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from core.config import load_config, presets, run_program
+from core.errors import UserError
+from detector import train
+from detector.augment import NO_AUGMENTATION, Augmentation
+from detector.parallel import Share
+from detector.segformer import SegformerConfig, SegformerDetector, checkpoint_blocks
+from tests.detector.test_train import losses, settings, tensors
+from tests.detector.toy import toy_shards
+
+PLAIN = Augmentation(adversarial=0).model_dump()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return toy_shards(tmp_path_factory.mktemp("data") / "shards", 24)
+
+
+def launch(processes, config, name="ranks"):
+    """The program on so many processes; the state and gradients of each."""
+    out = Path(config.out).parent / name
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    words += [str(processes), "-m", "tests.detector.two", config.model_dump_json(), str(out)]
+    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        words, env={**os.environ, **own}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [
+        safetensors.torch.load_file(f"{out}-rank{rank}.safetensors") for rank in range(processes)
+    ]
+
+
+def apart(a, b):
+    """Largest relative L2 distance of the gradients of a step."""
+    names = [name for name in a if name.startswith("gradient")]
+    assert names == [name for name in b if name.startswith("gradient")] and names
+    return [((a[n] - b[n]).norm() / a[n].norm()).item() for n in names]
+
+
+def wished(shards, out, **changes):
+    """A rate near zero: what is compared are gradients of the same weights."""
+    values = {"augmentation": PLAIN, "learning_rate": 1e-9, "alignment_sound": 0}
+    return settings(shards, out, **(values | {"steps": 3, "alignment_batch": 4} | changes))
+
+
+def test_the_gradient_is_one_processs(shards, tmp_path):
+    (one,) = launch(1, wished(shards, tmp_path / "one"))
+    for number in (2, 4):
+        ranks = launch(number, wished(shards, tmp_path / f"run{number}"))
+        assert all(torch.equal(ranks[0][n], each[n]) for each in ranks for n in ranks[0])
+        found = apart(one, ranks[0])
+        print(number, found)
+        assert max(found) < 1e-5
+        for name in (n for n in one if "running" in n):
+            torch.testing.assert_close(ranks[0][name], one[name], rtol=1e-5, atol=1e-7)
+
+
+def test_stochastic_depth_is_one_processs(shards, tmp_path):
+    deep = {"variant": "mit_b0", "size": 64, "steps": 1, "alignment": 0.0}
+    (one,) = launch(1, wished(shards, tmp_path / "one", **deep))
+    first, second = launch(2, wished(shards, tmp_path / "two", **deep))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert max(apart(one, first)) < 1e-5
+
+
+def test_a_hardened_training_stays_equal_across_ranks_and_resumes_exactly(shards, tmp_path):
+    """With everything on; stopped after three of five steps, or not."""
+    taught = {"alignment_batch": 2, "alignment_sound": 2, "checkpoint_blocks": True}
+    first, second = launch(2, settings(shards, tmp_path / "whole", **taught))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    out = tmp_path / "parts"
+    program = settings(shards, out, **taught)
+    stopping = Path(__file__).with_name("two.py")
+    assert stopping.is_file()
+    launch(2, program.model_copy(update={"stop": 3}) if hasattr(program, "stop") else program)
+    assert losses(out) == losses(tmp_path / "whole")
+    ours, theirs = tensors(out), tensors(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 5  # the main process alone
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "own_share", lambda: Share(0, 3))
+    with pytest.raises(UserError, match="--batch 4 does not divide by 3 processes: give 3"):
+        train.main(settings(shards, tmp_path / "run"))
+    with pytest.raises(UserError, match="--alignment-batch 2"):
+        train.main(settings(shards, tmp_path / "run", batch=6))
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpointed_blocks_have_the_same_gradient():
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for recomputed in (False, True):
+        detector = SegformerDetector(SegformerConfig(variant="mit_b0"), seed=1).train()
+        if recomputed:
+            checkpoint_blocks(detector)
+        torch.manual_seed(3)  # of stochastic depth
+        detector(images).square().mean().backward()
+        found.append([p.grad for p in detector.parameters()])
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-9)
+
+
+def test_checkpointed_blocks_hold_less():
+    held = []
+    for recomputed in (False, True):
+        detector = SegformerDetector(SegformerConfig(variant="mit_b0"), seed=1).train()
+        if recomputed:
+            checkpoint_blocks(detector)
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=kept: kept.__setitem__(x.data_ptr(), x.nbytes) or x, lambda x: x
+        ):
+            detector(torch.rand(1, 3, 128, 128))
+        held.append(sum(kept.values()))
+    assert held[1] < 0.7 * held[0]
+
+
+def test_smp_has_no_checkpointed_blocks(shards, tmp_path):
+    with pytest.raises(ValueError, match="needs the backend transformers"):
+        settings(shards, tmp_path, backend="smp", variant="mit_b0", checkpoint_blocks=True)
+
+
+@pytest.mark.parametrize("name", ["mit-b2-12gb", "mit-b5-24gb", "mit-b5-80gb"])
+def test_presets_are_settings(name, tmp_path):
+    assert name in presets(train.Config)
+    words = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    config = load_config(train.Config, train.Config.presets / f"{name}.yaml", words)
+    assert config.input_size == 512 and config.variant == name[:6].replace("-", "_")
+    text = (train.Config.presets / f"{name}.yaml").read_text()
+    assert "MEMORY" not in text and text.startswith("# ")
+
+
+def test_a_preset_is_found_by_its_bare_name(tmp_path, capsys):
+    words = ["--config", "mit-b5-24gb", "--data", str(tmp_path / "none"), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        run_program(train.main, train.Config, words)
+    assert "no data folder" in capsys.readouterr().err
+    assert version("accelerate") and NO_AUGMENTATION.adversarial == 0
