@@ -1,8 +1,10 @@
 """Raw images and masks to a balanced, labelled set.
 
-In: images of any source with or without masks, and a detector. Out: a shard store in which no
-category dominates, hard cases carry human masks and the rest pseudo-labels. The store is
-`core.shards`'; the detector is trained from such a store wherever it comes from. The loop: `tag`
-says what images show, `balance` which categories the detector judges oddly, `write_prompts` and
-`synthesize` make images of those.
+In: images of any source with or without masks, and a detector. Out: shard stores (`core.shards`) in
+which no category dominates, hard cases carry people's masks and the rest pseudo-labels, to train
+the next detector from. In the order of the work: `import_data` and `formats/`; `check`, `stats`,
+`preview`; `tag` and `balance`, which find the categories that need images; `write_prompts` and
+`synthesize`, which make them; `hard_cases`, `annotate_out` and `annotate_in`, which bring people in;
+`pseudo_label` for all others. A store is read and written by any number of these commands, and each
+goes on where it was stopped.
 """

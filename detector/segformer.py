@@ -168,7 +168,7 @@ def checkpoint_blocks(detector: SegformerDetector) -> None:
     1604.06174); transformers' own. Raises `UserError` for smp, which has none."""
     check_checkpointing(detector.config.backend)
     network: Any = detector.network
-    network.gradient_checkpointing_enable({"use_reentrant": False})
+    network.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def check_checkpointing(backend: str) -> None:

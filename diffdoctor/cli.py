@@ -76,6 +76,21 @@ COMMANDS = {
         "artifact maps, overlays and a table for any image or folder of images",
         "diffdoctor detector diagnose photo.png --detector runs/detector --out diagnosis",
     ),
+    "detector convert": Command(
+        "detector.convert",
+        "a SegFormer's weights from elsewhere, or the released ones, as a detector",
+        "diffdoctor detector convert ad_pytorch_model.bin --out detectors/released",
+    ),
+    "detector sanity": Command(
+        "detector.sanity",
+        "does a detector tell a base model's own images from real photographs?",
+        "diffdoctor detector sanity --detector D --real photographs --samples drawn",
+    ),
+    "detector fetch": Command(
+        "detector.fetch",
+        "the released DiffDoctor detector, from its public repository",
+        "diffdoctor detector fetch --out detectors/released",
+    ),
     "data import": Command(
         "data_balancing.import_data",
         "a published artifact data set, or a folder of one's own, into a store",
@@ -95,26 +110,6 @@ COMMANDS = {
         "data_balancing.preview",
         "a contact sheet of images, labels and overlays",
         "diffdoctor data preview store --out preview.png --category hand",
-    ),
-    "data pseudo-label": Command(
-        "data_balancing.pseudo_label",
-        "masks for unlabelled samples by a trained detector, shard by shard",
-        "diffdoctor data pseudo-label store --detector runs/detector --out pseudo",
-    ),
-    "data hard-cases": Command(
-        "data_balancing.hard_cases",
-        "which images people should label next, evenly over the categories",
-        "diffdoctor data hard-cases store --detector runs/detector --n 2000 --out hard",
-    ),
-    "data annotate": Command(
-        "data_balancing.annotate_out",
-        "hand images and mask guesses to Label Studio, CVAT, COCO or PNG tools",
-        "diffdoctor data annotate shards --out to_annotate --tool label_studio",
-    ),
-    "data annotated": Command(
-        "data_balancing.annotate_in",
-        "take annotators' masks back: labelled shards, and how far they agree",
-        "diffdoctor data annotated export.json --store shards --out labelled",
     ),
     "data tag": Command(
         "data_balancing.tag",
@@ -136,20 +131,25 @@ COMMANDS = {
         "images of any base for a list of prompts, as shards without labels",
         "diffdoctor data synthesize --base FOLDER --prompts prompts.jsonl --out store",
     ),
-    "detector convert": Command(
-        "detector.convert",
-        "a SegFormer's weights from elsewhere, or the released ones, as a detector",
-        "diffdoctor detector convert ad_pytorch_model.bin --out detectors/released",
+    "data hard-cases": Command(
+        "data_balancing.hard_cases",
+        "which images people should label next, evenly over the categories",
+        "diffdoctor data hard-cases store --detector runs/detector --n 2000 --out hard",
     ),
-    "detector sanity": Command(
-        "detector.sanity",
-        "does a detector tell a base model's own images from real photographs?",
-        "diffdoctor detector sanity --detector D --real photographs --samples drawn",
+    "data annotate": Command(
+        "data_balancing.annotate_out",
+        "hand images and mask guesses to Label Studio, CVAT, COCO or PNG tools",
+        "diffdoctor data annotate shards --out to_annotate --tool label_studio",
     ),
-    "detector fetch": Command(
-        "detector.fetch",
-        "the released DiffDoctor detector, from its public repository",
-        "diffdoctor detector fetch --out detectors/released",
+    "data annotated": Command(
+        "data_balancing.annotate_in",
+        "take annotators' masks back: labelled shards, and how far they agree",
+        "diffdoctor data annotated export.json --store shards --out labelled",
+    ),
+    "data pseudo-label": Command(
+        "data_balancing.pseudo_label",
+        "masks for unlabelled samples by a trained detector, shard by shard",
+        "diffdoctor data pseudo-label store --detector runs/detector --out pseudo",
     ),
     "miniature render": Command(
         "miniature.render",

@@ -7,10 +7,11 @@ import safetensors.torch
 import torch
 
 from core.processes import several, this_process
+from core.run import Run
 from detector import train
 
 
-def main(settings: str, out: str) -> int:
+def main(settings: str, out: str, stop: str) -> int:
     torch.set_num_threads(1)
     config = train.Config.model_validate(json.loads(settings))
     rank = this_process().process_index if several() else 0
@@ -31,6 +32,8 @@ def main(settings: str, out: str) -> int:
         return clip(parameters, largest)
 
     train._initial, torch.nn.utils.clip_grad_norm_ = own_start, noted
+    if int(stop) and rank:
+        Run.interrupted = property(lambda _: len(seen) >= int(stop))
     code = train.main(config)
     state = {name: t.contiguous() for name, t in learners[0].state_dict().items()}
     safetensors.torch.save_file({**state, **seen}, f"{out}-rank{rank}.safetensors")
