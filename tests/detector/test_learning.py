@@ -127,3 +127,24 @@ def test_bf16_autocast_gives_float32_loss_and_finite_gradients():
     exact = steps(new(), 1)[0]
     assert figures["loss"] == pytest.approx(exact["loss"], rel=0.05)
     assert figures["loss"] != exact["loss"]
+
+
+def test_focal_and_dice_are_their_formulas():
+    y = torch.tensor([[0.25, 1.0], [0.0, 0.0]]).view(2, 1, 1, 2)
+    logits = torch.tensor([[0.5, -1.0], [2.0, -3.0]]).view(2, 1, 1, 2)
+    p = logits.sigmoid()
+    entropy = -(y * p.log() + (1 - y) * (1 - p).log())
+    expected = ((p - y).square() * entropy).mean()
+    torch.testing.assert_close(LOSSES["focal"](logits, y), expected)
+    each = [
+        1 - (2 * (a * b).sum() + 1) / (a.square().sum() + b.square().sum() + 1)
+        for a, b in zip(p, y, strict=True)
+    ]
+    torch.testing.assert_close(LOSSES["dice"](logits, y), torch.stack(each).mean())
+    for name in ("focal", "dice"):  # a soft label that is met costs nothing
+        assert LOSSES[name](torch.logit(torch.full_like(y, 0.3)), torch.full_like(y, 0.3)) < 1e-6
+
+
+def test_the_power_bends_the_polynomial():
+    rates = [learning_rate(5, 10, 1.0, 0, "poly", power) for power in (0.5, 1.0, 2.0)]
+    assert rates == pytest.approx([0.5**0.5, 0.5, 0.25])
