@@ -4,7 +4,6 @@ In: images of any source with or without masks, and a detector. Out: shard store
 which no category dominates, hard cases carry people's masks and the rest pseudo-labels, to train
 the next detector from. In the order of the work: `import_data` and `formats/`; `check`, `stats`,
 `preview`; `tag` and `balance`, which find the categories that need images; `write_prompts` and
-`synthesize`, which make them; `hard_cases`, `annotate_out` and `annotate_in`, which bring people in;
-`pseudo_label` for all others. A store is read and written by any number of these commands, and each
-goes on where it was stopped.
+`synthesize`, which make them; `hard_cases`, `annotate_out` and `annotate_in`, which bring people
+in; `pseudo_label` for all others. Each command goes on where it was stopped.
 """

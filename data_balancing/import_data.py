@@ -34,8 +34,9 @@ SHOWN = 5
 class Config(core.config.Config):
     """Bring a data set into a store."""
 
-    format: Annotated[str, tyro.conf.Positional]
-    """What it is: one of the formats that `diffdoctor data formats` lists."""
+    format: Annotated[str, tyro.conf.Positional] = Field(
+        description="; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
+    )
     path: Annotated[Path, tyro.conf.Positional]
     """The set as it was downloaded: a folder, or its one file."""
     out: Path

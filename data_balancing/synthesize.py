@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 import core.config
 from base_models.load import check_base, check_size, load_base, locate, read_json
-from core.contracts import DiffusionModel, Images
+from base_models.sample import sample
 from core.errors import UserError
-from core.images import round_to_8bit, to_uint8
+from core.images import to_uint8
 from core.samples import Record, Sample
 from core.seeds import mix
 from core.shards import ShardWriter
@@ -79,11 +79,11 @@ def main(config: Config) -> None:
             return
         options: dict[str, Any] = {} if config.guidance is None else {"guidance": config.guidance}
         model = load_base(str(folder), place, DTYPES[config.dtype], **options)
-        size = config.height, config.width
+        how: dict[str, Any] = {"steps": steps, "height": config.height, "width": config.width}
         with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="synthesize") as bar:
             for part in batches(missing, config.batch, config.shard_size):
                 prompts, seeds = [r.prompt for r in part], [r.seed or 0 for r in part]
-                images = draw(model, prompts, seeds, steps=steps, size=size)
+                images = sample(model, prompts, seeds, batch=len(part), **how)
                 for level, record in zip(to_uint8(images), part, strict=True):
                     writer.write(Sample(record.key, level, None, record))
                 bar.update(len(part))
@@ -120,23 +120,6 @@ def batches(plan: Sequence[Record], batch: int, shard_size: int) -> Iterator[lis
     for start in range(0, len(plan), shard_size):
         shard = plan[start : start + shard_size]
         yield from (list(shard[at : at + batch]) for at in range(0, len(shard), batch))
-
-
-@torch.no_grad()
-def draw(
-    model: DiffusionModel,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    size: tuple[int, int],
-) -> Images:
-    """One image a seed by the base's own sampler, as a PNG holds it, on the CPU."""
-    schedule, text = model.schedule(steps, *size), model.encode_prompts(prompts)
-    latents = model.noise(seeds, *size)
-    for i in range(steps):
-        latents = model.step(latents, i, schedule, text)
-    return round_to_8bit(model.decode(latents)).cpu()
 
 
 def usual_steps(folder: Path) -> int:

@@ -93,7 +93,7 @@ def test_interrupted_and_resumed_are_the_same_bytes(
     base: Path, prompts: Path, tmp_path: Path, monkeypatch
 ):
     synthesize.main(config(base, tmp_path))
-    draw, drawn = synthesize.draw, []
+    draw, drawn = synthesize.sample, []
 
     def stopping(model, prompts, seeds, **settings):
         if len(drawn) == 2:
@@ -102,11 +102,11 @@ def test_interrupted_and_resumed_are_the_same_bytes(
         return draw(model, prompts, seeds, **settings)
 
     broken = config(base, tmp_path, out=tmp_path / "broken")
-    monkeypatch.setattr(synthesize, "draw", stopping)
+    monkeypatch.setattr(synthesize, "sample", stopping)
     with pytest.raises(KeyboardInterrupt):
         synthesize.main(broken)
     assert len(ShardStore(tmp_path / "broken")) == 4
-    monkeypatch.setattr(synthesize, "draw", draw)
+    monkeypatch.setattr(synthesize, "sample", draw)
     synthesize.main(broken)
     assert content(tmp_path / "broken") == content(tmp_path / "store")
     synthesize.main(config(base, tmp_path, out=tmp_path / "other", seed=1))  # the control
