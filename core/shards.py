@@ -196,7 +196,7 @@ class _HashedFile:
         return self.size
 
 
-class ShardStore(Sequence[Sample]):
+class ShardStore:
     """The committed samples of a folder, by position; every byte is verified when it is read.
 
     What is held of a sample is its key and the places of its members, some 250 bytes.
@@ -224,7 +224,7 @@ class ShardStore(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, i):  # type: ignore[override]
+    def __getitem__(self, i: int) -> Sample:
         """Sample i; `UserError` naming shard and member if it is damaged."""
         i = range(len(self))[i]  # from the end, where negative
         image, mask, reference = (
@@ -233,6 +233,9 @@ class ShardStore(Sequence[Sample]):
         if image is None:
             raise UserError(f"{self._shard(i)} has no image of {self.keys[i]}; write it again.")
         return Sample(self.keys[i], image, mask, self.record(i), reference)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
 
     def record(self, i: int) -> Record:
         """Of sample i; no image is decoded."""

@@ -26,7 +26,7 @@ from core.samples import Record, Sample
 from core.shards import ShardWriter
 from core.storage import check_writable, write_atomic
 from data_balancing.looks import Seen, phash, pixels
-from detector.data import open_data
+from detector.data import open_source
 from detector.groups import group_texts
 
 RATIO = 1.02
@@ -60,7 +60,7 @@ def main(config: Config) -> int | None:
         check_writable(config.keep)
         if config.keep.resolve() == config.data.resolve():
             raise UserError(f"{config.keep} is what is checked: name another folder by --keep.")
-    samples, _ = open_data([config.data])
+    samples = open_source(config.data)
     findings, records, seen = [], [], Seen()
     keep = nullcontext() if config.keep is None else ShardWriter(config.keep, name="kept")
     with keep as writer:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -113,9 +113,9 @@ class Chosen(Sequence[Sample]):
 
 
 class Joined(Sequence[T]):
-    """Several sequences, one after the other."""
+    """Several sequences, or stores, one after the other."""
 
-    def __init__(self, sources: Sequence[Sequence[T]]):
+    def __init__(self, sources: Sequence[Any]):
         self.sources = sources
         self.starts = [0, *accumulate(map(len, sources))]
 
@@ -137,7 +137,7 @@ def open_data(paths: Sequence[Path]) -> tuple[Sequence[Sample], Sequence[Record]
         raise UserError(
             "no data was given; name a shard folder or a folder with images/ and masks/."
         )
-    sources = [_open(Path(path)) for path in paths]
+    sources = [open_source(Path(path)) for path in paths]
     samples, records = Joined(sources), Joined([source.records() for source in sources])
     if not len(samples):
         raise UserError(f"{', '.join(map(str, paths))} holds no sample; fill it first.")
@@ -287,9 +287,9 @@ def _pair(sample: Sample, size: int | None) -> tuple[Tensor, Tensor]:
     return image.clamp(0, 1), mask.clamp(0, 1)
 
 
-def _open(path: Path) -> ShardStore | FolderSamples:
+def open_source(path: Path) -> ShardStore | FolderSamples:
     if not path.is_dir():
-        raise UserError(f"there is no data folder {path}; check --data (or --alignment-data).")
+        raise UserError(f"there is no data folder {path}; check the path.")
     if any(path.glob("*.manifest.jsonl")):
         return ShardStore(path)
     if (path / "images").is_dir() or (path / "real").is_dir():
