@@ -36,6 +36,7 @@ from detector.alignment import LABELLED
 from detector.augment import Augmentation, augment
 from detector.groups import group_texts
 from detector.parallel import WHOLE, Share
+from detector.quotas import Quotas
 
 T = TypeVar("T")
 
@@ -216,6 +217,7 @@ def training_batch(
     step: int,
     size: int | None = None,
     device: torch.device | str = "cpu",
+    quotas: Quotas | None = None,
     share: Share = WHOLE,
 ) -> tuple[Images, ArtifactMap]:
     """Augmented global batch `step`: a pure function of (samples, seed, step), on the device.
@@ -223,7 +225,11 @@ def training_batch(
     Each process reads its share of the samples; all have the whole batch, for an augmentation may
     look at a neighbour.
     """
-    places = batch_indices(len(samples), batch, mix(seed, ORDER), step)
+    order = mix(seed, ORDER)
+    if quotas:
+        places = quotas.batch(batch, order, step)
+    else:
+        places = batch_indices(len(samples), batch, order, step)
     chosen = [samples[i] for i in share.rows(places)]
     images, masks = (share.whole(x.to(device)) for x in to_tensors(chosen, size))
     allowed = torch.tensor([may_mirror(s.record, augmentation.unflipped) for s in chosen])

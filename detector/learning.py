@@ -24,6 +24,7 @@ from detector.augment import Augmentation, adversarial_step, step_lengths
 from detector.data import Chosen, nearest, reference_batch, training_batch
 from detector.losses import LOSSES, Loss
 from detector.parallel import WHOLE, Share
+from detector.quotas import Quotas
 from detector.segformer import SegformerDetector, upsample
 
 ADVERSARY, DROPOUT, JITTERED = 105, 106, 108
@@ -278,13 +279,22 @@ def learn_step(
     size: int | None = None,
     autocast: bool = False,
     alignment: Alignment | None = None,
+    quotas: Quotas | None = None,
     share: Share = WHOLE,
 ) -> dict[str, float]:
     """Batch, augmentation, loss, update: step `step` of the training; returns its figures."""
     detector = learner.detector
     device = next(detector.parameters()).device
     images, target = training_batch(
-        samples, batch, augmentation, seed=seed, step=step, size=size, device=device, share=share
+        samples,
+        batch,
+        augmentation,
+        seed=seed,
+        step=step,
+        size=size,
+        device=device,
+        quotas=quotas,
+        share=share,
     )
     pairs = alignment.draw(seed, step, size, device) if alignment else None
     if alignment and pairs:

@@ -13,11 +13,9 @@ weights are for non-commercial use.
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 
 import core.config
 from core import checkpoint
@@ -35,92 +33,12 @@ from detector.losses import LossName
 from detector.measure import device, predict_samples
 from detector.metrics import all_metrics
 from detector.parallel import Share, own_share, share_out
+from detector.quotas import Quotas, make_quotas
 from detector.segformer import SegformerConfig, SegformerDetector, checkpoint_blocks
+from detector.settings import Config
 from detector.storage import LICENCE_NOTES, load_detector, save_detector
 
 PICTURED = 8
-
-
-class Config(core.config.Config):
-    """Settings of one detector training."""
-
-    presets: ClassVar[Path | None] = Path(__file__).parent / "presets"
-
-    data: tuple[Path, ...]
-    """Shard folders, or folders with images/ and masks/ (and real/ for sound photographs)."""
-    out: Path
-    """Run folder; the same command resumes it."""
-    backend: Literal["transformers", "smp"] = "transformers"
-    variant: str = "nano"
-    """`nano` (64x64 images), `mit_b0` .. `mit_b5`; with smp any of its encoders."""
-    input_size: int | None = Field(None, ge=8)
-    """Shorter side that the network sees; the published detector takes 512."""
-    upscale: Literal[1, 2, 4, 8] = 1
-    """Enlargement before the network; 4 gives a stride-4 variant a full-resolution map."""
-    prior: float | None = Field(None, gt=0, lt=1)
-    """Artifact share that the untrained head says; None: the mean of the training labels."""
-    init: Path | None = None
-    """Detector folder to start from, instead of random weights."""
-    size: int | None = Field(None, ge=8)
-    """Resize all images to this square; needed where their sizes differ."""
-
-    steps: int = Field(2000, ge=1)
-    batch: int = Field(16, ge=1)
-    """Images of a step, on all processes together."""
-    loss: LossName = "mse"
-    """Squared error of the map (the paper's), soft cross-entropy, or for soft labels the focal or
-    the Dice loss."""
-    optimizer: OptimizerName = "adamw"
-    """`muon` learns faster from random weights, `adamw` is the rule for pretrained mit_b*."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """From random weights (with muon 4e-3); about 6e-5 for a pretrained mit_b5."""
-    warmup: int = Field(100, ge=0)
-    decay: Literal["poly", "cosine"] = "poly"
-    power: float = Field(1.0, gt=0)
-    """Of `poly`: the rate falls as (1 - t) to this power; 1 is SegFormer's, .9 DeepLab's."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Of the weights that AdamW moves; Muon's are not decayed."""
-    clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient; Muon's steps have a size of their own."""
-    ema: float = Field(0.995, ge=0, lt=1)
-    """Decay of the averaged weights, which are what is measured and kept; 0: none."""
-    alignment: float = Field(0.0, ge=0)
-    """Weight of teaching the gradient the way to mend (`detector.alignment`), for a detector that
-    is to treat: the last few hundred steps, at about 1, after it finds what it should find."""
-    alignment_data: tuple[Path, ...] = ()
-    """Labelled images whose sound original is known (`references/`), for the alignment alone:
-    mixed into `data` they cost precision. Default: those in `data`."""
-    alignment_batch: int = Field(12, ge=1)
-    """Such images in each step, beside the batch; each costs the memory of a second derivative."""
-    alignment_share: float = Field(0.5, gt=0, le=1)
-    """Share of these images, in each category the nearest to their originals, that are used: where
-    an original shows another gesture than the broken image, it is no mend."""
-    alignment_sound: int = Field(6, ge=0)
-    """Of the originals of a step so many join its batch as images without artifact."""
-    augmentation: Augmentation = Augmentation()
-    mixed_precision: Literal["no", "bf16"] = "no"
-    checkpoint_blocks: bool = False
-    """Compute the encoder's blocks again on the way back: less memory, about a third more time."""
-    device: str = "auto"
-    """`auto`, or a torch device."""
-    seed: int = Field(0, ge=0)
-
-    valid_share: float = Field(0.1, ge=0, lt=1)
-    """Share of the prompts that is held out and measured on."""
-    valid_limit: int = Field(512, ge=1)
-    """Measure on at most so many samples."""
-    valid_every: int = Field(500, ge=1)
-    checkpoint_every: int = Field(200, ge=1)
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Config":
-        if self.alignment and self.alignment_sound > self.alignment_batch:
-            raise ValueError("alignment_sound is more than alignment_batch: lower it")
-        if self.alignment_data and not self.alignment:
-            raise ValueError("alignment_data without a weight: give alignment, 1 for instance")
-        if self.checkpoint_blocks and self.backend == "smp":
-            raise ValueError("checkpoint_blocks needs the backend transformers: smp keeps all")
-        return self
 
 
 def main(config: Config) -> int | None:
@@ -132,6 +50,7 @@ def main(config: Config) -> int | None:
     samples, records = open_labelled(config.data)
     train, valid = _split(samples, records, config.valid_share, config.valid_limit, config.seed)
     aligned = _aligned(config, train, [records[i] for i in train.positions])
+    quotas = _quotas(config, [records[i] for i in train.positions])
     detector = _initial(config, train, share)
     run = Run.start(config, config.out, "detector train", share.main)
     run.event("info", LICENCE_NOTES[detector.config.backend])
@@ -152,6 +71,7 @@ def main(config: Config) -> int | None:
             size=config.size,
             autocast=config.mixed_precision == "bf16",
             alignment=aligned,
+            quotas=quotas,
             share=share,
         )
         done, stop = step + 1, share.any(run.interrupted, place)
@@ -253,6 +173,13 @@ def _initial(config: Config, train: Sequence[Sample], share: Share) -> Segformer
     return detector
 
 
+def _quotas(config: Config, records: Sequence[Record]) -> Quotas | None:
+    """None: every sample as often as any other."""
+    if not (config.quotas or config.even_categories):
+        return None
+    return make_quotas(records, config.quotas, config.even_categories)
+
+
 def _place(name: str, share: Share) -> torch.device:
     """Each of several processes has a device of its own."""
     own = this_process().device if share.of > 1 and name == "auto" else None
@@ -317,6 +244,8 @@ def _finish(
             "optimizer": config.optimizer,
             "learning_rate": config.learning_rate,
             "augmentation": config.augmentation.model_dump(),
+            "quotas": config.quotas,
+            "even_categories": config.even_categories,
             "alignment": config.alignment,
             "alignment_share": config.alignment_share,
             "alignment_batch": config.alignment_batch,

@@ -1,14 +1,21 @@
 """So much of each source in every batch; each sample once before any comes again."""
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from core.config import load_config
 from core.errors import UserError
-from core.samples import Record
+from core.samples import Record, Sample
+from detector import train
+from detector.augment import NO_AUGMENTATION
+from detector.data import training_batch
 from detector.quotas import PERIOD, make_quotas, slots, spread_evenly
+from tests.detector.toy import toy_shards
 
+BLANK = np.zeros((16, 16), np.uint8)
 RECORDS = [
     Record(key=f"{i}", source=source, category=category)
     for i, (source, category) in enumerate(
@@ -80,3 +87,36 @@ def test_slots_add_up_and_are_spread():
 def test_shares_that_cannot_be(shares, said):
     with pytest.raises(UserError, match=said):
         make_quotas(RECORDS, shares, even=False)
+
+
+def test_a_batch_takes_its_samples_by_the_quotas():
+    def sample(record: Record) -> Sample:
+        """White where a person labelled it."""
+        level = 255 if record.source == "human" else 0
+        return Sample(record.key, np.full((16, 16, 3), level, np.uint8), BLANK, record)
+
+    samples = [sample(record) for record in RECORDS[:100]]
+    quotas = make_quotas(RECORDS[:100], {"human": 0.75, "pseudo": 0.25}, even=False)
+    images, _ = training_batch(samples, 8, NO_AUGMENTATION, seed=5, step=2, quotas=quotas)
+    assert len(images) == 8 and images.mean() == 0.75
+    plain, _ = training_batch(samples, 8, NO_AUGMENTATION, seed=5, step=2)
+    assert plain.mean() < 0.75
+
+
+def test_the_program_takes_them_from_the_command_line(tmp_path):
+    words = ["--data", "d", "--out", "o", "--quotas", "human", "0.5", "real", "0.5"]
+    config = load_config(train.Config, (), [*words, "--even-categories"])
+    assert config.quotas == {"human": 0.5, "real": 0.5} and config.even_categories
+
+
+def test_the_program_learns_by_them(tmp_path):
+    data = toy_shards(tmp_path / "data", 24)
+    given = {"data": (data,), "steps": 2, "batch": 4, "warmup": 1, "checkpoint_every": 1}
+    runs = {"plain": {}, "even": {"even_categories": True}}
+    for name, change in runs.items():
+        assert train.main(train.Config(out=tmp_path / name, **given, **change)) is None
+    card = json.loads((tmp_path / "even/detector/detector.json").read_text())["card"]
+    assert card["even_categories"] is True
+    with pytest.raises(UserError, match="unknown name 'hard'"):
+        train.main(train.Config(out=tmp_path / "bad", **given, quotas={"hard": 1.0}))
+    assert not (tmp_path / "bad").exists()
