@@ -18,9 +18,9 @@ from core.images import list_images, read_images, to_uint8
 from core.samples import Record, Sample
 from core.shards import batch_indices
 from core.storage import read_lines
+from data_balancing.annotator_command import annotate, read_masks, write_task
 from detector.data import open_labelled
 from detector.segformer import SegformerDetector, freeze
-from treat.annotate import annotate, read_masks, write_task
 from treat.texts import Sampler
 from treat.update import REFRESH
 

@@ -133,7 +133,7 @@ class Config(core.config.Config):
     `nf4` (about a quarter). The adapters stay in float32."""
 
     annotator: tuple[str, ...] = ()
-    """Command that labels a folder (see treat/annotate.py), for the refreshes."""
+    """Command that labels a folder (see data_balancing/annotator_command.py), for the refreshes."""
     refresh_every: int = Field(0, ge=0)
     """Updates between two refreshes of the detector; 0: none."""
     refresh_images: int = Field(64, ge=1)

@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.heatmap import read_map
 from core.images import round_to_8bit
 from core.seeds import generator
+from data_balancing.annotator_command import annotate, read_masks, write_task
 from diffdoctor import cli
 from miniature import label
 from miniature.blobs import MARKED, grow
@@ -20,7 +21,6 @@ from miniature.faults import plant
 from miniature.law import draw, prompts
 from miniature.oracle import BLOB, Oracle
 from miniature.paint import render
-from treat.annotate import annotate, read_masks, write_task
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 
 from core.errors import UserError
 from core.images import read_image
-from treat.annotate import annotate, read_masks, write_task
+from data_balancing.annotator_command import annotate, read_masks, write_task
 
 LABEL = """
 import sys, pathlib
