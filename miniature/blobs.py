@@ -22,8 +22,8 @@ BRUSH = 2
 """Pixels that a person's brush adds around an artifact."""
 
 
-def blob_sizes(mask: Bool[Tensor, "b h w"], join: int = JOIN) -> Float[Tensor, "b h w"]:
-    """For every true pixel how many true pixels its blob holds, 0 elsewhere.
+def blob_labels(mask: Bool[Tensor, "b h w"], join: int = JOIN) -> Float[Tensor, "b h w"]:
+    """For every true pixel the number of its blob, from 1, and 0 elsewhere.
 
     A blob is 8-connected, across gaps of up to 2 `join` pixels.
     """
@@ -36,7 +36,13 @@ def blob_sizes(mask: Bool[Tensor, "b h w"], join: int = JOIN) -> Float[Tensor, "
         if torch.equal(grown, labels):
             break
         labels = grown
-    index = labels.long().flatten(1)
+    return labels * mask
+
+
+def blob_sizes(mask: Bool[Tensor, "b h w"], join: int = JOIN) -> Float[Tensor, "b h w"]:
+    """For every true pixel how many true pixels its blob holds, 0 elsewhere."""
+    b, h, w = mask.shape
+    index = blob_labels(mask, join).long().flatten(1)
     sizes = torch.zeros(b, h * w + 1, device=mask.device).scatter_add_(
         1, index, mask.flatten(1).float()
     )

@@ -4,6 +4,7 @@
 
 FOLDER/images/*.png and FOLDER/prompts.jsonl in; FOLDER/masks/*.png (8-bit, 255 = artifact) and
 FOLDER/labels.csv out. Masks that are there are kept, so a stopped command goes on.
+`--missed 0.2 --invented 0.05` labels as people do, with slips.
 """
 
 import csv
@@ -26,10 +27,10 @@ from miniature import blobs, listing
 from miniature.law import CATEGORIES
 from miniature.oracle import Oracle
 from miniature.prompts import category_of
+from miniature.slips import HALF, slipped
 
 BATCH = 32
 """Images of one category that the oracle decodes together."""
-HALF = 0.5
 COLUMNS = ("image", "prompt", "category", "artifact", "max", "area")
 
 
@@ -40,6 +41,12 @@ class Config(core.config.Config):
     """Holds images/*.png and prompts.jsonl."""
     grow: int = Field(blobs.BRUSH, ge=0, le=8)
     """Pixels that the brush adds around an artifact."""
+    missed: float = Field(0.0, ge=0, le=1)
+    """Share of the marked regions that are not painted."""
+    invented: float = Field(0.0, ge=0, le=1)
+    """Share of the images in which one sound spot is painted."""
+    seed: int = Field(0, ge=0)
+    """Of the slips: the same image, seed and shares give the same mask."""
 
 
 def main(config: Config) -> None:
@@ -50,7 +57,9 @@ def main(config: Config) -> None:
     with tqdm(total=len(said), initial=len(said) - len(todo), desc="label") as bar:
         for batch in batches(todo, said):
             images, prompts = read_images(batch), [said[path] for path in batch]
-            for path, map in zip(batch, label(images, prompts, config.grow), strict=True):
+            maps = label(images, prompts, config.grow)
+            maps = slipped(images, maps, config.missed, config.invented, config.seed)
+            for path, map in zip(batch, maps, strict=True):
                 write_map(mask_of(path), map)
             bar.update(len(batch))
     write_atomic(config.folder / "labels.csv", table(said).encode())
