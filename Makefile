@@ -1,5 +1,6 @@
 # Two commands: `make demo` (the method, end to end, on two cores) and `make test`.
-# A third, `make test-system`, holds our formats against the annotation tools' own packages.
+# A third, `make test-system`, holds our formats against the annotation tools' own packages, and
+# spreads pseudo-labelling over a local Ray.
 # All create .venv and install the locked versions first; a second call installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,6 +11,7 @@ QUANT := $(VENV)/quant
 # Environments of their own: what the annotation tools ask for is not what we ask for.
 LABEL_STUDIO := .venv-label-studio
 CVAT := .venv-cvat
+RAY := .venv-ray
 # A file's tests stay together: they share what they set up. One thread each, or two get in the way.
 PYTEST_ARGS ?= -n 2 --dist loadfile --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -26,7 +28,7 @@ test: $(INSTALLED) $(QUANT)
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-system: $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed
+test-system: $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed $(RAY)/joined
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system -m system --durations=5
 
 install: $(INSTALLED)
@@ -52,5 +54,11 @@ $(QUANT): requirements-quant.lock requirements-names.lock $(INSTALLED)
 	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps -r $<
 	touch $@
 
+# Ray works on our own code, so its environment also has what ours has.
+$(RAY)/joined: $(RAY)/installed $(INSTALLED)
+	$(BIN)/python -c 'import site; print(*site.getsitepackages(), sep="\n")' > $(RAY)/ours.txt
+	cp $(RAY)/ours.txt "$$($(RAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/ours.pth"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LABEL_STUDIO) $(CVAT) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LABEL_STUDIO) $(CVAT) $(RAY) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -124,14 +124,20 @@ def over_ray(jobs: list[Job], teacher: Teacher, config: Config) -> Iterator[tupl
         raise UserError("--cluster ray needs Ray: pip install 'diffdoctor[ray]'.") from error
 
     def label(row: dict[str, Any]) -> dict[str, Any]:
-        new, there = label_shard(Path(row["store"]), row["shard"], Path(row["out"]), teacher)
-        return {"new": new, "there": there}
+        """A fault travels as a sentence: Ray would try the shard again, and wrap its error."""
+        try:
+            new, there = label_shard(Path(row["store"]), row["shard"], Path(row["out"]), teacher)
+        except UserError as error:
+            return {"new": 0, "there": 0, "fault": str(error)}
+        return {"new": new, "there": there, "fault": ""}
 
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     rows = [{"store": str(job.store), "shard": job.shard, "out": str(job.out)} for job in jobs]
     data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
     found = data.map(label, num_cpus=1, num_gpus=config.gpus, concurrency=config.workers)
     for row in found.iter_rows():
+        if row["fault"]:
+            raise UserError(row["fault"])
         yield row["new"], row["there"]
 
 
