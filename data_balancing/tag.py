@@ -2,6 +2,7 @@
 
     diffdoctor data tag shards --out tags.jsonl --endpoint http://localhost:8000/v1 --model NAME
 
+With `--from-records` no model is asked: the category of each record is its tag.
 OUT has a line an image; OUT's stem with `.quarantine.jsonl` those that no answer could be had for,
 `.agreement.json` how far a second model agrees, `.cache/` what was answered: running again asks
 for what is missing.
@@ -21,7 +22,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 import core.config
+from core.config import unknown_name
 from core.errors import UserError
+from core.samples import Record
 from core.shards import ShardStore
 from core.storage import check_writable, write_atomic
 from data_balancing.asking import Endpoint, Model
@@ -32,6 +35,10 @@ from data_balancing.taxonomy import Taxonomy, load_taxonomy
 HOPELESS = 20
 """Images set aside from the first on, without one answer, after which the model itself is wrong."""
 
+RECORDS = "records"
+"""Who tagged, where no model did."""
+
+Line = dict[str, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -49,6 +56,8 @@ class Config(core.config.Config):
     """Name of the model there."""
     local: Path | None = None
     """Instead of an endpoint: folder of a transformers image-text-to-text model."""
+    from_records: bool = False
+    """Instead of a model: the category that each record names."""
     second_model: str | None = None
     """Another model at the endpoint, to see how far the two agree."""
     taxonomy: Path | None = None
@@ -58,8 +67,9 @@ class Config(core.config.Config):
 
     @model_validator(mode="after")
     def _one_tagger(self) -> "Config":
-        if (self.endpoint is None) == (self.local is None):
-            raise ValueError("give either --endpoint with --model, or --local.")
+        given = (self.endpoint is not None) + (self.local is not None) + self.from_records
+        if given != 1:
+            raise ValueError("give either --endpoint with --model, or --local, or --from-records.")
         if (self.endpoint is None) != (self.model is None):
             raise ValueError("--endpoint and --model go together.")
         if self.second_model is not None and self.endpoint is None:
@@ -76,21 +86,47 @@ def main(config: Config) -> int | None:
     taxonomy, store = load_taxonomy(config.taxonomy), ShardStore(config.store)
     check_writable(config.out.parent)
     config.out.parent.mkdir(parents=True, exist_ok=True)
+    if config.from_records:
+        lines, lost = record_lines(store.records(), taxonomy)
+        return finish(config.out, lines, lost)
     models = open_models(config.endpoint, config.local, [config.model, config.second_model])
     cache = config.out.with_suffix(".cache")
     taggers = [Tagger(model, taxonomy, cache) for model in models]
     workers = config.concurrency if config.local is None else 1
     rows = [list(tag_all(store, tagger, workers)) for tagger in taggers]
-    lines, lost = tag_lines(store.keys, taggers, rows)
-    write_lines(config.out, lines)
-    write_lines(config.out.with_suffix(".quarantine.jsonl"), lost)
-    print(f"{len(lines)} images tagged, {len(lost)} set aside.")
     if len(rows) == 2:
         figures = compare(taxonomy, taggers, rows)
         text = json.dumps(figures, indent=2) + "\n"
         write_atomic(config.out.with_suffix(".agreement.json"), text.encode())
         Console().print(agreement_table(figures))
+    return finish(config.out, *tag_lines(store.keys, taggers, rows))
+
+
+def finish(out: Path, lines: Sequence[Line], lost: Sequence[Line]) -> int | None:
+    write_lines(out.with_suffix(".quarantine.jsonl"), lost)
+    write_lines(out, lines)  # the last: it says that the rest is there
+    print(f"{len(lines)} images tagged, {len(lost)} set aside.")
     return 1 if lost else None
+
+
+def record_lines(records: Iterable[Record], taxonomy: Taxonomy) -> tuple[list[Line], list[Line]]:
+    """The category of each record as its tag; set aside is what has none.
+
+    Raises `UserError` for a category that the taxonomy does not know.
+    """
+    lines: list[Line] = []
+    lost: list[Line] = []
+    for record in records:
+        name = record.category
+        if not name:
+            lost.append({"key": record.key, "model": RECORDS, "reason": "no category"})
+            continue
+        if name not in taxonomy.parents:
+            where = f"the record of {record.key} (or in the taxonomy: name yours with --taxonomy)"
+            raise UserError(unknown_name(name, taxonomy.parents, where))
+        said = {"key": record.key, "categories": [name], "model": RECORDS}
+        lines.append({**said, "taxonomy": taxonomy.digest, "pixels": record.pixels})
+    return lines, lost
 
 
 def open_models(
@@ -132,7 +168,7 @@ def bounded_map(do: Callable[[T], R], items: Iterable[T], workers: int) -> Itera
 
 def tag_lines(
     keys: Sequence[str], taggers: Sequence[Tagger], rows: Sequence[Sequence[Tagged]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Line], list[Line]]:
     """What is written: images with the first model's tags, and answers that could not be had."""
     lines, lost = [], []
     for key, *said in zip(keys, *rows, strict=True):
@@ -142,7 +178,7 @@ def tag_lines(
         first, second = said[0], said[1] if len(said) > 1 else None
         if first.reason:
             continue
-        line: dict[str, Any] = {
+        line: Line = {
             "key": key,
             "categories": first.categories,
             "model": taggers[0].model.name,
@@ -180,7 +216,7 @@ def agreement_table(figures: dict[str, Any]) -> Table:
     return table
 
 
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
     """One JSON object a line, whole or not at all."""
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 

@@ -2,13 +2,15 @@
 
     diffdoctor data prompts --balance balance/balance.json --templates --n 200 --out prompts.jsonl
 
-With `--endpoint` and `--model` a language model writes; with `--templates` a small grammar does.
+With `--endpoint` and `--model` a language model writes; with `--templates` a small grammar does;
+with `--from-list` the next prompts of a list that are not used yet are taken.
 OUT grows line by line: running again goes on where it was.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count, islice
+from itertools import count, islice, repeat
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,7 +23,7 @@ from core.seeds import mix
 from core.storage import append_line, check_writable
 from data_balancing.asking import Endpoint, Message, Model, Unanswered, ask
 from data_balancing.grammar import Grammar, load_grammar
-from data_balancing.prompt_file import MAX_PROMPT, Distinct, read_prompt_lines
+from data_balancing.prompt_file import MAX_PROMPT, Distinct, PromptLine, read_prompt_lines
 from data_balancing.taxonomy import Taxonomy, load_taxonomy
 
 AT_ONCE = 20
@@ -66,6 +68,8 @@ class Config(core.config.Config):
     """Write by the grammar instead."""
     grammar: Path | None = None
     """Words of your own, as in data_balancing/prompt_words.yaml."""
+    from_list: Path | None = None
+    """Take them from this .jsonl of prompts with categories, in its order, instead."""
     taxonomy: Path | None = None
     avoid: tuple[Path, ...] = ()
     """Lists of prompts that must not be repeated, such as those held out to evaluate by."""
@@ -73,8 +77,8 @@ class Config(core.config.Config):
 
     @model_validator(mode="after")
     def _one_writer(self) -> "Config":
-        if (self.endpoint is not None) == self.templates:
-            raise ValueError("give either --endpoint with --model, or --templates.")
+        if (self.endpoint is not None) + self.templates + (self.from_list is not None) != 1:
+            raise ValueError("give either --endpoint with --model, or --templates, or --from-list.")
         if (self.endpoint is None) != (self.model is None):
             raise ValueError("--endpoint and --model go together.")
         if self.balance is None and not self.categories:
@@ -95,10 +99,12 @@ def main(config: Config) -> int | None:
     write: Writer
     if config.templates:
         write = by_grammar(grammar, taxonomy, wanted, config.seed)
+    elif config.from_list is not None:
+        write = by_list(read_prompt_lines(config.from_list), taxonomy)
     else:
         model = Endpoint(config.endpoint or "", config.model or "", temperature=1.0)
         write = by_model(model, grammar, taxonomy, config.seed)
-    distinct = Distinct()
+    distinct = Distinct() if config.from_list is None else Distinct(near=math.inf)
     for prompt in (line.prompt for path in config.avoid for line in read_prompt_lines(path)):
         distinct.add(prompt)
     check_writable(config.out.parent)
@@ -173,6 +179,17 @@ def by_grammar(
         new = (prompt for prompt in every if prompt not in known)
         while True:
             yield list(islice(new, 10 * AT_ONCE))
+
+    return write
+
+
+def by_list(lines: Sequence[PromptLine], taxonomy: Taxonomy) -> Writer:
+    """The list's prompts of the category and of those beneath it, once: who made the list chose
+    how much they may resemble one another."""
+
+    def write(category: str, n: int, had: Sequence[str]) -> Iterator[list[str]]:
+        yield [p.prompt for p in lines if category in taxonomy.with_parents([p.category])]
+        yield from repeat([])
 
     return write
 

@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import miniature
 from core.errors import UserError
 from core.samples import Record, Sample
 from core.shards import ShardWriter
 from data_balancing import tag
+from data_balancing.categories import read_tags
 from data_balancing.tagging import agreement, kappa, picture_url
+from data_balancing.taxonomy import load_taxonomy
+from miniature.law import CATEGORIES
 from tests.data_balancing.server import serving
 
 GOOD = json.dumps({"categories": ["hand", "face"]})
@@ -240,3 +244,41 @@ def test_a_large_picture_is_sent_smaller():
 
     url = picture_url(np.zeros((200, 2000, 3), np.uint8))
     assert Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).size == (768, 77)
+
+
+SMALL = Path(miniature.__file__).with_name("taxonomy.yaml")
+
+
+def recorded(folder: Path, categories: list[str]) -> Path:
+    with ShardWriter(folder) as writer:
+        for i, category in enumerate(categories):
+            image = np.full((8, 12, 3), i, np.uint8)
+            record = Record(key=f"s-{i}", source="pseudo", category=category)
+            writer.write(Sample(record.key, image, None, record))
+    return folder
+
+
+def test_known_categories_are_tags_without_a_model(tmp_path: Path):
+    recorded(tmp_path / "store", ["sign", "hand", ""])
+    given = {"store": tmp_path / "store", "out": tmp_path / "tags.jsonl", "taxonomy": SMALL}
+    assert tag.main(tag.Config(**given, from_records=True)) == 1
+    tags = read_tags(tmp_path / "tags.jsonl", load_taxonomy(SMALL))
+    assert {key: names for key, (_, names) in tags.items()} == {"s-0": ["sign"], "s-1": ["hand"]}
+    (lost,) = lines(tmp_path / "tags.quarantine.jsonl")
+    assert lost["key"] == "s-2" and lost["reason"] == "no category"
+    with pytest.raises(UserError, match="another taxonomy"):
+        read_tags(tmp_path / "tags.jsonl", load_taxonomy())
+
+
+def test_a_category_that_the_taxonomy_does_not_know_is_refused(tmp_path: Path):
+    recorded(tmp_path / "store", ["sign", "hands"])
+    given = {"store": tmp_path / "store", "out": tmp_path / "tags.jsonl", "taxonomy": SMALL}
+    with pytest.raises(UserError, match=r"'hands' in the record of s-1.*did you mean 'hand'"):
+        tag.main(tag.Config(**given, from_records=True))
+    assert not (tmp_path / "tags.jsonl").exists()
+    with pytest.raises(ValueError, match="--from-records"):
+        tag.Config(**given, from_records=True, local=tmp_path)
+
+
+def test_the_small_world_has_its_own_taxonomy():
+    assert load_taxonomy(SMALL).leaves == tuple(CATEGORIES)

@@ -211,3 +211,41 @@ def test_lists_that_are_none(tmp_path: Path, name: str, content: bytes, said: st
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
         read_prompt_lines(tmp_path / name)
+
+
+LIST = [("a hand", "hand"), ("a loaf", "food"), ("a left hand", "hand"), ("a hand", "hand"),
+        ("a cup", "food"), ("a fist", "hand"), ("a car", "car"), ("an open hand", "hand")]  # fmt: skip
+
+
+def listed(folder: Path, rows=LIST) -> Path:
+    path = folder / "list.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "category": c}) + "\n" for p, c in rows))
+    return path
+
+
+def test_a_list_gives_the_next_prompts_that_are_not_used_yet(tmp_path: Path, balance: Path):
+    given = {"from_list": listed(tmp_path), "n": 4}
+    assert write_prompts.main(config(tmp_path, **given)) is None
+    first = lines(tmp_path / "prompts.jsonl")
+    assert [(line["prompt"], line["category"]) for line in first] == [
+        ("a hand", "hand"), ("a left hand", "hand"), ("a loaf", "food"), ("a cup", "food")
+    ]  # fmt: skip
+    assert write_prompts.main(config(tmp_path, **given)) is None  # again: nothing
+    assert lines(tmp_path / "prompts.jsonl") == first
+    second = {"avoid": (tmp_path / "prompts.jsonl",), "out": tmp_path / "second.jsonl", **given}
+    assert write_prompts.main(config(tmp_path, **second)) == 1  # food is used up
+    assert [line["prompt"] for line in lines(tmp_path / "second.jsonl")] == [
+        "a fist", "an open hand"
+    ]  # fmt: skip
+
+
+def test_a_category_takes_those_beneath_it(tmp_path: Path):
+    given = {"from_list": listed(tmp_path), "balance": None, "categories": ("person",), "n": 3}
+    write_prompts.main(config(tmp_path, **given))
+    found = lines(tmp_path / "prompts.jsonl")
+    assert [line["prompt"] for line in found] == ["a hand", "a left hand", "a fist"]
+
+
+def test_a_list_is_one_of_three_ways(tmp_path: Path):
+    with pytest.raises(ValueError, match="--from-list"):
+        config(tmp_path, from_list=tmp_path / "list.jsonl", templates=True)
