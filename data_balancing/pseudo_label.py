@@ -10,7 +10,7 @@ of 512x512), some 5 KB each. What has a mask, or is a real photograph, is left w
 
 import json
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ import core.config
 from core.errors import UserError
 from core.shards import ShardStore
 from core.storage import check_writable, write_atomic
+from data_balancing.annotate_out import read_keys
 from data_balancing.teacher import Teacher, label_shard
 from detector.storage import digest, read_description
 
@@ -37,6 +38,8 @@ class Config(core.config.Config):
     """Folder of the teacher, or of the run that trained it."""
     out: Path
     """Folder of the new store."""
+    leave_out: Path | None = None
+    """A text file of keys that people label, such as keys.txt of `diffdoctor data hard-cases`."""
     batch: int = Field(16, ge=1)
     """Images that the detector sees at once."""
     workers: int = Field(1, ge=1)
@@ -69,14 +72,19 @@ def main(config: Config) -> None:
     twice = len({job.shard for job in jobs}) < len(jobs)
     if twice and len(stores) > 1:
         raise UserError("two of the stores have shards of one name: label one after the other.")
+    left = frozenset[str]()
+    if config.leave_out is not None:
+        known = [key for path in stores for key in ShardStore(path).keys]
+        left = frozenset(read_keys(config.leave_out, known))
     teacher = Teacher(
         config.detector.resolve(),
         digest(config.detector),
         config.batch,
         config.device,
         config.mixed_precision == "bf16",
+        left,
     )
-    take(config.out, teacher.sha256)
+    take(config.out, teacher.sha256, left)
     spread_out = over_ray if config.cluster == "ray" else over_processes
     labelled = earlier = 0
     for new, there in tqdm(spread_out(jobs, teacher, config), "label", len(jobs), unit="shard"):
@@ -84,17 +92,21 @@ def main(config: Config) -> None:
     print(f"{config.out}: {labelled} labelled, {earlier} were there already.")
 
 
-def take(out: Path, teacher: str) -> None:
-    """Make the store's folder, or take it up again: one store has one teacher."""
+def take(out: Path, teacher: str, left_out: Collection[str] = ()) -> None:
+    """Make the store's folder, or take it up again: one store has one teacher, and one list of
+    what is left out."""
     out.mkdir(parents=True, exist_ok=True)
     note = out / NOTE
-    said = json.loads(note.read_text())["teacher"] if note.exists() else teacher
-    if said != teacher:
+    now = {"teacher": teacher, "left_out": sorted(left_out)}
+    said = {"left_out": [], **json.loads(note.read_text())} if note.exists() else now
+    if said["teacher"] != teacher:
         raise UserError(
-            f"{out} holds masks of another detector ({said[:12]}): name another --out for those of "
-            f"{teacher[:12]}."
+            f"{out} holds masks of another detector ({said['teacher'][:12]}): name another --out "
+            f"for those of {teacher[:12]}."
         )
-    write_atomic(note, (json.dumps({"teacher": teacher}) + "\n").encode())
+    if said != now:
+        raise UserError(f"{out} was begun with other keys to leave out: name another --out.")
+    write_atomic(note, (json.dumps(now) + "\n").encode())
 
 
 def shards_of(path: Path) -> list[str]:

@@ -32,12 +32,15 @@ class Teacher(NamedTuple):
     batch: int
     device: str
     bf16: bool
+    left_out: frozenset[str] = frozenset()
+    """Keys that it does not label, for people do."""
 
 
 def label_shard(store: Path, shard: str, out: Path, teacher: Teacher) -> tuple[int, int]:
     """How many samples were labelled, and how many had been; all of a shard or none of it."""
     source = opened_store(store)
-    positions = [i for i in source.shards()[shard] if unlabelled(source, i)]
+    own = [i for i in source.shards()[shard] if source.keys[i] not in teacher.left_out]
+    positions = [i for i in own if unlabelled(source, i)]
     with ShardWriter(out, max(1, len(positions)), Path(shard).stem) as writer:
         if writer.committed or not positions:
             return 0, len(positions)

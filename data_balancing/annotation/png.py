@@ -1,12 +1,15 @@
 """Plain pictures: images and guesses out, gray masks of one or several people back.
 
     images/KEY.png
+    prompts.jsonl                 {"image": "images/KEY.png", "prompt": ...} a line
     masks/KEY.png                 the guess, 0..255, to be painted over
     annotators/NAME/KEY.png       what a person made of it: where this folder is, it alone is read
 
-Without `annotators/` the masks are read as those of one annotator, `painter`.
+Without `annotators/` the masks are read as those of one annotator, `painter`. Without guesses it
+is the folder that an annotator's command is given (`data_balancing.annotator_command`).
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,10 +36,13 @@ PAINTER = "painter"
 def write(cases: Sequence[Case], folder: Path) -> Path:
     """The folder itself."""
     (folder / "masks").mkdir(parents=True, exist_ok=True)
+    lines = []
     for case in cases:
         write_images([case], folder)
         if case.guess is not None:
             write_atomic(folder / "masks" / f"{case.key}.png", encode_png(case.guess))
+        lines.append(json.dumps({"image": f"images/{case.key}.png", "prompt": case.prompt}))
+    write_atomic(folder / "prompts.jsonl", "".join(line + "\n" for line in lines).encode())
     return folder
 
 

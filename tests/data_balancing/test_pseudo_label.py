@@ -176,3 +176,18 @@ def test_killed_at_random_moments_every_sample_is_there_once(world, tmp_path):
 @pytest.mark.trial
 def test_killed_a_hundred_times_every_sample_is_there_once(world, tmp_path):
     check_kills(world, tmp_path, 100)
+
+
+def test_what_people_label_is_left_out(world, tmp_path):
+    keys = tmp_path / "keys.txt"
+    keys.write_text("s-0003\ns-0007\n")
+    plain = run(world, tmp_path / "plain")
+    store = run(world, tmp_path / "out", leave_out=keys)
+    assert set(plain.keys) - set(store.keys) == {"s-0003", "s-0007"}
+    assert run(world, tmp_path / "out", leave_out=keys).keys == store.keys
+    with pytest.raises(UserError, match="other keys"):
+        run(world, tmp_path / "out")
+    keys.write_text("s-9\n")
+    with pytest.raises(UserError, match="not in the store"):
+        run(world, tmp_path / "new", leave_out=keys)
+    assert not (tmp_path / "new").exists()
