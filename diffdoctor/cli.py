@@ -151,6 +151,11 @@ COMMANDS = {
         "masks for unlabelled samples by a trained detector, shard by shard",
         "diffdoctor data pseudo-label store --detector runs/detector --out pseudo",
     ),
+    "data round": Command(
+        "data_balancing.round",
+        "turns of the whole loop, from tags to the next detector, until it gets worse",
+        "diffdoctor data round --detector D --labelled S --held-out H --base B --out runs/rounds",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",

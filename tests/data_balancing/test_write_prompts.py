@@ -213,8 +213,10 @@ def test_lists_that_are_none(tmp_path: Path, name: str, content: bytes, said: st
         read_prompt_lines(tmp_path / name)
 
 
-LIST = [("a hand", "hand"), ("a loaf", "food"), ("a left hand", "hand"), ("a hand", "hand"),
-        ("a cup", "food"), ("a fist", "hand"), ("a car", "car"), ("an open hand", "hand")]  # fmt: skip
+LIST = [
+    *[("a hand", "hand"), ("a loaf", "food"), ("a left hand", "hand"), ("a hand", "hand")],
+    *[("a cup", "food"), ("a fist", "hand"), ("a car", "car"), ("an open hand", "hand")],
+]
 
 
 def listed(folder: Path, rows=LIST) -> Path:

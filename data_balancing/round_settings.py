@@ -1,0 +1,193 @@
+"""Settings of the rounds in; checked before anything heavy, and a folder of their own, out."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+import core.config
+from base_models.load import check_size, locate
+from core.config import unknown_name
+from core.errors import UserError
+from core.shards import ShardStore
+from core.storage import check_writable, write_atomic
+from data_balancing.digests import model_name
+from data_balancing.prompt_file import read_prompt_lines
+from data_balancing.taxonomy import Taxonomy, load_taxonomy
+from detector.data import open_data
+from detector.learning import OptimizerName
+from detector.losses import LossName
+from detector.storage import digest
+
+NOTE = "round.json"
+FREE = {"out", "rounds", "annotator", "endpoint", "device"}
+"""Settings that may differ when a command goes on: no image, label or weight follows from them, but
+for the annotator, who may be replaced."""
+
+
+class Drawing(core.config.Config):
+    """How images are synthesised; see `diffdoctor data synthesize --help`."""
+
+    height: int = Field(1024, ge=8)
+    width: int = Field(1024, ge=8)
+    steps: int | None = Field(None, ge=1, le=1000)
+    guidance: float | None = Field(None, ge=0)
+    batch: int = Field(4, ge=1)
+    shard_size: int = Field(100, ge=1)
+    dtype: str = Field("fp32", pattern="^(fp32|bf16)$")
+    licence: str = ""
+
+
+class Training(core.config.Config):
+    """How a round's detector learns; see `diffdoctor detector train --help`."""
+
+    init: Literal["teacher", "random"] = "teacher"
+    """Go on from the teacher's weights, or learn the same network from random ones."""
+    steps: int = Field(2000, ge=1)
+    batch: int = Field(16, ge=1)
+    loss: LossName = "mse"
+    optimizer: OptimizerName = "adamw"
+    learning_rate: float = Field(2e-4, gt=0)
+    """About 6e-5 for a mit_b5; from random weights 1e-3."""
+    warmup: int = Field(100, ge=0)
+    ema: float = Field(0.995, ge=0, lt=1)
+    size: int | None = Field(None, ge=8)
+    """Resize all images to this square; needed where their sizes differ."""
+    valid_share: float = Field(0.1, ge=0, lt=1)
+    checkpoint_every: int = Field(200, ge=1)
+    mixed_precision: Literal["no", "bf16"] = "no"
+    checkpoint_blocks: bool = False
+
+
+class Config(core.config.Config):
+    """Turns of the loop: which detector and data to begin with, who labels, how much of each."""
+
+    out: Path
+    """Folder of all rounds; the same command goes on where it was."""
+    detector: Path
+    """The first teacher: folder of a detector, or of the run that trained it."""
+    labelled: tuple[Path, ...] = Field(min_length=1)
+    """Stores of the training data so far."""
+    held_out: Path
+    """Hard images with masks by people, never trained on: every student is scored on them."""
+    base: str
+    """The base model that draws: a pipeline folder or a Hub id."""
+    pool: Path | None = None
+    """Store of images to take the first statistics from; without one, and where no category
+    stands out, all categories get as many new images."""
+    second_detector: Path | None = None
+    """Where it and the teacher disagree is hard; see `diffdoctor data hard-cases`."""
+    prompt_list: Path | None = None
+    """A .jsonl of prompts with categories; without it, a language model writes."""
+    from_records: bool = False
+    """Tag by the category that records name; without it, a multimodal model looks."""
+    endpoint: str | None = None
+    """Address of the OpenAI-compatible server of that model."""
+    model: str | None = None
+    """Its name there."""
+    taxonomy: Path | None = None
+    """Categories of your own, as in data_balancing/taxonomy.yaml."""
+    annotator: tuple[str, ...] = ()
+    """Command that labels a folder (see data_balancing/annotator_command.py); without one, people
+    do, and the round waits for them."""
+    rounds: int = Field(1, ge=1, le=100)
+    synthetic: int = Field(2000, ge=1)
+    """New images of a round."""
+    n_per_prompt: int = Field(2, ge=1)
+    hard: int = Field(200, ge=0)
+    """So many of them are labelled by people, the others by the teacher."""
+    draw: Drawing = Drawing()
+    train: Training = Training()
+    device: str = "auto"
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        if (self.endpoint is None) != (self.model is None):
+            raise ValueError("--endpoint and --model go together.")
+        if self.endpoint is None and not self.from_records:
+            raise ValueError("who tags? give --from-records, or --endpoint with --model.")
+        if self.endpoint is None and self.prompt_list is None:
+            raise ValueError("who writes? give --prompt-list, or --endpoint with --model.")
+        if self.endpoint is not None and self.from_records and self.prompt_list is not None:
+            raise ValueError("--endpoint has nothing to do beside --from-records, --prompt-list.")
+        if self.synthetic % self.n_per_prompt:
+            raise ValueError("--synthetic must be a multiple of --n-per-prompt.")
+        return self
+
+
+def check(config: Config) -> None:
+    """Every input, before the first image is drawn; raises `UserError`."""
+    digest(config.detector)
+    check_size(config.base, config.draw.height, config.draw.width)
+    check_writable(config.out)
+    taxonomy = load_taxonomy(config.taxonomy)
+    if config.prompt_list is not None:
+        check_list(config.prompt_list, taxonomy)
+    if config.pool is not None:
+        ShardStore(config.pool)
+    check_held_out(config.held_out, config.labelled)
+
+
+def check_list(path: Path, taxonomy: Taxonomy) -> None:
+    for line in read_prompt_lines(path):
+        if line.category not in taxonomy.parents:
+            raise UserError(unknown_name(line.category, taxonomy.parents, f"{path} (or taxonomy)"))
+
+
+def check_held_out(held_out: Path, labelled: tuple[Path, ...]) -> None:
+    """Labelled by people or known to be sound, and no image of it in the training data."""
+    records = open_data((held_out,))[1]
+    if any(record.source == "pseudo" for record in records):
+        raise UserError(f"{held_out} holds images that no person has labelled; leave them out.")
+    known = {(record.key, record.prompt) for record in records}
+    for folder in labelled:
+        for record in ShardStore(folder).records():
+            if (record.key, record.prompt) in known:
+                raise UserError(
+                    f"{record.key} is in --held-out and in {folder}: what is scored on must never "
+                    "be trained on; take it out of one."
+                )
+
+
+def claim(config: Config) -> None:
+    """Make the folder, or find the same settings, teacher and base there; `UserError` for others.
+
+    More rounds may be asked for, and another annotator may go on.
+    """
+    path, now = config.out / NOTE, _said(config)
+    if path.is_file():
+        held = _read(path)
+        differ = sorted(name for name in {*held, *now} if held.get(name) != now.get(name))
+        if differ:
+            raise UserError(
+                f"{config.out} was begun with other settings ({', '.join(differ)} differ); use the "
+                "same to go on, or choose another --out."
+            )
+        return
+    if config.out.is_dir() and any(one.name[0] != "." for one in config.out.iterdir()):
+        raise UserError(f"{config.out} holds other files; choose another --out.")
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(now, indent=2) + "\n").encode())
+
+
+def _said(config: Config) -> dict[str, Any]:
+    """What all rounds follow from: teacher and base by their content, not by their place."""
+    said = config.model_dump(mode="json", exclude=FREE)
+    content = {"detector": digest(config.detector), "base": model_name(locate(config.base))}
+    if config.second_detector is not None:
+        content["second_detector"] = digest(config.second_detector)
+    paths = {
+        name: str(path.resolve())
+        for name in ("pool", "held_out", "prompt_list", "taxonomy")
+        if (path := getattr(config, name)) is not None
+    }
+    return {**said, **content, **paths, "labelled": [str(p.resolve()) for p in config.labelled]}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged; choose another --out.") from error
