@@ -29,13 +29,13 @@ for the annotator, who may be replaced."""
 class Drawing(core.config.Config):
     """How images are synthesised; see `diffdoctor data synthesize --help`."""
 
-    height: int = Field(1024, ge=8)
-    width: int = Field(1024, ge=8)
-    steps: int | None = Field(None, ge=1, le=1000)
-    guidance: float | None = Field(None, ge=0)
-    batch: int = Field(4, ge=1)
-    shard_size: int = Field(100, ge=1)
-    dtype: str = Field("fp32", pattern="^(fp32|bf16)$")
+    height: int = Field(default=1024, ge=8)
+    width: int = Field(default=1024, ge=8)
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    guidance: float | None = Field(default=None, ge=0)
+    batch: int = Field(default=4, ge=1)
+    shard_size: int = Field(default=100, ge=1)
+    dtype: str = Field(default="fp32", pattern="^(fp32|bf16)$")
     licence: str = ""
 
 
@@ -44,18 +44,18 @@ class Training(core.config.Config):
 
     init: Literal["teacher", "random"] = "teacher"
     """Go on from the teacher's weights, or learn the same network from random ones."""
-    steps: int = Field(2000, ge=1)
-    batch: int = Field(16, ge=1)
+    steps: int = Field(default=2000, ge=1)
+    batch: int = Field(default=16, ge=1)
     loss: LossName = "mse"
     optimizer: OptimizerName = "adamw"
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
     """About 6e-5 for a mit_b5; from random weights 1e-3."""
-    warmup: int = Field(100, ge=0)
-    ema: float = Field(0.995, ge=0, lt=1)
-    size: int | None = Field(None, ge=8)
+    warmup: int = Field(default=100, ge=0)
+    ema: float = Field(default=0.995, ge=0, lt=1)
+    size: int | None = Field(default=None, ge=8)
     """Resize all images to this square; needed where their sizes differ."""
-    valid_share: float = Field(0.1, ge=0, lt=1)
-    checkpoint_every: int = Field(200, ge=1)
+    valid_share: float = Field(default=0.1, ge=0, lt=1)
+    checkpoint_every: int = Field(default=200, ge=1)
     mixed_precision: Literal["no", "bf16"] = "no"
     checkpoint_blocks: bool = False
 

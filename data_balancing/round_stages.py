@@ -121,8 +121,8 @@ class Round:
         """By the command, else by people, whom the round waits for: then `PAUSED`."""
         if not self.config.hard:
             return None
-        store, handed = self.folder / "synthetic", self.folder / "to_annotate"
-        by_people = not self.config.annotator
+        by_people, store = not self.config.annotator, self.folder / "synthetic"
+        handed = self.folder / ("to_annotate" if by_people else "for_the_command")
         call(
             annotate_out,
             store=store,
@@ -193,15 +193,16 @@ class Round:
         return code
 
     def needed(self) -> tuple[str, ...]:
-        """The categories that stand out, else all that prompts can be had for."""
+        """The categories that stand out, else all; of those that prompts can be had for."""
         taxonomy, c = load_taxonomy(self.config.taxonomy), self.config
-        if self.pool is not None:
-            odd = json.loads((self.folder / "balance/balance.json").read_text())["anomalous"]
-            if odd["high"] or odd["low"]:
-                return (*odd["high"], *odd["low"])
-        if c.prompt_list is None:
-            return taxonomy.leaves
-        return tuple(dict.fromkeys(line.category for line in read_prompt_lines(c.prompt_list)))
+        known = list(taxonomy.leaves)
+        if c.prompt_list is not None:
+            known = list(dict.fromkeys(p.category for p in read_prompt_lines(c.prompt_list)))
+        if self.pool is None:
+            return tuple(known)
+        odd = json.loads((self.folder / "balance/balance.json").read_text())["anomalous"]
+        there = taxonomy.with_parents(known)
+        return tuple(name for name in odd["high"] + odd["low"] if name in there) or tuple(known)
 
     def scored_on(self) -> list[Path]:
         """A list of the held-out images' prompts, where they have any."""
