@@ -100,7 +100,7 @@ def config(world: Path, out: Path, **changes) -> Config:
         "n_per_prompt": 1,
         "hard": 2,
         "draw": {"height": SIZE, "width": SIZE, "steps": 1, "shard_size": 2},
-        "train": {"steps": 3, "batch": 4, "learning_rate": 1e-2, "warmup": 1, "ema": 0.0},
+        "train": {"steps": 3, "batch": 4, "learning_rate": 3e-4, "warmup": 0, "ema": 0.0},
         "device": "cpu",
     }
     return Config.model_validate({**given, **changes})
