@@ -90,7 +90,7 @@ class Config(core.config.Config):
     """Categories of your own, as in data_balancing/taxonomy.yaml."""
     annotator: tuple[str, ...] = ()
     """Command that labels a folder (see data_balancing/annotator_command.py); without one, people
-    do, and the round waits for them."""
+    do, and the round waits for them. Words that begin with `--` are given in a --config file."""
     rounds: int = Field(1, ge=1, le=100)
     synthetic: int = Field(2000, ge=1)
     """New images of a round."""
