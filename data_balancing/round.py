@@ -11,6 +11,7 @@ stage; OUT/round-0 the first teacher's score; OUT/best.json says which detector 
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from data_balancing.round_settings import Config, check, claim
 from data_balancing.round_stages import Round, measure
 from detector.evaluate import SHOWN
 
+Score = Mapping[str, float | None]
+"""Figures on the held-out images; None where the maps were no numbers."""
 FIGURES = ("mse", "kl_fn", "kl_fp", "false_positive_images")
 
 __all__ = ["Config", "main"]
@@ -62,7 +65,7 @@ def main(config: Config) -> int | None:
     return None
 
 
-def first_score(config: Config) -> dict[str, float]:
+def first_score(config: Config) -> Score:
     """The first teacher's: what a student must not fall behind."""
     path = config.out / "round-0/score.json"
     if not path.is_file():
@@ -70,7 +73,7 @@ def first_score(config: Config) -> dict[str, float]:
     return read_score(path)
 
 
-def read_score(path: Path) -> dict[str, float]:
+def read_score(path: Path) -> Score:
     try:
         figures: Mapping[str, Any] = json.loads(path.read_text())["overall"]["all"]
         return {name: figures[name] for name in FIGURES}
@@ -78,17 +81,18 @@ def read_score(path: Path) -> dict[str, float]:
         raise UserError(f"{path} is damaged; remove it and its line in stages.json.") from error
 
 
-def worse(scores: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the last student errs more than the best before it."""
-    return scores[-1]["mse"] > min(score["mse"] for score in scores[:-1])
+def worse(scores: Sequence[Score]) -> bool:
+    """Whether the last student errs more than the best before it; one that says no number does."""
+    errors = [math.inf if score["mse"] is None else score["mse"] for score in scores]
+    return errors[-1] > min(errors[:-1]) or errors[-1] == math.inf
 
 
-def kept(scores: Sequence[Mapping[str, float]]) -> int:
+def kept(scores: Sequence[Score]) -> int:
     """Number of the round whose detector is the best: the loop ends with the first that is not."""
     return len(scores) - 1 - worse(scores)
 
 
-def keep(out: Path, scores: Sequence[Mapping[str, float]], best: Path) -> None:
+def keep(out: Path, scores: Sequence[Score], best: Path) -> None:
     """Say in `best.json` which detector that is."""
     number = kept(scores)
     said = {"round": number, "detector": str(best.resolve()), **scores[number]}
@@ -96,7 +100,7 @@ def keep(out: Path, scores: Sequence[Mapping[str, float]], best: Path) -> None:
     write_atomic(out / "best.json", text.encode())
 
 
-def table(scores: Sequence[Mapping[str, float]]) -> Table:
+def table(scores: Sequence[Score]) -> Table:
     """A row for every round, the first teacher's before them."""
     shown = Table("round", *(SHOWN[name] for name in FIGURES), title="On the held-out images")
     for number, score in enumerate(scores):
@@ -105,7 +109,7 @@ def table(scores: Sequence[Mapping[str, float]]) -> Table:
     return shown
 
 
-def verdict(scores: Sequence[Mapping[str, float]], best: Path) -> str:
+def verdict(scores: Sequence[Score], best: Path) -> str:
     last = len(scores) - 1
     if worse(scores):
         return (

@@ -202,6 +202,7 @@ def test_where_the_student_gets_worse_the_loop_ends(world: Path, tmp_path: Path,
     assert not turns.worse([{"mse": 0.2}, {"mse": 0.2}]) and turns.worse(
         [{"mse": 0.2}, {"mse": 0.3}]
     )
+    assert turns.worse([{"mse": 0.2}, {"mse": None}])
     assert turns.kept([{"mse": 0.3}, {"mse": 0.2}]) == 1
 
 
