@@ -126,19 +126,29 @@ def check_base(path: Path, weights: bool = True) -> str:
     Without `weights` the configs are enough.
     """
     folder = _folder(path)
-    index = _read_index(folder)
-    family = index.get("_class_name")
+    family = pipeline_class(path)
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"{folder} holds a {family}, and only these can be treated: {known}.")
-    single = folder != path
-    if single and weights:
+    if folder != path and weights:
         _check_single_file(path, family)
+    check_components(path, weights)
+    return family
+
+
+def pipeline_class(path: Path) -> str:
+    """What `model_index.json` says: a class of diffusers, perhaps of no family here."""
+    return str(_read_index(_folder(path)).get("_class_name"))
+
+
+def check_components(path: Path, weights: bool = True) -> None:
+    """Raise `UserError` for parts that are missing, damaged, or made of strangers' code."""
+    folder, index = _folder(path), _read_index(_folder(path))
+    single = folder != path
     for name, entry in index.items():
         given = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
         if given and name not in UNUSED:
             _check_component(folder / name, library=entry[0], weights=weights and not single)
-    return family
 
 
 def _check_single_file(path: Path, family: str) -> None:

@@ -1,21 +1,9 @@
-"""An image or a model's folder in, the sha256 that names its content out.
-
-Legend: h w pixels.
-"""
+"""A model's folder in, the sha256 that names its content out."""
 
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from core.storage import sha256_file
-
-
-def pixel_digest(image: np.ndarray) -> str:
-    """Of a decoded image's sides and levels (h, w, 3): equal ones are one image."""
-    digest = hashlib.sha256(f"{image.shape[1]}x{image.shape[0]}:".encode())
-    digest.update(np.ascontiguousarray(image).tobytes())
-    return digest.hexdigest()
 
 
 def model_digest(folder: Path) -> str:

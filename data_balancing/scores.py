@@ -21,7 +21,7 @@ from core.images import Picture, from_uint8
 from core.samples import Sample
 from core.shards import ShardStore
 from core.storage import append_line, read_lines
-from data_balancing.digests import pixel_digest
+from data_balancing.looks import pixels as pixel_digest
 from detector.measure import predict
 
 

@@ -17,8 +17,17 @@ from pydantic import Field
 from tqdm import tqdm
 
 import core.config
-from base_models.load import check_base, check_size, load_base, locate, read_json
+from base_models.foreign import Draw, check_foreign, open_foreign
+from base_models.load import (
+    FAMILIES,
+    check_size,
+    load_base,
+    locate,
+    pipeline_class,
+    read_json,
+)
 from base_models.sample import sample
+from core.contracts import Images
 from core.errors import UserError
 from core.images import to_uint8
 from core.samples import Record, Sample
@@ -39,7 +48,7 @@ class Config(core.config.Config):
     """Which base draws how many images of which prompts."""
 
     base: str
-    """A pipeline folder or a Hub id."""
+    """A pipeline folder or a Hub id; of a folder any pipeline of diffusers that draws prompts."""
     prompts: Path
     """A .jsonl file with `prompt` and `category`, or a .txt with a prompt a line."""
     out: Path
@@ -64,8 +73,8 @@ class Config(core.config.Config):
 def main(config: Config) -> None:
     """Draw what is not there yet."""
     lines = read_prompt_lines(config.prompts)
-    check_size(config.base, config.height, config.width)
     check_writable(config.out)
+    known = check(config)
     place, folder = device(config.device), locate(config.base)
     steps = config.steps or usual_steps(folder)
     generator = model_name(folder)
@@ -77,16 +86,47 @@ def main(config: Config) -> None:
         missing = [record for record in plan if record.key not in writer]
         if not missing:
             return
-        options: dict[str, Any] = {} if config.guidance is None else {"guidance": config.guidance}
-        model = load_base(str(folder), place, DTYPES[config.dtype], **options)
-        how: dict[str, Any] = {"steps": steps, "height": config.height, "width": config.width}
+        draw = (open_known if known else open_other)(folder, config, place, steps)
         with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="synthesize") as bar:
             for part in batches(missing, config.batch, config.shard_size):
                 prompts, seeds = [r.prompt for r in part], [r.seed or 0 for r in part]
-                images = sample(model, prompts, seeds, batch=len(part), **how)
+                images = draw(prompts, seeds)
                 for level, record in zip(to_uint8(images), part, strict=True):
                     writer.write(Sample(record.key, level, None, record))
                 bar.update(len(part))
+
+
+def check(config: Config) -> bool:
+    """Whether the base is of a family here; raises `UserError` for one that cannot draw."""
+    path = Path(config.base).expanduser()
+    if path.is_dir() and pipeline_class(path) not in FAMILIES:
+        check_foreign(path)
+        return False
+    check_size(config.base, config.height, config.width)
+    return True
+
+
+def open_known(folder: Path, config: Config, place: torch.device, steps: int) -> Draw:
+    options: dict[str, Any] = {} if config.guidance is None else {"guidance": config.guidance}
+    model = load_base(str(folder), place, DTYPES[config.dtype], **options)
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
+        how: dict[str, Any] = {"steps": steps, "height": config.height, "width": config.width}
+        return sample(model, prompts, seeds, batch=len(seeds), **how)
+
+    return draw
+
+
+def open_other(folder: Path, config: Config, place: torch.device, steps: int) -> Draw:
+    return open_foreign(
+        folder,
+        place,
+        DTYPES[config.dtype],
+        steps=steps,
+        height=config.height,
+        width=config.width,
+        guidance=config.guidance,
+    )
 
 
 def records(
@@ -124,7 +164,7 @@ def batches(plan: Sequence[Record], batch: int, shard_size: int) -> Iterator[lis
 
 def usual_steps(folder: Path) -> int:
     """Sampler steps of a base that none were given for."""
-    if check_base(folder) != "FluxPipeline":
+    if pipeline_class(folder) != "FluxPipeline":
         return 25
     distilled = read_json(folder / "transformer" / "config.json").get("guidance_embeds")
     return 28 if distilled else 4

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from core.storage import write_atomic
 from data_balancing.asking import Message, Model, Unanswered, ask
-from data_balancing.digests import pixel_digest
+from data_balancing.looks import pixels as pixel_digest
 from data_balancing.taxonomy import Seen, Taxonomy, answer_type
 
 PROMPT_VERSION = 1

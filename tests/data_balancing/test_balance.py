@@ -12,7 +12,7 @@ from core.samples import Record, Sample
 from core.shards import ShardStore, ShardWriter
 from data_balancing import balance
 from data_balancing.categories import by_prompt, in_words
-from data_balancing.digests import pixel_digest
+from data_balancing.looks import pixels as pixel_digest
 from data_balancing.scores import Scanner, Score, Scored
 from data_balancing.taxonomy import load_taxonomy
 from detector.segformer import SegformerConfig, SegformerDetector

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, StableDiffusionPAGPipeline
 
 from base_models.load import load_base
 from core.errors import UserError
@@ -15,6 +15,7 @@ from core.shards import ShardStore
 from data_balancing import synthesize
 from data_balancing.digests import model_digest
 from tests.tiny import SIZE, save_tiny, tiny_pipeline
+from tests.tiny.unets import tiny_sd
 
 PROMPTS = [("a hand waving", "hand"), ("a red car", "car"), ("an old tree", "plant")]
 
@@ -87,6 +88,46 @@ def test_an_image_is_that_of_the_plain_call(base: Path, prompts: Path, tmp_path:
     assert sample.record.seed is not None
     assert np.array_equal(plain(sample.record.seed), sample.image)
     assert not np.array_equal(plain(sample.record.seed + 1), sample.image)
+
+
+def test_any_pipeline_of_diffusers_draws(prompts: Path, tmp_path: Path):
+    """One of no family here: the images of its own call at the same seeds."""
+    parts = tiny_sd().components
+    other = StableDiffusionPAGPipeline(**parts, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    other.save_pretrained(tmp_path / "other")
+    given = config(tmp_path / "other", tmp_path, height=64, width=64, batch=1, steps=3)
+    synthesize.main(given)
+    one = ShardStore(tmp_path / "store")[3]
+
+    def plain(seed: int) -> np.ndarray:
+        images = other(
+            one.record.prompt,
+            height=64,
+            width=64,
+            num_inference_steps=3,
+            generator=[torch.Generator().manual_seed(seed)],
+            output_type="pt",
+        ).images
+        return to_uint8(images)[0]
+
+    assert np.array_equal(plain(one.record.seed), one.image)
+    assert not np.array_equal(plain(one.record.seed + 1), one.image)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("DDPMPipeline", "takes no prompt"), ("NoPipeline", "does not have")],
+)
+def test_a_pipeline_that_draws_no_prompts_is_refused(
+    base: Path, prompts: Path, tmp_path: Path, name: str, said: str
+):
+    (tmp_path / "other").mkdir()
+    index = {"_class_name": name, "_diffusers_version": "0.42.0"}
+    (tmp_path / "other/model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=said):
+        synthesize.main(config(tmp_path / "other", tmp_path))
+    assert not (tmp_path / "store").exists()
 
 
 def test_interrupted_and_resumed_are_the_same_bytes(
