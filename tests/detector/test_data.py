@@ -144,7 +144,7 @@ def test_spread_is_ascending_and_has_no_period():
 @pytest.mark.parametrize(
     ("make", "cure"),
     [
-        (lambda p: p / "none", "--data"),
+        (lambda p: p / "none", "check the path"),
         (lambda p: p, "neither shards nor images/"),
         (lambda p: (p / "images").mkdir() or p, "no image in"),
     ],
