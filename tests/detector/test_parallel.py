@@ -57,14 +57,14 @@ def wished(shards, out, **changes):
     return settings(shards, out, **(values | {"steps": 3, "alignment_batch": 4} | changes))
 
 
-def test_the_gradient_is_one_processs(shards, tmp_path):
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_gradient_is_one_processs(shards, tmp_path, number):
     (one,) = launch(1, wished(shards, tmp_path / "one"))
-    for number in (2, 4):
-        ranks = launch(number, wished(shards, tmp_path / f"run{number}"))
-        assert all(torch.equal(ranks[0][n], each[n]) for each in ranks for n in ranks[0])
-        assert max(apart(one, ranks[0])) < 1e-5
-        for name in (n for n in one if "running" in n):
-            torch.testing.assert_close(ranks[0][name], one[name], rtol=1e-5, atol=1e-7)
+    ranks = launch(number, wished(shards, tmp_path / "run"))
+    assert all(torch.equal(ranks[0][n], each[n]) for each in ranks for n in ranks[0])
+    assert max(apart(one, ranks[0])) < 1e-5
+    for name in (n for n in one if "running" in n):
+        torch.testing.assert_close(ranks[0][name], one[name], rtol=1e-5, atol=1e-7)
 
 
 def test_stochastic_depth_is_one_processs(shards, tmp_path):
