@@ -80,9 +80,14 @@ class ShardWriter:
         return sample.key not in self._keys and self.write_encoded(sample.key, encoded(sample))
 
     def write_encoded(self, key: str, members: Mapping[str, bytes]) -> bool:
-        """The same of what `encoded` gives; the contents are taken as they are."""
+        """The same of what `encoded` gives; the contents are taken as they are.
+
+        Raises `UserError` for a member that no `ShardStore` would read.
+        """
         if key in self._keys:
             return False
+        for kind, content in members.items():
+            check_size(f"{key}.{kind}", len(content), cap_of(kind))
         if self._shard is None:
             self._shard = _OpenShard(self.folder / f"{self.name}-{self._next:06d}.tar")
         with self._saying_full(self._shard):
@@ -117,6 +122,16 @@ class ShardWriter:
             if self._shard is not None:
                 self._shard.drop()
             self._lock.close()
+
+
+def cap_of(kind: str) -> int:
+    """The most bytes that a member of this kind may have."""
+    return MAX_RECORD_BYTES if kind == "json" else MAX_BYTES
+
+
+def check_size(name: str, size: int, cap: int) -> None:
+    if not 0 <= size <= cap:
+        raise UserError(f"{name} has {size} bytes, more than {cap}; shrink it.")
 
 
 def encoded(sample: Sample) -> dict[str, bytes]:
@@ -208,12 +223,15 @@ class ShardStore:
         if not manifests:
             raise UserError(f"{folder} holds no shards; name a folder that a ShardWriter filled.")
         self.keys: list[str] = []
+        self.digests: dict[str, str] = {}
+        """sha256 of each shard, as its writer noted it."""
         self._shards: list[str] = []
         self._starts = [0]
         places = Places()
         for line in (line for manifest in manifests for line in _committed(manifest)):
             entries = _index(self.folder, line)
             self._shards.append(line["shard"])
+            self.digests[line["shard"]] = str(line.get("sha256"))
             self._starts.append(self._starts[-1] + len(entries))
             self.keys += [entry["key"] for entry in entries]
             places.add([entry["members"] for entry in entries])
@@ -240,7 +258,7 @@ class ShardStore:
     def record(self, i: int) -> Record:
         """Of sample i; no image is decoded."""
         i = range(len(self))[i]
-        content = self._member(i, "json", MAX_RECORD_BYTES)
+        content = self._member(i, "json")
         try:
             return Record.model_validate_json(content or b"")
         except ValidationError as error:
@@ -272,15 +290,14 @@ class ShardStore:
             return None
         return np.array(decode_image(content, f"{self._shard(i)}:{self.keys[i]}.{kind}"))
 
-    def _member(self, i: int, kind: str, cap: int = MAX_BYTES) -> bytes | None:
+    def _member(self, i: int, kind: str) -> bytes | None:
         """A member's bytes; the size is checked before reading, the digest after."""
         place = self._places.of(i, kind)
         if place is None:
             return None
         path = self.folder / self._shard(i)
         name = f"{path}:{self.keys[i]}.{kind}"
-        if not 0 <= place.size <= cap:
-            raise UserError(f"{name} has {place.size} bytes, more than {cap}; shrink it.")
+        check_size(name, place.size, cap_of(kind))
         try:
             with path.open("rb") as stream:
                 content = os.pread(stream.fileno(), place.size, place.offset)

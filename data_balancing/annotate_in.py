@@ -37,6 +37,8 @@ class Config(core.config.Config):
     out: Path
     """Folder of the labelled shards."""
     tool: Literal["auto", "label_studio", "cvat", "coco", "png"] = "auto"
+    source: Literal["human", "hard"] = "human"
+    """What the records say of it: `hard` tells hard cases apart, for quotas."""
     tool_version: str = ""
     """As the tool shows it; most exports do not say."""
 
@@ -53,7 +55,7 @@ def main(config: Config) -> None:
         masks = kept(config.out)
         if not masks:
             raise UserError(f"{config.exported} holds no finished annotation; annotate first.")
-        written = sum(map(writer.write, labelled(store, masks, writer)))
+        written = sum(map(writer.write, labelled(store, masks, writer, config.source)))
     figures = agreement(read_masks(paths) for paths in masks.values())
     write_atomic(config.out / "agreement.json", figures.model_dump_json(indent=1).encode())
     print(f"{added} new masks, {written} new labels: {len(masks)} images in {config.out}")
@@ -97,13 +99,13 @@ def versioned(annotations: Iterator[Annotation], version: str) -> Iterator[Annot
 
 
 def labelled(
-    store: ShardStore, masks: dict[str, dict[str, Path]], finished: ShardWriter
+    store: ShardStore, masks: dict[str, dict[str, Path]], finished: ShardWriter, source: str
 ) -> Iterator[Sample]:
     """The annotated samples that are not finished, in the order of the store."""
     for i, key in enumerate(store.keys):
         if key in masks and key not in finished:
             sample = store[i]
-            record = sample.record.model_copy(update={"source": "human", "teacher": ""})
+            record = sample.record.model_copy(update={"source": source, "teacher": ""})
             label = soft_label(list(read_masks(masks[key]).values()))
             yield replace(sample, mask=label, record=record)
 

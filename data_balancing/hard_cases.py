@@ -34,7 +34,7 @@ from data_balancing.choosing import Candidate, choose
 from data_balancing.preview import small
 from detector.augment import gaussian_blur, scale_contrast
 from detector.groups import group_texts
-from detector.measure import device
+from detector.measure import device, predict
 from detector.segformer import freeze
 from detector.storage import load_detector
 
@@ -80,7 +80,8 @@ def main(config: Config) -> None:
     open_ = [i for i in range(len(store)) if needs_label(records[i])]
     if not open_:
         raise UserError(f"{config.store} holds nothing that a person has not labelled.")
-    scores = dict(scored(store, open_, detectors, config.batch))
+    place = device(config.device)
+    scores = dict(scored(store, open_, detectors, config.batch, place))
     candidates = rated([(i, records[i], scores[i]) for i in open_])
     chosen = choose(candidates, config.n, labels_by_category(config.labelled))
     write(config.out, store, chosen, scores, detectors[0])
@@ -101,12 +102,16 @@ def labels_by_category(folders: Sequence[Path]) -> Counter[str]:
 
 
 def scored(
-    store: ShardStore, positions: Sequence[int], detectors: Sequence[Detector], batch: int
+    store: ShardStore,
+    positions: Sequence[int],
+    detectors: Sequence[Detector],
+    batch: int,
+    place: torch.device,
 ) -> Iterator[tuple[int, Score]]:
     """In the order of the batches."""
     with tqdm(total=len(positions), desc="look") as bar:
         for part in batches(decoded(store, positions, batch), batch):
-            images: Images = from_uint8(np.stack([one.image for one in part]))
+            images: Images = from_uint8(np.stack([one.image for one in part])).to(place)
             for one, score in zip(part, scores_of(images, detectors), strict=True):
                 yield one.position, score
             bar.update(len(part))
@@ -123,8 +128,8 @@ def scores_of(images: Images, detectors: Sequence[Detector]) -> list[Score]:
 
 def views(images: Images) -> list[Images]:
     """The image itself; softer, paler and darker: nothing moves, so that maps can be compared."""
-    sigma = torch.full((len(images), 1, 1, 1), 0.7)
-    pale = torch.full((len(images), 1, 1, 1), 0.8)
+    sigma = images.new_full((len(images), 1, 1, 1), 0.7)
+    pale = images.new_full((len(images), 1, 1, 1), 0.8)
     return [
         images,
         gaussian_blur(images, sigma),
@@ -175,12 +180,11 @@ def write(
     write_atomic(out / "keys.txt", keys.encode())  # the last: it says that the rest is there
 
 
-@torch.inference_mode()
 def sheet(store: ShardStore, chosen: Sequence[int], detector: Detector) -> torch.Tensor:
     rows, labels = [], []
     for i in chosen:
         image = from_uint8(store[i].image[None])
-        rows.append([small(image)[0], small(overlay(image, detector(image).cpu()))[0]])
+        rows.append([small(image)[0], small(overlay(image, predict(detector, image, 1)))[0]])
         labels.append(" | ".join(filter(None, (store.keys[i], store.record(i).category))))
     return contact_sheet(rows, labels, ("image", "detector"))
 

@@ -5,7 +5,8 @@
     diffdoctor data import photographs holidays --out store --name holidays
 
 Several sets may go into one store, each under a name. The same command again takes up what is new
-or mended since, and repeats nothing: OUT/NAME.quarantine.jsonl lists what was left out, and why.
+or was set aside and mended, and repeats nothing: OUT/NAME.quarantine.jsonl lists what was left out,
+and why. Of an image that is in the store a new mask is not taken up.
 """
 
 import json
@@ -18,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 from tqdm import tqdm
 
 import core.config
+from base_models.load import read_json
 from core.config import unknown_name
 from core.errors import UserError
 from core.samples import Record, Sample, safe_key
@@ -43,7 +45,7 @@ class Config(core.config.Config):
     """Folder of the store; it may hold other sets."""
     images: Path | None = None
     """Folder of its images, where they come apart from it."""
-    name: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,40}$")
+    name: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,33}$")
     """Of the set in the store; by default that of the format."""
     licence: str = ""
     """Of the images, for their records; by default the published one."""
@@ -71,6 +73,7 @@ def main(config: Config) -> int | None:
     check_writable(config.out)
     entries = form.read(config.path, config.images)
     name, licence = config.name or config.format, config.licence or form.licence
+    claim(config.out, name, config.format, config.path)
     aside: list[dict[str, str]] = []
     counts: Counter[str] = Counter()
     with ShardWriter(config.out, config.shard_size, name) as writer:
@@ -84,16 +87,32 @@ def main(config: Config) -> int | None:
                 continue
             try:
                 sample = sample_of(key, entry, licence, seen)
+                writer.write(sample)
             except UserError as error:
                 aside.append({"name": entry.name, "reason": str(error)})
                 continue
-            writer.write(sample)
             seen.add(sample.record.pixels, key)
             counts[kind(sample)] += 1
     lines = "".join(json.dumps(line) + "\n" for line in aside)
     write_atomic(config.out / f"{name}.quarantine.jsonl", lines.encode())
     tell(name, counts, aside, config.out)
     return None if counts else 1
+
+
+def claim(out: Path, name: str, form: str, path: Path) -> None:
+    """One name in a store is one set: `UserError` for another one, whose keys might be the same."""
+    note, said = out / f"{name}.source.json", {"format": form, "path": str(path.resolve())}
+    if note.is_file():
+        held = read_json(note)
+        if held != said:
+            raise UserError(
+                f"{out} has a set {name!r} from {held.get('path')}: give this one a --name of its "
+                "own (or remove "
+                f"{note}, if it was moved)."
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(note, (json.dumps(said, indent=2) + "\n").encode())
 
 
 def known(folder: Path) -> list[Record] | Any:

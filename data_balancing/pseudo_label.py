@@ -10,7 +10,7 @@ of 512x512), some 5 KB each. What has a mask, or is a real photograph, is left w
 
 import json
 import multiprocessing
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -19,11 +19,12 @@ from pydantic import Field
 from tqdm import tqdm
 
 import core.config
+from base_models.load import read_json
 from core.errors import UserError
 from core.shards import ShardStore
 from core.storage import check_writable, write_atomic
 from data_balancing.annotate_out import read_keys
-from data_balancing.teacher import Teacher, label_shard
+from data_balancing.teacher import Teacher, label_shard, opened_store
 from detector.storage import digest, read_description
 
 NOTE = "teacher.json"
@@ -68,13 +69,14 @@ def main(config: Config) -> None:
     stores = [path.resolve() for path in config.data]
     if config.out.resolve() in stores:
         raise UserError(f"{config.out} is one of the stores that are labelled: name another --out.")
-    jobs = [Job(path, shard, config.out.resolve()) for path in stores for shard in shards_of(path)]
-    twice = len({job.shard for job in jobs}) < len(jobs)
-    if twice and len(stores) > 1:
-        raise UserError("two of the stores have shards of one name: label one after the other.")
+    opened_store.cache_clear()  # a store may have grown since this process last looked
+    opened = [ShardStore(path) for path in stores]
+    jobs = [Job(s.folder, shard, config.out.resolve()) for s in opened for shard in s.shards()]
+    if len({job.shard for job in jobs}) < len(jobs):
+        raise UserError("two of the stores have shards of one name: give each an --out of its own.")
     left = frozenset[str]()
     if config.leave_out is not None:
-        known = [key for path in stores for key in ShardStore(path).keys]
+        known = [key for store in opened for key in store.keys]
         left = frozenset(read_keys(config.leave_out, known))
     teacher = Teacher(
         config.detector.resolve(),
@@ -84,7 +86,8 @@ def main(config: Config) -> None:
         config.mixed_precision == "bf16",
         left,
     )
-    take(config.out, teacher.sha256, left)
+    shards = {name: sha256 for store in opened for name, sha256 in store.digests.items()}
+    take(config.out, teacher, shards)
     spread_out = over_ray if config.cluster == "ray" else over_processes
     labelled = earlier = 0
     for new, there in tqdm(spread_out(jobs, teacher, config), "label", len(jobs), unit="shard"):
@@ -92,25 +95,30 @@ def main(config: Config) -> None:
     print(f"{config.out}: {labelled} labelled, {earlier} were there already.")
 
 
-def take(out: Path, teacher: str, left_out: Collection[str] = ()) -> None:
-    """Make the store's folder, or take it up again: one store has one teacher, and one list of
-    what is left out."""
+def take(out: Path, teacher: Teacher, shards: Mapping[str, str]) -> None:
+    """Make the store's folder, or take it up again: one store has one teacher, and no shard of the
+    name of another."""
     out.mkdir(parents=True, exist_ok=True)
     note = out / NOTE
-    now = {"teacher": teacher, "left_out": sorted(left_out)}
-    said = {"left_out": [], **json.loads(note.read_text())} if note.exists() else now
-    if said["teacher"] != teacher:
+    how = {"teacher": teacher.sha256, "bf16": teacher.bf16, "left_out": sorted(teacher.left_out)}
+    said = read_json(note) if note.exists() else {}
+    if said.get("teacher", teacher.sha256) != teacher.sha256:
         raise UserError(
             f"{out} holds masks of another detector ({said['teacher'][:12]}): name another --out "
-            f"for those of {teacher[:12]}."
+            f"for those of {teacher.sha256[:12]}."
         )
-    if said != now:
-        raise UserError(f"{out} was begun with other keys to leave out: name another --out.")
-    write_atomic(note, (json.dumps(now) + "\n").encode())
-
-
-def shards_of(path: Path) -> list[str]:
-    return list(ShardStore(path).shards())
+    if said and {name: said.get(name) for name in how} != how:
+        raise UserError(
+            f"{out} was begun with another --leave-out or --mixed-precision: name another --out."
+        )
+    known = said.get("shards", {})
+    other = next((name for name in shards if known.get(name, shards[name]) != shards[name]), None)
+    if other is not None:
+        raise UserError(
+            f"{out} holds masks of another store that has a {other} too: name another --out."
+        )
+    text = json.dumps({**how, "shards": {**known, **shards}}) + "\n"
+    write_atomic(note, text.encode())
 
 
 def over_processes(jobs: list[Job], teacher: Teacher, config: Config) -> Iterable[tuple[int, int]]:
@@ -133,7 +141,7 @@ def over_ray(jobs: list[Job], teacher: Teacher, config: Config) -> Iterator[tupl
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError("--cluster ray needs Ray: pip install 'diffdoctor[ray]'.") from error
+        raise UserError("--cluster ray needs Ray: pip install 'ray[data]'.") from error
 
     def label(row: dict[str, Any]) -> dict[str, Any]:
         """A fault travels as a sentence: Ray would try the shard again, and wrap its error."""

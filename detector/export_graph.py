@@ -20,7 +20,7 @@ from core.storage import write_atomic
 from detector.segformer import SegformerDetector, upsample
 
 NEEDED = ("onnx", "onnxscript")
-ONNX_EXTRA = "pip install 'diffdoctor[onnx]'"
+ONNX_EXTRA = "pip install onnx onnxscript"
 TOLERANCE = 1e-4
 """Largest difference of a logit between ONNX and torch."""
 EXAMPLE = (2, 4, 6)

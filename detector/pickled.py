@@ -33,7 +33,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory(prefix="diffdoctor-") as folder:
         check_room(Path(folder), path.stat().st_size)
         target = Path(folder) / "tensors.safetensors"
-        words = [sys.executable, "-m", "detector.pickled", str(path.resolve()), str(target)]
+        words = [sys.executable, "-P", "-m", "detector.pickled", str(path.resolve()), str(target)]
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=60 * MINUTES)
         except subprocess.TimeoutExpired as error:

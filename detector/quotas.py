@@ -4,6 +4,7 @@ A pure function of (seed, position), as without quotas, so that any number of pr
 out and a resume is one integer. Legend: n samples, g cells (a source, or a category of one).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from core.samples import Record
 from core.seeds import mix
 
 PERIOD = 1000
-"""Slots after which the pattern of cells begins anew; shares are rounded to one of them."""
+"""Slots after which the pattern of cells begins anew, with fewer than a tenth as many cells; shares
+are rounded to one of them, but no cell of a positive share is left without."""
 CELL = 109
 """What the draw is for: keeps the orders of the cells apart."""
 
@@ -58,26 +60,28 @@ def make_quotas(records: Iterable[Record], shares: Mapping[str, float], even: bo
     if absent is not None:
         raise UserError(unknown_name(absent, found, "the sources of the data"))
     whole = sum(shares.values())
-    if min(shares.values()) < 0 or whole <= 0:
-        raise UserError("a share of a source is negative, or all are 0: give positive ones.")
+    if not (math.isfinite(whole) and min(shares.values()) >= 0 and whole > 0):
+        raise UserError("a share of a source is negative or no number, or all are 0: mend them.")
     cells, weights = [], []
     for source in sorted(shares):
         for _, positions in sorted(found[source].items()):
             cells.append(np.array(positions))
             part = 1 / len(found[source]) if even else 1.0
             weights.append(shares[source] / whole * part)
-    pattern = spread_evenly(slots(np.array(weights), PERIOD))
+    pattern = spread_evenly(slots(np.array(weights), max(PERIOD, 10 * len(cells))))
     before = np.cumsum(np.eye(len(cells), dtype=np.int64)[pattern], axis=0)
     return Quotas(cells, pattern, np.vstack([np.zeros_like(before[:1]), before[:-1]]))
 
 
 def slots(weights: np.ndarray, period: int) -> Int[np.ndarray, " g"]:
-    """Whole numbers that add up to the period, by the largest remainders."""
-    exact = weights / weights.sum() * period
+    """Whole numbers that add up to the period: one for each positive weight, the rest by the
+    largest remainders."""
+    positive = weights > 0
+    exact = weights / weights.sum() * (period - positive.sum())
     whole = np.floor(exact).astype(np.int64)
     order = np.argsort(-(exact - whole), kind="stable")
-    whole[order[: period - whole.sum()]] += 1
-    return whole
+    whole[order[: period - positive.sum() - whole.sum()]] += 1
+    return whole + positive
 
 
 def spread_evenly(counts: Int[np.ndarray, " g"]) -> Int[np.ndarray, " p"]:

@@ -19,7 +19,7 @@ class Config(treat.export.Config):
     checkpoints, a LoRA file or a detector's folder."""
     formats: tuple[detector.export.Format, ...] | None = None
     """Of a detector, beside its own two files (default: all that this installation can write;
-    `onnx` needs pip install 'diffdoctor[onnx]')."""
+    `onnx` needs pip install onnx onnxscript)."""
 
 
 def main(config: Config) -> None:

@@ -46,6 +46,6 @@ def coco_masks() -> ModuleType:
         from pycocotools import mask
     except ImportError as error:
         raise UserError(
-            "COCO files and polygons need pycocotools: pip install 'diffdoctor[data]'."
+            "COCO files and polygons need pycocotools: pip install pycocotools."
         ) from error
     return mask

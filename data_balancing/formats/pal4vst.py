@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,6 @@ from data_balancing.formats.files import by_stem, only, printable, read_levels, 
 
 WHAT = "images/{train,val,test}/*.jpg and labels/{train,val,test}/*.png of the same stem"
 SPLITS = ("train", "val", "test")
-SAMPLED = 300
-"""Labels of a split that are looked at to learn what 255 means in it."""
 
 
 def read(root: Path, images: Path | None = None) -> Iterator[Entry]:
@@ -34,8 +31,8 @@ def read(root: Path, images: Path | None = None) -> Iterator[Entry]:
 
 
 def _artifact(labels: Iterable[Path]) -> int:
-    """1 if one of the first labels has it, else 255; what is damaged says so when it is read."""
-    for path in islice(labels, SAMPLED):
+    """1 if any label of the split has it, else 255; what is damaged says so when it is read."""
+    for path in labels:
         try:
             if (_classes(path) == 1).any():
                 return 1
@@ -50,8 +47,6 @@ def _read(pictures: dict, labels: dict, stem: str, artifact: int) -> Labelled:
     other = np.setdiff1d(classes, [0, 1, 255])
     if other.size:
         raise UserError(f"{label} has a class {other[0]} where 0, 1 and 255 are known; mend it.")
-    if artifact == 255 and (classes == 1).any():
-        raise UserError(f"{label} has a class 1, but the labels before it say 255; make it one.")
     image = read_levels(path)
     require_size(classes.shape, image, stem)
     mask = np.where(classes == artifact, 255, 0).astype(np.uint8)

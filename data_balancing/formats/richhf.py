@@ -150,6 +150,6 @@ def _crc32c(content: bytes) -> int:
         import google_crc32c
     except ImportError as error:
         raise UserError(
-            "TFRecord files need google-crc32c: install it (pip install 'diffdoctor[data]')."
+            "TFRecord files need google-crc32c: install it (pip install google-crc32c)."
         ) from error
     return google_crc32c.value(content)

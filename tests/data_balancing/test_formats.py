@@ -10,7 +10,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.samples import Record
-from data_balancing.formats import FORMATS, pal4vst
+from data_balancing.formats import FORMATS
 from tests.data_balancing.sets import EMPTY, EXPECTED, SETS, H, W, encoded, filled, picture, put
 
 
@@ -98,15 +98,6 @@ def test_pal4vst_refuses_other_classes_sizes_and_halves(tmp_path):
     assert np.array_equal(reads["train/a"]().mask, filled((2, 5, 3, 7)))
     assert (reads["val/d"]().mask == filled((0, H, 3, 4))).all()  # a 1 anywhere in val: 255 is
     assert not reads["val/c"]().mask.any()  # ignored in all of it
-
-
-def test_pal4vst_one_late_class_does_not_turn_the_split(tmp_path, monkeypatch):
-    monkeypatch.setattr(pal4vst, "SAMPLED", 1)
-    root, _ = SETS["pal4vst"](tmp_path)
-    put(tmp_path / "labels/val/d.png", filled((0, 1, 0, 1)) // 255)
-    reads = entries("pal4vst", root)
-    assert "has a class 1, but" in refusal(reads["val/d"])
-    assert np.array_equal(reads["val/c"]().mask, filled((1, 3, 1, 9)))
 
 
 def test_pal4vst_takes_the_indices_of_a_palette(tmp_path):

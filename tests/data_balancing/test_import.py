@@ -57,6 +57,22 @@ def test_several_sets_go_into_one_store_and_copies_do_not(tmp_path, capsys):
     assert "3 set aside" in capsys.readouterr().out
 
 
+def test_one_name_is_one_set(tmp_path):
+    bring("photographs", photographs(tmp_path / "a"), tmp_path / "out")
+    with pytest.raises(UserError, match="give this one a --name of its own"):
+        bring("photographs", photographs(tmp_path / "b"), tmp_path / "out")
+
+
+def test_what_no_store_would_read_is_set_aside(tmp_path):
+    folder = tmp_path / "set"
+    photographs(folder / "real")
+    line = {"file": "1.png", "caption": "x" * 1_100_000}
+    (folder / "records.jsonl").write_text(json.dumps(line))
+    store = bring("plain", folder, tmp_path / "out")
+    assert [record.caption for record in store.records()] == [None, None]
+    assert "more than 1000000" in aside(tmp_path / "out", "plain")["real/1.png"]
+
+
 def test_what_is_mended_comes_in_by_the_same_command(tmp_path):
     folder = photographs(tmp_path / "a")
     good = (folder / "1.png").read_bytes()

@@ -110,6 +110,32 @@ def test_one_store_has_one_teacher(world, tmp_path):
         run(world, world / "store")
 
 
+def test_a_second_store_needs_an_out_of_its_own(world, tmp_path):
+    run(world, tmp_path / "out")
+    other = tmp_path / "other"
+    with ShardWriter(other, 8) as writer:
+        writer.write(sample(100))
+    with pytest.raises(UserError, match="another store that has a shard-000000.tar"):
+        run(world, tmp_path / "out", data=(other,))
+    with pytest.raises(UserError, match="shards of one name"):
+        run(world, tmp_path / "both", data=(other, world / "store"))
+
+
+def test_a_store_that_grew_is_taken_up(world, tmp_path):
+    store = tmp_path / "store"
+    for n in (1, 2):
+        with ShardWriter(store, 8) as writer:
+            writer.write(sample(n))
+        assert len(run(world, tmp_path / "out", data=(store,))) == n
+
+
+def test_a_damaged_note_is_one_sentence(world, tmp_path):
+    run(world, tmp_path / "out")
+    (tmp_path / "out/teacher.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        run(world, tmp_path / "out")
+
+
 def test_a_changed_detector_is_refused(world, tmp_path):
     wrong = teacher.Teacher(world / "detector", digest(world / "other"), 4, "cpu", False)
     with pytest.raises(UserError, match="another detector by now"):
@@ -185,7 +211,7 @@ def test_what_people_label_is_left_out(world, tmp_path):
     store = run(world, tmp_path / "out", leave_out=keys)
     assert set(plain.keys) - set(store.keys) == {"s-0003", "s-0007"}
     assert run(world, tmp_path / "out", leave_out=keys).keys == store.keys
-    with pytest.raises(UserError, match="other keys"):
+    with pytest.raises(UserError, match="another --leave-out"):
         run(world, tmp_path / "out")
     keys.write_text("s-9\n")
     with pytest.raises(UserError, match="not in the store"):

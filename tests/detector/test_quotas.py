@@ -65,7 +65,7 @@ def test_a_pure_function_of_the_position():
 def test_without_shares_each_source_has_what_its_number_gives_it():
     quotas = make_quotas(RECORDS, {}, even=False)
     found = sources(quotas.at(p, 0) for p in range(PERIOD))
-    assert found["pseudo"] == pytest.approx(PERIOD * 500 / 600, abs=1)
+    assert found["pseudo"] == pytest.approx(PERIOD * 500 / 600, abs=2)
 
 
 def test_slots_add_up_and_are_spread():
@@ -75,12 +75,28 @@ def test_slots_add_up_and_are_spread():
     assert pattern.tolist().count(0) == 2 and 0 < abs(np.diff(np.flatnonzero(pattern == 0)))[0] <= 5
 
 
+def test_no_cell_is_forgotten():
+    """Few labels by people among many others."""
+    records = [
+        Record(key=f"{i}", source="human" if i < 8 else "pseudo", category=f"c{i % 4}")
+        for i in range(20_000)
+    ]
+    quotas = make_quotas(records, {}, even=True)
+    period = [quotas.at(place, 0) for place in range(len(quotas.pattern))]
+    cells = {(records[i].source, records[i].category) for i in period}
+    assert len(cells) == 8
+    rare = make_quotas(records, {"human": 0.0001, "pseudo": 1.0}, even=False)
+    assert any(records[rare.at(place, 0)].source == "human" for place in range(PERIOD))
+    assert slots(np.array([1.0, 0.0]), PERIOD).tolist() == [PERIOD, 0]
+
+
 @pytest.mark.parametrize(
     ("shares", "said"),
     [
         ({"hard": 1.0}, "unknown name 'hard'"),
         ({"real": -1.0}, "negative"),
         ({"real": 0.0}, "all are 0"),
+        ({"real": float("nan")}, "no number"),
     ],
     ids=str,
 )
