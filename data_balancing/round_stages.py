@@ -255,7 +255,7 @@ def painted(folder: Path) -> bool:
     if missing:
         print(
             f"{len(missing)} of {len(keys)} images wait for people ({missing[0]} first): paint "
-            f"{folder}/annotators/NAME/KEY.png (8-bit, 255 = artifact; masks/ holds the teacher's "
-            "guesses to begin with), then run the same command again."
+            f"{folder}/annotators/NAME/KEY.png (8-bit, 255 = artifact; guesses/ holds the "
+            "teacher's to begin with), then run the same command again."
         )
     return not missing

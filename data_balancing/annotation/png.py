@@ -2,11 +2,12 @@
 
     images/KEY.png
     prompts.jsonl                 {"image": "images/KEY.png", "prompt": ...} a line
-    masks/KEY.png                 the guess, 0..255, to be painted over
-    annotators/NAME/KEY.png       what a person made of it: where this folder is, it alone is read
+    guesses/KEY.png               0..255, to begin with; never read back
+    masks/KEY.png                 what a person or a command made of it
+    annotators/NAME/KEY.png       the same of several people: where this folder is, it alone is read
 
-Without `annotators/` the masks are read as those of one annotator, `painter`. Without guesses it
-is the folder that an annotator's command is given (`data_balancing.annotator_command`).
+The `masks/`, empty at first, are read as those of one annotator, `painter`. Without guesses it is
+the folder that an annotator's command is given (`data_balancing.annotator_command`).
 """
 
 import json
@@ -35,12 +36,13 @@ PAINTER = "painter"
 
 def write(cases: Sequence[Case], folder: Path) -> Path:
     """The folder itself."""
-    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    for name in ("guesses", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     lines = []
     for case in cases:
         write_images([case], folder)
         if case.guess is not None:
-            write_atomic(folder / "masks" / f"{case.key}.png", encode_png(case.guess))
+            write_atomic(folder / "guesses" / f"{case.key}.png", encode_png(case.guess))
         lines.append(json.dumps({"image": f"images/{case.key}.png", "prompt": case.prompt}))
     write_atomic(folder / "prompts.jsonl", "".join(line + "\n" for line in lines).encode())
     return folder
@@ -61,10 +63,13 @@ def _annotators(path: Path) -> Iterator[tuple[str, Path]]:
     if (path / "annotators").is_dir():
         folders = sorted(one for one in (path / "annotators").iterdir() if one.is_dir())
         yield from ((folder.name, folder) for folder in folders)
-    elif (path / "masks").is_dir():
+    elif (path / "masks").is_dir() and any((path / "masks").iterdir()):
         yield PAINTER, path / "masks"
     else:
-        raise UserError(f"{path} has neither annotators/ nor masks/; name the folder with them.")
+        raise UserError(
+            f"{path} holds no finished annotation; name a folder with masks/KEY.png or "
+            "annotators/NAME/KEY.png (guesses/ is only what to begin with)."
+        )
 
 
 def _levels(file: Path) -> Mask:

@@ -46,6 +46,9 @@ def exported(tool, folder):
             task["annotations"] = [work(7, guess["result"])]
         path = folder / "export.json"
         path.write_text(json.dumps(tasks))
+    if tool == "png":
+        for guess in (folder / "guesses").iterdir():
+            (folder / "masks" / guess.name).write_bytes(guess.read_bytes())
     return path
 
 
@@ -274,6 +277,14 @@ class TestCoco:
     def test_what_is_refused(self, segmentation, said, tmp_path):
         with pytest.raises(UserError):
             self.read(tmp_path, segmentation, **said)
+
+
+def test_guesses_that_nobody_touched_are_no_labels(tmp_path):
+    path = TOOLS["png"].write(CASES, tmp_path)
+    with pytest.raises(UserError, match="no finished annotation"):
+        list(TOOLS["png"].read(path, SIZES))
+    (path / "masks/case-0.png").write_bytes((path / "guesses/case-0.png").read_bytes())
+    assert [one.key for one in TOOLS["png"].read(path, SIZES)] == ["case-0"]
 
 
 def test_pictures_of_several_annotators(tmp_path):

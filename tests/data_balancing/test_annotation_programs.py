@@ -78,6 +78,8 @@ def test_out_refuses_unknown_keys_and_full_folders(store, tmp_path):
 def test_a_detector_makes_the_guesses(store, tmp_path):
     save_detector(SegformerDetector(SegformerConfig(prior=0.3)).eval(), tmp_path / "d", {})
     out = send(store, tmp_path / "out", detector=tmp_path / "d", device="cpu")
+    (out / "annotators").mkdir()
+    (out / "guesses").rename(out / "annotators" / "ann")
     masks = {
         one.key: one.mask for one in TOOLS["png"].read(out, annotate_in.Sizes(ShardStore(store)))
     }

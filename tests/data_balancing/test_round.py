@@ -211,7 +211,7 @@ def test_people_are_waited_for(world: Path, tmp_path: Path, capsys):
     assert turns.main(given) == PAUSED
     folder = tmp_path / "rounds/round-1/to_annotate"
     assert "2 of 2 images wait for people" in capsys.readouterr().out
-    assert len(list((folder / "masks").iterdir())) == 2  # the teacher's guesses
+    assert len(list((folder / "guesses").iterdir())) == 2  # the teacher's guesses
     names = sorted(path.name for path in (folder / "images").iterdir())
     (folder / "annotators/ann").mkdir(parents=True)
     mask = np.zeros((SIZE, SIZE), np.uint8)
