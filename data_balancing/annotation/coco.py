@@ -150,6 +150,8 @@ def _mask(instance: Instance, size: Size, where: str) -> Mask:
     if isinstance(shape, Runs):
         check_size(shape.size, size, where)
         return decode_runs(shape.counts, size, where)
+    if not any(shape):
+        raise UserError(f"{where}: an annotation is a box alone; draw a polygon or mask.")
     if any(len(flat) % 2 for flat in shape):
         raise UserError(f"{where}: a polygon has half a point; export it again.")
     outlines = (list(zip(flat[::2], flat[1::2], strict=True)) for flat in shape)

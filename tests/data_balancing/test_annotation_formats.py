@@ -255,6 +255,11 @@ class TestCoco:
         runs = self.read(tmp_path, {"size": [6, 9], "counts": [0, 2, 51, 1]})
         assert runs.mask.ravel(order="F").nonzero()[0].tolist() == [0, 1, 53]
 
+    @pytest.mark.parametrize("nothing", [[], [[]]])
+    def test_a_box_alone_is_not_sound(self, nothing, tmp_path):
+        with pytest.raises(UserError, match="draw a polygon or mask"):
+            self.read(tmp_path, nothing, bbox=[1, 1, 3, 2])
+
     def test_the_score_goes_out(self, tmp_path):
         whole = json.loads(TOOLS["coco"].write(CASES, tmp_path).read_text())
         (instance,) = whole["annotations"]
