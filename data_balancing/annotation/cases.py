@@ -28,6 +28,8 @@ ORDER = "annotate.json"
 """Where a folder of cases says which ones it holds."""
 SENT = "to_annotate"
 """Stem of the file that a tool imports: a folder of exports may lie in the same place."""
+INTERFACE = "label_config.xml"
+"""What Label Studio is told of the labelling interface: it lies beside, and is no export."""
 MAX_EXPORT_BYTES = 1 << 30
 B = TypeVar("B", bound=BaseModel)
 
@@ -74,7 +76,9 @@ def exports(path: Path, suffixes: Collection[str]) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"there is no {path}; name the file that the annotation tool exported.")
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
-    found = [file for file in found if file.stem != SENT and file.name != ORDER and file.is_file()]
+    ours = (ORDER, INTERFACE)
+    found = [file for file in found if file.stem != SENT and file.name not in ours]
+    found = [file for file in found if file.is_file()]
     if not found:
         raise UserError(f"{path} holds no export ({', '.join(suffixes)}); put the tool's there.")
     return found

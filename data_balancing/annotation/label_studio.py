@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from core.errors import UserError
 from core.storage import write_atomic
 from data_balancing.annotation.cases import (
+    INTERFACE,
     LABEL,
     SENT,
     Annotation,
@@ -113,7 +114,7 @@ def write(cases: Sequence[Case], folder: Path) -> Path:
         data = {"image": place, "key": case.key, "prompt": case.prompt}
         guesses = [] if case.guess is None else [_prediction(case.guess)]
         tasks.append(json.dumps({"data": data, "predictions": guesses}, separators=(",", ":")))
-    write_atomic(folder / "label_config.xml", CONFIG.encode())
+    write_atomic(folder / INTERFACE, CONFIG.encode())
     path = folder / f"{SENT}.json"
     write_atomic(path, f"[{','.join(tasks)}]".encode())
     return path

@@ -158,6 +158,10 @@ def test_the_tool_is_recognised(store, tmp_path):
     for tool in ("label_studio", "cvat", "coco"):
         path = TOOLS[tool].write(CASES, tmp_path / tool)
         assert annotate_in.recognised(path) == tool
+    with pytest.raises(UserError, match="no export"):
+        annotate_in.recognised(tmp_path / "label_studio")
+    (tmp_path / "label_studio/project-1.json").write_text("[]")
+    assert annotate_in.recognised(tmp_path / "label_studio") == "label_studio"
     assert annotate_in.recognised(send(store, tmp_path / "out")) == "png"
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(UserError, match="--tool"):
