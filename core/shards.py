@@ -323,7 +323,7 @@ class Records(Sequence[Record]):
 
 def _sweep(folder: Path, name: str) -> None:
     """Remove what a stopped writer of this name left under temporary names."""
-    ours = re.compile(rf"\.{name}(-\d+\.(tar|index\.jsonl)|\.manifest\.jsonl)(\.\d+)?\.tmp")
+    ours = re.compile(rf"\.{name}(-\d+\.(tar|index\.jsonl)|\.manifest\.jsonl)(\.\d+){{0,2}}\.tmp")
     for path in folder.iterdir():
         if ours.fullmatch(path.name):
             path.unlink()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
     Raises `UserError` ("disk full: ...") when there is no room.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    owner = f"{os.getpid()}.{threading.get_ident()}"  # two writers of one file: the last one stays
+    temporary = path.with_name(f".{path.name}.{owner}.tmp")
     try:
         write_file(temporary, content)
         primitives.rename(temporary, path)

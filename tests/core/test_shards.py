@@ -5,13 +5,16 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core import storage
 from core.errors import UserError
 from core.shards import (
     Record,
@@ -102,6 +105,30 @@ def test_an_exception_drops_the_shard_in_progress(tmp_path):
     assert not list(tmp_path.glob(".*.tmp"))
     fill(tmp_path)
     assert len(ShardStore(tmp_path)) == 7
+
+
+def test_what_a_stopped_writer_left_is_swept(tmp_path):
+    manifest = ".shard.manifest.jsonl"
+    for name in (".shard-000000.tar.tmp", f"{manifest}.7.tmp", f"{manifest}.7.140.tmp"):
+        (tmp_path / name).write_text("as SIGKILL leaves it")
+    (tmp_path / ".other-000000.tar.tmp").write_text("another writer's")
+    fill(tmp_path)
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".other-000000.tar.tmp"]
+
+
+def test_two_threads_write_one_file(tmp_path, monkeypatch):
+    """Both have written before either renames."""
+    both, rename = threading.Barrier(2), os.rename
+
+    def renamed(old, new):
+        both.wait(10)
+        rename(old, new)
+
+    monkeypatch.setattr(storage.primitives, "rename", renamed)
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(storage.write_atomic, tmp_path / "a", b"whole") for _ in range(2)]
+    assert [one.result() for one in done] == [None, None]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_kill_before_and_after_every_storage_operation(tmp_path):
