@@ -101,9 +101,9 @@ class Endpoint:
             raise UserError(_stopped(self.url, error.status_code, str(error))) from error
         except openai.APIError as error:
             raise Unanswered(f"no answer: {hide_key(str(error))}") from error
-        if not getattr(found, "choices", None):
-            raise Unanswered("an answer without choices")
-        return found.choices[0].message.content or ""
+        except ValueError as error:
+            raise Unanswered(f"no JSON: {hide_key(str(error))}") from error
+        return _said(found)
 
 
 def check_address(url: str) -> None:
@@ -131,6 +131,17 @@ def _stopped(url: str, status: int, said: str) -> str:
     }
     cure = cures.get(status, "look at the server's log and run the same command again")
     return f"{url} answers {status} ({hide_key(said)}); {cure}."
+
+
+def _said(found: Any) -> str:
+    """The text of an answer, which the client has not checked."""
+    try:
+        text = found.choices[0].message.content
+    except (AttributeError, LookupError, TypeError) as error:
+        raise Unanswered("an answer without choices or message") from error
+    if not isinstance(text, str | None):
+        raise Unanswered("an answer that is no text")
+    return text or ""
 
 
 def _bare(text: str) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[dict[str, Any], int], str | tuple[int, str]]
-"""A request's body and its number from 0 -> the answer's text, or a status and what is said."""
+Answer = Callable[[dict[str, Any], int], str | bytes | tuple[int, str]]
+"""A request's body and its number from 0 -> the answer's text, or a status and what is said; bytes
+are the whole body."""
 
 
 @dataclass
@@ -44,13 +45,14 @@ def serving(answer: Answer, delay: float = 0.0) -> Iterator[Served]:
                 seen.now -= 1
             self._send(*(said if isinstance(said, tuple) else (200, said)), body["model"])
 
-        def _send(self, status: int, said: str, model: str) -> None:
+        def _send(self, status: int, said: str | bytes, model: str) -> None:
             message = {"role": "assistant", "content": said}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             good = {"id": "x", "object": "chat.completion", "created": 0, "model": model,
                     "choices": [choice]}  # fmt: skip
             bad = {"error": {"message": said, "type": "t", "code": None, "param": None}}
-            content = json.dumps(good if status == 200 else bad).encode()
+            whole = good if status == 200 else bad
+            content = said if isinstance(said, bytes) else json.dumps(whole).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))

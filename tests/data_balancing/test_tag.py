@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.samples import Record, Sample
 from core.shards import ShardWriter
 from data_balancing import tag
+from data_balancing.asking import Endpoint, Unanswered
 from data_balancing.categories import read_tags
 from data_balancing.tagging import agreement, kappa, picture_url
 from data_balancing.taxonomy import load_taxonomy
@@ -126,6 +127,22 @@ def test_a_model_that_answers_nothing_stops_the_program(tmp_path: Path):
         pytest.raises(UserError, match="none of the first 20"),
     ):
         tag.main(config(tmp_path, server.url))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"choices": one} for one in (None, [], {}, [None], [{}], [{"message": None}])),
+        *({"choices": [{"message": one}]} for one in ("hello", {"content": []})),
+        *({"choices": [{"message": {"content": one}}]} for one in ([None], {"a": 1}, 3)),
+        *([], [None], None, "hello"),
+    ],
+    ids=json.dumps,
+)
+@pytest.mark.parametrize("end", ["", "{"])
+def test_an_odd_answer_is_none(odd, end):
+    with serving(lambda *_: (json.dumps(odd) + end).encode()) as server, pytest.raises(Unanswered):
+        Endpoint(server.url, "seer").say([{"role": "user", "content": "?"}], {})
 
 
 def test_never_more_at_once_than_asked_for(tmp_path: Path):
