@@ -11,8 +11,10 @@ for what is missing.
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -152,18 +154,36 @@ def tag_all(store: ShardStore, tagger: Tagger, workers: int) -> Iterator[Tagged]
 
 
 def bounded_map(do: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`do` of every item by so many threads, in order, with few results waiting."""
+    """`do` of every item by so many threads, in order, with few results waiting.
+
+    What is under way at an error or a Ctrl-C is not waited for, as a server may be silent: the
+    threads are daemons, which those of `ThreadPoolExecutor` are not (the interpreter joins them).
+    """
     waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(workers)
+    jobs: SimpleQueue[tuple[T, Future[R]] | None] = SimpleQueue()
+    ended = Event()
+
+    def work() -> None:
+        while (job := jobs.get()) is not None and not ended.is_set():
+            try:
+                job[1].set_result(do(job[0]))
+            except BaseException as error:  # raised again by whoever takes the result
+                job[1].set_exception(error)
+
+    for _ in range(workers):
+        Thread(target=work, daemon=True).start()
     try:
         for item in items:
-            waiting.append(pool.submit(do, item))
+            waiting.append(Future())
+            jobs.put((item, waiting[-1]))
             if len(waiting) >= 4 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        ended.set()
+        for _ in range(workers):
+            jobs.put(None)
 
 
 def tag_lines(

@@ -1,6 +1,8 @@
 """Tags through a real HTTP server: retries, quarantine, cache, bound, two models, the key."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,24 @@ def test_never_more_at_once_than_asked_for(tmp_path: Path):
     with serving(lambda body, _: GOOD, delay=0.1) as server:
         tag.main(config(tmp_path, server.url, concurrency=3))
     assert server.most == 3
+
+
+SILENT = """
+import os, signal, threading, time
+from data_balancing.tag import bounded_map
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+try:
+    list(bounded_map(lambda _: time.sleep(600), range(9), 2))
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_a_silent_server_holds_nobody_back():
+    words = [sys.executable, "-c", SILENT]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "stopped\n" and ended.returncode == 0
 
 
 def test_two_models_are_compared(tmp_path: Path, capsys):
