@@ -160,6 +160,13 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written to: name another --out.")
 
 
+def check_file(path: Path) -> None:
+    """Raise `UserError` unless a file can be written there; its folder may yet have to be made."""
+    if path.expanduser().is_dir():
+        raise UserError(f"--out {path} is a folder: name a file.")
+    check_writable(path.parent)
+
+
 def check_room(folder: Path, need: int, freed: int = 0) -> None:
     """Raise `UserError` unless a folder's disk has room, once `freed` bytes are removed."""
     path = folder.absolute()

@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.heatmap import colourise, overlay
 from core.images import AnyPicture, contact_sheet, from_uint8, write_image
 from core.samples import Record, Sample
-from core.storage import check_writable
+from core.storage import check_file
 from detector.data import open_data, spread
 
 SIDE = 192
@@ -46,7 +46,7 @@ class Config(core.config.Config):
 def main(config: Config) -> None:
     if config.out.suffix.lower() != ".png":
         raise UserError(f"{config.out} is to be a picture: name a .png file.")
-    check_writable(config.out.parent)
+    check_file(config.out)
     samples, records = open_data(config.data)
     fitting = [i for i, record in enumerate(records) if fits(record, config)]
     if config.marked:

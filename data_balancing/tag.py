@@ -28,7 +28,7 @@ from core.config import unknown_name
 from core.errors import UserError
 from core.samples import Record
 from core.shards import ShardStore
-from core.storage import check_writable, write_atomic
+from core.storage import check_file, write_atomic
 from data_balancing.asking import Endpoint, Model
 from data_balancing.local_tagger import LocalModel
 from data_balancing.tagging import PROMPT_VERSION, Tagged, Tagger, agreement
@@ -85,8 +85,8 @@ class Config(core.config.Config):
 
 def main(config: Config) -> int | None:
     """Tag every image; exit code 1 when some had to be set aside."""
+    check_file(config.out)
     taxonomy, store = load_taxonomy(config.taxonomy), ShardStore(config.store)
-    check_writable(config.out.parent)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     if config.from_records:
         lines, lost = record_lines(store.records(), taxonomy)

@@ -20,7 +20,7 @@ import core.config
 from base_models.load import read_json
 from core.errors import UserError
 from core.seeds import mix
-from core.storage import append_line, check_writable
+from core.storage import append_line, check_file
 from data_balancing.asking import Endpoint, Message, Model, Unanswered, ask
 from data_balancing.grammar import Grammar, load_grammar
 from data_balancing.prompt_file import MAX_PROMPT, Distinct, PromptLine, read_prompt_lines
@@ -94,6 +94,7 @@ Writer = Callable[[str, int, Sequence[str]], Iterator[list[str]]]
 
 def main(config: Config) -> int | None:
     """Write until every category has its share; exit code 1 when some could not be filled."""
+    check_file(config.out)
     taxonomy, grammar = load_taxonomy(config.taxonomy), load_grammar(config.grammar)
     wanted = shares(needed(config.balance, config.categories, taxonomy), config.n)
     write: Writer
@@ -107,7 +108,6 @@ def main(config: Config) -> int | None:
     distinct = Distinct() if config.from_list is None else Distinct(near=math.inf)
     for prompt in (line.prompt for path in config.avoid for line in read_prompt_lines(path)):
         distinct.add(prompt)
-    check_writable(config.out.parent)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     lines = read_prompt_lines(config.out) if config.out.is_file() else []
     had: dict[str, list[str]] = {category: [] for category in wanted}

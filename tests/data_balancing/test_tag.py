@@ -12,7 +12,7 @@ import miniature
 from core.errors import UserError
 from core.samples import Record, Sample
 from core.shards import ShardWriter
-from data_balancing import tag
+from data_balancing import preview, tag, write_prompts
 from data_balancing.asking import Endpoint, Unanswered
 from data_balancing.categories import read_tags
 from data_balancing.tagging import agreement, kappa, picture_url
@@ -256,6 +256,19 @@ def test_an_interrupted_run_goes_on(tmp_path: Path):
 def test_settings_that_do_not_fit(tmp_path: Path, changes: dict, said: str):
     with pytest.raises(ValueError, match=said):
         config(tmp_path, "http://localhost:1/v1", **changes)
+
+
+@pytest.mark.parametrize("program", [tag, preview, write_prompts])
+def test_a_folder_is_no_file_to_write(tmp_path: Path, program):
+    given: dict = {
+        tag: {"store": tmp_path / "none", "from_records": True},
+        preview: {"data": (tmp_path / "none",)},
+        write_prompts: {"balance": tmp_path / "none", "templates": True},
+    }
+    out = tmp_path / ("a.png" if program is preview else "a.jsonl")
+    out.mkdir()
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        program.main(program.Config(out=out, **given[program]))
 
 
 @pytest.mark.parametrize(
