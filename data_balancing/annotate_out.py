@@ -126,7 +126,7 @@ def begin(out: Path, order: dict) -> bool:
         if held not in ({**order, "complete": False}, {**order, "complete": True}):
             raise UserError(f"{out} holds other images or guesses; choose another --out.")
         return held["complete"]
-    if any(out.iterdir()):
+    if any(one.name[0] != "." for one in out.iterdir()):
         raise UserError(f"--out {out} holds other files; choose an empty folder.")
     write_order(out, {**order, "complete": False})
     return False

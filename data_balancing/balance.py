@@ -138,7 +138,8 @@ RESULTS = {"balance.json", "report.html", "scores.jsonl"}
 
 def _prepare(out: Path) -> None:
     check_writable(out)
-    strange = sorted({path.name for path in out.iterdir()} - RESULTS) if out.is_dir() else []
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    strange = sorted(name for name in there - RESULTS if name[0] != ".")
     if strange:
         raise UserError(f"--out {out} holds other files ('{strange[0]}'); choose another folder.")
     out.mkdir(parents=True, exist_ok=True)

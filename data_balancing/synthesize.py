@@ -177,7 +177,7 @@ def claim(out: Path, settings: dict) -> None:
         if path.read_text() != text:
             raise UserError(f"{out} holds images of other settings ({path}); choose another --out.")
         return
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(one.name[0] != "." for one in out.iterdir()):
         raise UserError(f"{out} holds other files; choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text.encode())

@@ -19,6 +19,7 @@ from core.samples import Record, Sample
 from core.shards import ShardStore, ShardWriter
 from data_balancing import (
     annotate_in,
+    annotate_out,
     balance,
     hard_cases,
     pseudo_label,
@@ -264,6 +265,23 @@ def test_other_settings_do_not_mix(world: Path, finished: Path, changes: dict, s
     }
     with pytest.raises(UserError, match=said):
         turns.main(config(world, finished, **{**changes, **named}))
+
+
+def test_what_a_killed_write_leaves_is_no_strange_file(tmp_path: Path):
+    for name, begin in (
+        ("synthetic", lambda out: synthesize.claim(out, {})),
+        ("balance", balance._prepare),
+        ("to_annotate", lambda out: annotate_out.begin(out, {})),
+    ):
+        out = tmp_path / name
+        out.mkdir()
+        (out / ".x.json.123.tmp").write_text("{")
+        begin(out)
+        other = tmp_path / f"{name}-other"  # the control
+        other.mkdir()
+        (other / "x.json").write_text("{")
+        with pytest.raises(UserError, match="other files"):
+            begin(other)
 
 
 def test_bad_input_is_refused_before_anything_is_made(world: Path, tmp_path: Path):
