@@ -180,7 +180,7 @@ class Round:
     def run(self, stage: Callable[[], int | None]) -> int | None:
         """Run a stage unless it is finished, and note that it is; its seconds add up."""
         path, name = self.folder / "stages.json", stage.__name__
-        stages = json.loads(path.read_text()) if path.is_file() else {}
+        stages = read_stages(path)
         if stages.get(name, {}).get("finished"):
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -223,6 +223,19 @@ class Round:
 def call(program: Any, **given: Any) -> int | None:
     """Run a program of this package with these settings, which are checked as a user's are."""
     return program.main(from_mapping(program.Config, given, f"the settings of {program.__name__}"))
+
+
+def read_stages(path: Path) -> dict[str, dict[str, Any]]:
+    """What is noted of each stage; every one may run again, so the note can be done without."""
+    try:
+        return {name: dict(one) for name, one in json.loads(path.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged; remove it and run the same command again: each stage goes on from "
+            "what it finds."
+        ) from error
 
 
 def measure(config: Config, folder: Path, out: Path) -> None:

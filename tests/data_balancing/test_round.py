@@ -284,6 +284,18 @@ def test_what_a_killed_write_leaves_is_no_strange_file(tmp_path: Path):
             begin(other)
 
 
+@pytest.mark.parametrize("text", ['{"tag": {"seco', "[]", '{"tag": 3}', "\udcff"])
+def test_a_damaged_note_of_the_stages_is_named(world: Path, tmp_path: Path, text: str):
+    turn = Round(config(world, tmp_path), 1, world / "detector")
+    turn.folder.mkdir()
+    note = turn.folder / "stages.json"
+    note.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match="remove it and run the same command again"):
+        turn.run(turn.tag)
+    note.unlink()
+    assert turn.run(turn.tag) is None and json.loads(note.read_text())["tag"]["finished"]
+
+
 def test_bad_input_is_refused_before_anything_is_made(world: Path, tmp_path: Path):
     out = tmp_path / "rounds"
     bad = tmp_path / "list.jsonl"
