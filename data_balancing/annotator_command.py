@@ -1,7 +1,8 @@
 """Images and their prompts in, an annotator's masks out: the annotator is any command.
 
-The command gets one more argument, a folder with `images/*.png` and `prompts.jsonl` (one
-`{"image": ..., "prompt": ...}` a line), and writes `masks/*.png`: same stem, 8-bit, 255 = artifact.
+The command gets one more argument, the full path of a folder with `images/*.png` and
+`prompts.jsonl` (one `{"image": ..., "prompt": ...}` a line), and writes `masks/*.png`: same stem,
+8-bit, 255 = artifact.
 
 Legend: b batch, h w pixels.
 """
@@ -49,7 +50,9 @@ def annotate(
 
     Raises `UserError` when the command is missing, fails, or leaves an image without a mask.
     """
-    if _missing(folder) and not _run([*command, str(folder)], folder / "annotator.log", stop):
+    if _missing(folder) and not _run(
+        [*command, str(folder.resolve())], folder / "annotator.log", stop
+    ):
         return False
     missing = _missing(folder)
     if missing:

@@ -1,6 +1,7 @@
 """Settings of the rounds in; checked before anything heavy, and a folder of their own, out."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +128,11 @@ def check(config: Config) -> None:
         check_list(config.prompt_list, taxonomy)
     if config.pool is not None:
         ShardStore(config.pool)
+    if config.annotator and shutil.which(config.annotator[0]) is None:
+        raise UserError(
+            f"there is no command {config.annotator[0]!r} to run: check --annotator, or leave it "
+            "out and let people label."
+        )
     check_held_out(config.held_out, config.labelled)
 
 

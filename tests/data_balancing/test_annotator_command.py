@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,12 @@ def test_images_out_masks_back(tmp_path):
     assert annotate(tmp_path, command())
     masks = read_masks(tmp_path, 8, 8)
     assert torch.equal(masks, IMAGES[:, :1])
+
+
+def test_a_command_that_changes_folder_finds_the_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_task(Path("task"), IMAGES, ["a", "b"])
+    assert annotate(Path("task"), command("import os; os.chdir('/')" + LABEL))
 
 
 def test_labels_that_are_there_are_not_made_again(tmp_path):

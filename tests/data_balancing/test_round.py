@@ -307,6 +307,7 @@ def test_bad_input_is_refused_before_anything_is_made(world: Path, tmp_path: Pat
         ({"held_out": world / "pool"}, "no person has labelled"),
         ({"pool": world / "base"}, "holds no shards"),
         ({"base": str(world / "none")}, "no base model|model_index"),
+        ({"annotator": ("no-such-annotator", "x")}, "no command 'no-such-annotator'"),
         ({"prompt_list": bad}, "did you mean 'hand'"),
         ({"draw": {"height": 33, "width": 32}}, "divide|multiple"),
     ):
