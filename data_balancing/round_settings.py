@@ -75,8 +75,8 @@ class Config(core.config.Config):
     base: str
     """The base model that draws: a pipeline folder or a Hub id."""
     pool: Path | None = None
-    """Store of images to take the first statistics from; without one, and where no category
-    stands out, all categories get as many new images."""
+    """Store of images to take the first statistics from; without one, and where none has a tag
+    or no category stands out, all categories get as many new images."""
     second_detector: Path | None = None
     """Where it and the teacher disagree is hard; see `diffdoctor data hard-cases`."""
     prompt_list: Path | None = None

@@ -63,7 +63,9 @@ class Round:
 
     def balance(self) -> None:
         """Which categories the teacher judges oddly."""
-        if self.pool is not None:
+        if self.pool is not None and not self.tagged():
+            print(f"No image of {self.pool} has a tag: all categories get as many new images.")
+        elif self.pool is not None:
             call(
                 balance,
                 store=self.pool,
@@ -192,13 +194,17 @@ class Round:
         write_atomic(path, (json.dumps(stages, indent=2) + "\n").encode())
         return code
 
+    def tagged(self) -> bool:
+        """Whether there are statistics to take: some image has a tag."""
+        return self.pool is not None and (self.folder / "tags.jsonl").stat().st_size > 0
+
     def needed(self) -> tuple[str, ...]:
         """The categories that stand out, else all; of those that prompts can be had for."""
         taxonomy, c = load_taxonomy(self.config.taxonomy), self.config
         known = list(taxonomy.leaves)
         if c.prompt_list is not None:
             known = list(dict.fromkeys(p.category for p in read_prompt_lines(c.prompt_list)))
-        if self.pool is None:
+        if not self.tagged():
             return tuple(known)
         odd = json.loads((self.folder / "balance/balance.json").read_text())["anomalous"]
         there = taxonomy.with_parents(known)

@@ -230,11 +230,23 @@ def test_without_a_pool_all_categories_get_as_many(world: Path, tmp_path: Path):
     assert Round(given, 1, world / "detector").needed() == ("hand", "face")
     second = Round(given, 2, world / "detector")
     (second.folder / "balance").mkdir(parents=True)
+    (second.folder / "tags.jsonl").write_text("{}\n")
     odd = second.folder / "balance/balance.json"
     odd.write_text(json.dumps({"anomalous": {"high": ["person"], "low": ["car"]}}))
     assert second.needed() == ("person",)
     odd.write_text(json.dumps({"anomalous": {"high": [], "low": ["car"]}}))
     assert second.needed() == ("hand", "face")
+
+
+def test_a_pool_without_tags_gives_no_statistics(world: Path, tmp_path: Path, capsys):
+    with ShardWriter(tmp_path / "pool") as writer:
+        for sample in ShardStore(world / "pool"):
+            record = sample.record.model_copy(update={"category": ""})
+            writer.write(Sample(record.key, sample.image, None, record))
+    first = Round(config(world, tmp_path, pool=tmp_path / "pool"), 1, world / "detector")
+    assert first.run(first.tag) is None and first.run(first.balance) is None
+    assert "has a tag: all categories get as many" in capsys.readouterr().out
+    assert first.needed() == ("hand", "face") and not (first.folder / "balance").exists()
 
 
 def test_no_one_labels_where_nothing_is_hard(world: Path, tmp_path: Path):
