@@ -133,6 +133,7 @@ def check(config: Config) -> None:
             f"there is no command {config.annotator[0]!r} to run: check --annotator, or leave it "
             "out and let people label."
         )
+    check_labelled(config.labelled)
     check_held_out(config.held_out, config.labelled)
 
 
@@ -140,6 +141,19 @@ def check_list(path: Path, taxonomy: Taxonomy) -> None:
     for line in read_prompt_lines(path):
         if line.category not in taxonomy.parents:
             raise UserError(unknown_name(line.category, taxonomy.parents, f"{path} (or taxonomy)"))
+
+
+def check_labelled(labelled: tuple[Path, ...]) -> None:
+    """Every sample can be learnt from: it has a mask, or is known to be sound."""
+    for folder in labelled:
+        store = ShardStore(folder)
+        bare = (i for i in range(len(store)) if not store.has_mask(i))
+        number = sum(store.record(i).source != "real" for i in bare)
+        if number:
+            raise UserError(
+                f"{folder} holds {number} samples without a mask, of {len(store)}: label them with "
+                "`diffdoctor data pseudo-label`, or keep what is labelled in a store of its own."
+            )
 
 
 def check_held_out(held_out: Path, labelled: tuple[Path, ...]) -> None:

@@ -28,7 +28,7 @@ from data_balancing import (
     tag,
     write_prompts,
 )
-from data_balancing.round_settings import Config
+from data_balancing.round_settings import Config, check
 from data_balancing.round_stages import Round
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import digest, load_detector, save_detector
@@ -79,6 +79,7 @@ def world(tmp_path_factory) -> Path:
         head.data = torch.randn(head.shape, generator=torch.Generator().manual_seed(seed))
         save_detector(made, folder / name, {})
     fill(folder / "labelled", 8, 0, "human", True)
+    fill(folder / "other_labelled", 2, 10, "human", True)
     fill(folder / "held_out", 4, 20, "human", True)
     fill(folder / "pool", 4, 40, "pseudo", False)
     lines = [{"prompt": f"a {c} {i}", "category": c} for i in range(8) for c in ("hand", "face")]
@@ -249,6 +250,11 @@ def test_a_pool_without_tags_gives_no_statistics(world: Path, tmp_path: Path, ca
     assert first.needed() == ("hand", "face") and not (first.folder / "balance").exists()
 
 
+def test_real_photographs_need_no_mask(world: Path, tmp_path: Path):
+    real = fill(tmp_path / "real", 2, 60, "real", False)
+    check(config(world, tmp_path / "rounds", labelled=(world / "labelled", real)))
+
+
 def test_no_one_labels_where_nothing_is_hard(world: Path, tmp_path: Path):
     out = tmp_path / "rounds"
     fresh = {"steps": 2, "batch": 4, "init": "random"}
@@ -266,7 +272,7 @@ def test_no_one_labels_where_nothing_is_hard(world: Path, tmp_path: Path):
         ({"detector": "other"}, "detector differ"),
         ({"hard": 3}, "hard differ"),
         ({"train": {"steps": 4}}, "train differ"),
-        ({"labelled": ("pool",)}, "labelled differ"),
+        ({"labelled": ("other_labelled",)}, "labelled differ"),
     ],
 )
 def test_other_settings_do_not_mix(world: Path, finished: Path, changes: dict, said: str):
@@ -316,6 +322,7 @@ def test_bad_input_is_refused_before_anything_is_made(world: Path, tmp_path: Pat
         ({"detector": world / "none"}, "no detector folder"),
         ({"labelled": (world / "base",)}, "holds no shards"),
         ({"labelled": (world / "held_out",)}, "s-20 is in --held-out"),
+        ({"labelled": (world / "labelled", world / "pool")}, "pool holds 4 samples without a mask"),
         ({"held_out": world / "pool"}, "no person has labelled"),
         ({"pool": world / "base"}, "holds no shards"),
         ({"base": str(world / "none")}, "no base model|model_index"),
