@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 import core.config
@@ -17,6 +18,7 @@ from data_balancing.digests import model_name
 from data_balancing.prompt_file import read_prompt_lines
 from data_balancing.taxonomy import Taxonomy, load_taxonomy
 from detector.data import open_data
+from detector.groups import near_pairs
 from detector.learning import OptimizerName
 from detector.losses import LossName
 from detector.storage import digest
@@ -157,18 +159,36 @@ def check_labelled(labelled: tuple[Path, ...]) -> None:
 
 
 def check_held_out(held_out: Path, labelled: tuple[Path, ...]) -> None:
-    """Labelled by people or known to be sound, and no image of it in the training data."""
-    records = open_data((held_out,))[1]
+    """Labelled by people or known to be sound, and no image of it in the training data.
+
+    Two images are one where their pixels are, or nearly, by the hashes of their records; by key and
+    prompt where a record has no hash.
+    """
+    records = list(open_data((held_out,))[1])
     if any(record.source == "pseudo" for record in records):
         raise UserError(f"{held_out} holds images that no person has labelled; leave them out.")
-    known = {(record.key, record.prompt) for record in records}
+    pixels = {record.pixels for record in records if record.pixels}
+    named = {(record.key, record.prompt) for record in records}
+    unhashed = {(record.key, record.prompt) for record in records if not record.pixels}
+    looks = [(record.key, int(record.phash, 16)) for record in records if record.phash]
+    first = len(looks)  # of the training data
     for folder in labelled:
         for record in ShardStore(folder).records():
-            if (record.key, record.prompt) in known:
+            names = unhashed if record.pixels else named
+            if record.pixels in pixels or (record.key, record.prompt) in names:
                 raise UserError(
                     f"{record.key} is in --held-out and in {folder}: what is scored on must never "
                     "be trained on; take it out of one."
                 )
+            if record.phash:
+                looks.append((record.key, int(record.phash, 16)))
+    for pair in near_pairs(np.array([look for _, look in looks], np.uint64)):
+        a, b = sorted(pair)
+        if a < first <= b:
+            raise UserError(
+                f"{looks[a][0]} of --held-out looks like {looks[b][0]} of --labelled: what is "
+                "scored on must never be trained on; take one out."
+            )
 
 
 def claim(config: Config) -> None:

@@ -28,7 +28,7 @@ from data_balancing import (
     tag,
     write_prompts,
 )
-from data_balancing.round_settings import Config, check
+from data_balancing.round_settings import Config, check, check_held_out
 from data_balancing.round_stages import Round
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import digest, load_detector, save_detector
@@ -253,6 +253,34 @@ def test_a_pool_without_tags_gives_no_statistics(world: Path, tmp_path: Path, ca
 def test_real_photographs_need_no_mask(world: Path, tmp_path: Path):
     real = fill(tmp_path / "real", 2, 60, "real", False)
     check(config(world, tmp_path / "rounds", labelled=(world / "labelled", real)))
+
+
+@pytest.mark.parametrize(
+    ("held", "trained", "said"),
+    [
+        ({"pixels": "a" * 64}, {"pixels": "b" * 64}, None),
+        ({"pixels": "a" * 64}, {"pixels": "a" * 64, "key": "y"}, "y is in --held-out"),
+        ({"pixels": "a" * 64}, {}, "x is in --held-out"),
+        ({}, {"pixels": "a" * 64}, "x is in --held-out"),
+        ({}, {"key": "y"}, None),
+        (
+            {"phash": "f" * 16},
+            {"phash": "f" * 15 + "8", "key": "y"},
+            "x of --held-out looks like y",
+        ),
+        ({"phash": "f" * 16}, {"phash": "f" * 15 + "0", "key": "y"}, None),
+    ],
+)
+def test_an_image_is_known_by_its_pixels(tmp_path: Path, held: dict, trained: dict, said):
+    level = np.zeros((8, 8), np.uint8)
+    for name, given in (("held", held), ("trained", trained)):
+        record = Record(**{"key": "x", "source": "human", **given})
+        with ShardWriter(tmp_path / name) as writer:
+            writer.write(Sample(record.key, np.zeros((8, 8, 3), np.uint8), level, record))
+    if said is None:
+        return check_held_out(tmp_path / "held", (tmp_path / "trained",))
+    with pytest.raises(UserError, match=said):
+        check_held_out(tmp_path / "held", (tmp_path / "trained",))
 
 
 def test_no_one_labels_where_nothing_is_hard(world: Path, tmp_path: Path):
