@@ -1,4 +1,4 @@
-"""A model's folder in, the sha256 that names its content out."""
+"""A folder of a model or of data in, the sha256 that names its content out."""
 
 import hashlib
 from pathlib import Path
@@ -18,3 +18,13 @@ def model_digest(folder: Path) -> str:
 def model_name(folder: Path) -> str:
     """The folder's name and its digest: two models are not taken for one."""
     return f"{folder.resolve().name}@{model_digest(folder)[:12]}"
+
+
+def data_digest(folder: Path) -> str:
+    """Of a store its manifests, which name all digests in it; of a plain folder every file."""
+    total = hashlib.sha256()
+    manifests = sorted(folder.glob("*.manifest.jsonl"))
+    files = manifests or sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in (path for path in files if path.name[0] != "."):
+        total.update(f"{path.relative_to(folder)}:{sha256_file(path)}\n".encode())
+    return total.hexdigest()

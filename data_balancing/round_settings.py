@@ -14,7 +14,7 @@ from core.config import unknown_name
 from core.errors import UserError
 from core.shards import ShardStore
 from core.storage import check_writable, write_atomic
-from data_balancing.digests import model_name
+from data_balancing.digests import data_digest, model_name
 from data_balancing.prompt_file import read_prompt_lines
 from data_balancing.taxonomy import Taxonomy, load_taxonomy
 from detector.data import open_data
@@ -192,7 +192,7 @@ def check_held_out(held_out: Path, labelled: tuple[Path, ...]) -> None:
 
 
 def claim(config: Config) -> None:
-    """Make the folder, or find the same settings, teacher and base there; `UserError` for others.
+    """Make the folder, or find the same settings and content there; `UserError` for others.
 
     More rounds may be asked for, and another annotator may go on.
     """
@@ -200,6 +200,11 @@ def claim(config: Config) -> None:
     if path.is_file():
         held = _read(path)
         differ = sorted(name for name in {*held, *now} if held.get(name) != now.get(name))
+        if differ == ["held_out"]:
+            raise UserError(
+                f"{config.held_out} does not hold the images and masks that {config.out} was begun "
+                "with, and scores on others do not compare: restore it, or choose another --out."
+            )
         if differ:
             raise UserError(
                 f"{config.out} was begun with other settings ({', '.join(differ)} differ); use the "
@@ -213,14 +218,18 @@ def claim(config: Config) -> None:
 
 
 def _said(config: Config) -> dict[str, Any]:
-    """What all rounds follow from: teacher and base by their content, not by their place."""
+    """What all rounds follow from: teacher, base and held-out set by content, not by place."""
     said = config.model_dump(mode="json", exclude=FREE)
-    content = {"detector": digest(config.detector), "base": model_name(locate(config.base))}
+    content = {
+        "detector": digest(config.detector),
+        "base": model_name(locate(config.base)),
+        "held_out": data_digest(config.held_out),
+    }
     if config.second_detector is not None:
         content["second_detector"] = digest(config.second_detector)
     paths = {
         name: str(path.resolve())
-        for name in ("pool", "held_out", "prompt_list", "taxonomy")
+        for name in ("pool", "prompt_list", "taxonomy")
         if (path := getattr(config, name)) is not None
     }
     return {**said, **content, **paths, "labelled": [str(p.resolve()) for p in config.labelled]}

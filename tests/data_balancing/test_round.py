@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from data_balancing import (
     tag,
     write_prompts,
 )
-from data_balancing.round_settings import Config, check, check_held_out
+from data_balancing.round_settings import Config, check, check_held_out, claim
 from data_balancing.round_stages import Round
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import digest, load_detector, save_detector
@@ -281,6 +282,27 @@ def test_an_image_is_known_by_its_pixels(tmp_path: Path, held: dict, trained: di
         return check_held_out(tmp_path / "held", (tmp_path / "trained",))
     with pytest.raises(UserError, match=said):
         check_held_out(tmp_path / "held", (tmp_path / "trained",))
+
+
+def test_a_changed_held_out_set_is_refused(world: Path, tmp_path: Path):
+    store, plain = tmp_path / "store", tmp_path / "plain"
+    shutil.copytree(world / "held_out", store)
+    for name in ("images", "masks"):
+        (plain / name).mkdir(parents=True)
+        (plain / name / "a.png").write_bytes(encode_png(np.zeros((8, 8), np.uint8)))
+    for held in (store, plain):
+        given = config(world, tmp_path / f"{held.name}-rounds", held_out=held)
+        claim(given)
+        moved = shutil.copytree(held, tmp_path / f"{held.name}-moved")
+        claim(given.model_copy(update={"held_out": moved}))
+        if held is store:
+            fill(store, 5, 20, "human", True)
+        else:
+            (plain / "masks/a.png").write_bytes(encode_png(np.full((8, 8), 9, np.uint8)))
+        with pytest.raises(UserError, match="does not hold the images and masks"):
+            claim(given)
+        with pytest.raises(UserError, match="held_out, seed differ"):
+            claim(given.model_copy(update={"seed": 1}))
 
 
 def test_no_one_labels_where_nothing_is_hard(world: Path, tmp_path: Path):
