@@ -83,7 +83,7 @@ def test_images_are_asked_for(tmp_path):
 def test_a_missing_library_is_named_before_the_first_record(tmp_path, monkeypatch):
     root, images = SETS["richhf"](tmp_path)
     monkeypatch.setitem(sys.modules, "google_crc32c", None)
-    with pytest.raises(UserError, match="pip install 'diffdoctor.data.'"):
+    with pytest.raises(UserError, match="pip install google-crc32c"):
         next(FORMATS["richhf"].read(root, images))
 
 

@@ -75,6 +75,7 @@ def test_stochastic_depth_is_one_processs(shards, tmp_path):
     assert max(apart(one, first)) < 1e-5
 
 
+@pytest.mark.slow
 def test_with_everything_on_ranks_stay_equal_and_a_resume_is_exact(shards, tmp_path):
     taught = {"alignment_sound": 2, "checkpoint_blocks": True, "variant": "mit_b0", "size": 32}
     first, second = launch(2, settings(shards, tmp_path / "whole", **taught))
