@@ -12,7 +12,7 @@ import diffusers
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from base_models.load import check_components, pipeline_class
+from base_models.load import check_components, left_out, pipeline_class
 from core.contracts import Images
 from core.errors import UserError
 from core.images import round_to_8bit
@@ -47,8 +47,9 @@ def open_foreign(
     guidance: float | None,
 ) -> Draw:
     """One image a prompt, from the pipeline's own call with a generator of each seed."""
+    unchecked = left_out(folder)  # nor needed
     pipeline: Any = DiffusionPipeline.from_pretrained(
-        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **unchecked
     ).to(device)
     pipeline.set_progress_bar_config(disable=True)
     said: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}

@@ -86,8 +86,7 @@ class ShardWriter:
         """
         if key in self._keys:
             return False
-        for kind, content in members.items():
-            check_size(f"{key}.{kind}", len(content), cap_of(kind))
+        check_members(key, members)
         if self._shard is None:
             self._shard = _OpenShard(self.folder / f"{self.name}-{self._next:06d}.tar")
         with self._saying_full(self._shard):
@@ -132,6 +131,12 @@ def cap_of(kind: str) -> int:
 def check_size(name: str, size: int, cap: int) -> None:
     if not 0 <= size <= cap:
         raise UserError(f"{name} has {size} bytes, more than {cap}; shrink it.")
+
+
+def check_members(key: str, members: Mapping[str, bytes]) -> None:
+    """Raise `UserError` for a member that no `ShardStore` would read."""
+    for kind, content in members.items():
+        check_size(f"{key}.{kind}", len(content), cap_of(kind))
 
 
 def encoded(sample: Sample) -> dict[str, bytes]:

@@ -72,8 +72,8 @@ def main(config: Config) -> int | None:
                 continue
             wrong = faults(sample, seen.key_of(sample.record.pixels), config.smallest)
             findings += [Finding(sample.key, reason) for reason in wrong]
-            seen.add(sample.record.pixels, sample.key)
             if not wrong:
+                seen.add(sample.record.pixels, sample.key)
                 records.append(sample.record)
                 if writer is not None:
                     writer.write(sample)

@@ -23,7 +23,7 @@ from base_models.load import read_json
 from core.config import unknown_name
 from core.errors import UserError
 from core.samples import Record, Sample, safe_key
-from core.shards import ShardStore, ShardWriter
+from core.shards import ShardStore, ShardWriter, check_members, encoded
 from core.storage import check_writable, write_atomic
 from data_balancing.entries import Entry, Labelled
 from data_balancing.formats import FORMATS
@@ -87,10 +87,12 @@ def main(config: Config) -> int | None:
                 continue
             try:
                 sample = sample_of(key, entry, licence, seen)
-                writer.write(sample)
+                members = encoded(sample)
+                check_members(key, members)
             except UserError as error:
                 aside.append({"name": entry.name, "reason": str(error)})
                 continue
+            writer.write_encoded(key, members)  # a full disk is no fault of the image
             seen.add(sample.record.pixels, key)
             counts[kind(sample)] += 1
     lines = "".join(json.dumps(line) + "\n" for line in aside)
@@ -107,8 +109,7 @@ def claim(out: Path, name: str, form: str, path: Path) -> None:
         if held != said:
             raise UserError(
                 f"{out} has a set {name!r} from {held.get('path')}: give this one a --name of its "
-                "own (or remove "
-                f"{note}, if it was moved)."
+                f"own (or remove {note}, if it was moved)."
             )
         return
     out.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ of 512x512), some 5 KB each. What has a mask, or is a real photograph, is left w
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -129,7 +130,8 @@ def over_processes(jobs: list[Job], teacher: Teacher, config: Config) -> Iterabl
 
 
 def _pooled(jobs: list[Job], teacher: Teacher, workers: int) -> Iterator[tuple[int, int]]:
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with multiprocessing.get_context("spawn").Pool(workers, **deaf) as pool:  # Ctrl-C is for us
         yield from pool.imap_unordered(_label, [(*job, teacher) for job in jobs])
 
 

@@ -1,5 +1,6 @@
 """The real program on sets of each format: what lies in the store, what is set aside, and why."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core import shards
 from core.errors import UserError
 from core.shards import ShardStore
 from data_balancing import check, import_data, preview, stats
@@ -71,6 +73,24 @@ def test_what_no_store_would_read_is_set_aside(tmp_path):
     store = bring("plain", folder, tmp_path / "out")
     assert [record.caption for record in store.records()] == [None, None]
     assert "more than 1000000" in aside(tmp_path / "out", "plain")["real/1.png"]
+
+
+def test_a_full_disk_stops_the_import_and_the_command_goes_on(tmp_path, monkeypatch):
+    folder = photographs(tmp_path / "a")
+    write, left = shards._HashedFile.write, [4000]
+
+    def filling(self, content):
+        left[0] -= len(content)
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards._HashedFile, "write", filling)
+        with pytest.raises(UserError, match="disk full"):
+            bring("photographs", folder, tmp_path / "out")
+    assert len(bring("photographs", folder, tmp_path / "out")) == 3
+    assert aside(tmp_path / "out", "photographs") == {}
 
 
 def test_what_is_mended_comes_in_by_the_same_command(tmp_path):
@@ -166,6 +186,17 @@ def test_check_names_every_fault_and_keeps_the_rest(tmp_path):
     kept = ShardStore(tmp_path / "kept")
     assert kept.keys == ["good"] and kept[0].record.pixels == pixels(kept[0].image)
     assert check.main(check.Config(data=tmp_path / "kept")) is None
+
+
+def test_check_keeps_the_sound_one_of_two_copies(tmp_path):
+    """The first has a mask that cannot be right: it must not cost its copy."""
+    folder = photographs(tmp_path / "data/images", 1).parent
+    shutil.copy(folder / "images/0.png", folder / "images/1.png")
+    (folder / "masks").mkdir()
+    for name, size in (("0", (40, 90)), ("1", (48, 40))):
+        Image.new("L", size, 255).save(folder / f"masks/{name}.png")
+    assert check.main(check.Config(data=folder, keep=tmp_path / "kept")) == 1
+    assert ShardStore(tmp_path / "kept").keys == ["1"]
 
 
 def test_check_goes_on_after_a_damaged_sample(tmp_path):
