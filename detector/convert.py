@@ -36,6 +36,8 @@ PUBLISHED_SIZE = 512
 NAMES = ("model.safetensors", "pytorch_model.bin")
 """Of the weights in a folder, the first that is there."""
 PICKLED = (".bin", ".pth", ".pt")
+COUNTED = "num_batches_tracked"
+"""The one tensor that is a single number."""
 CODE_LICENCE = "The network code is transformers' SegFormer (Apache-2.0)."
 ENCODER_LICENCE = (
     "Weights whose encoder started from nvidia/mit-* or nvidia/segformer-* are non-commercial "
@@ -152,6 +154,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = safetensors.torch.load(path.read_bytes())
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is damaged: copy or download it again.") from error
+    bare = next((n for n, t in state.items() if t.ndim == 0 and not n.endswith(COUNTED)), None)
+    if bare is not None:
+        raise UserError(f"'{bare}' of {path} is a single number, no weight: name another file.")
     return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
 
 
@@ -206,9 +211,7 @@ def build(state: dict[str, Tensor], config: SegformerConfig, path: Path) -> Segf
     """The detector; raises `UserError` that names the first tensor that does not fit."""
     detector = SegformerDetector(config)
     wanted = canonical_state(detector)
-    counted = (
-        "decode_head.batch_norm.num_batches_tracked"  # older files have none, nothing reads it
-    )
+    counted = f"decode_head.batch_norm.{COUNTED}"  # older files have none, nothing reads it
     state = {counted: wanted[counted], **state}
     for name, tensor in wanted.items():
         if name not in state:

@@ -15,6 +15,7 @@ from core.seeds import generator
 from core.storage import sha256_file
 from detector import convert
 from detector.key_layouts import transformers_to_smp
+from detector.pickled import read_pickled
 from detector.segformer import (
     VARIANTS,
     SegformerConfig,
@@ -193,6 +194,10 @@ def _broken(state):
     state["decode_head.classifier.bias"][0] = float("nan")
 
 
+def _bare(state):
+    state["segformer.encoder.patch_embeddings.0.proj.weight"] = torch.tensor(1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "words", "cure"),
     [
@@ -204,6 +209,7 @@ def _broken(state):
         (_shallow, ["--variant", "mit_b0"], "segformer.stages.3.blocks.1"),
         (lambda state: None, ["--variant", "mit_b1"], "segformer.stages.0.patch_embeddings"),
         (lambda state: None, ["--variant", "mit_b9"], "mit_b5"),
+        (_bare, [], "patch_embeddings.0.proj.weight' of .* is a single number"),
         (_broken, [], "'decode_head.classifier.bias' of .* is not finite"),
         (lambda state: state.clear(), [], "no weights by name"),
         (lambda state: state.update(note="dear"), [], "holds more than weights"),
@@ -242,6 +248,17 @@ def test_a_payload_does_not_run(tmp_path, capsys):
     assert not sentinel.exists()
     pickle.loads(path.read_bytes())  # noqa: S301 the control
     assert sentinel.exists()
+
+
+def test_what_lies_in_the_current_folder_is_not_run(own, tmp_path, monkeypatch):
+    """A module there of the name of one that the child imports."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "safetensors.py").write_text("open('ran', 'w').close()\nraise SystemExit(1)\n")
+    path = write_released(own, tmp_path)
+    monkeypatch.chdir(here)
+    assert read_pickled(path)
+    assert not (here / "ran").exists()
 
 
 def test_damaged_files_are_named(own, tmp_path, capsys):
