@@ -27,6 +27,7 @@ from core.images import MAX_BYTES, decode_image, encode_png
 from core.order import batch_indices, epoch_order
 from core.places import Places
 from core.samples import Record, Sample, safe_key
+from core.shard_index import committed_lines, end_cleanly, index_of, index_path
 
 __all__ = [
     "Record",
@@ -61,10 +62,10 @@ class ShardWriter:
         self._lock = storage.lock_file(path, busy)
         _sweep(self.folder, name)
         self._manifest = self.folder / f"{name}.manifest.jsonl"
-        committed = _committed(self._manifest)
-        _end_cleanly(self._manifest, committed)
+        committed = committed_lines(self._manifest)
+        end_cleanly(self._manifest, committed)
         self._next = len(committed)
-        self._keys = {entry["key"] for line in committed for entry in _index(self.folder, line)}
+        self._keys = {entry["key"] for line in committed for entry in index_of(self.folder, line)}
         self._shard: _OpenShard | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -186,7 +187,7 @@ class _OpenShard:
         self._file.stream.close()
         storage.primitives.rename(self._temporary, self.path)
         index = "".join(json.dumps(entry) + "\n" for entry in self.entries).encode()
-        storage.write_atomic(_index_path(self.path), index)  # also syncs the folder
+        storage.write_atomic(index_path(self.path), index)  # also syncs the folder
         return {
             "shard": self.path.name,
             "samples": len(self.entries),
@@ -233,8 +234,8 @@ class ShardStore:
         self._shards: list[str] = []
         self._starts = [0]
         places = Places()
-        for line in (line for manifest in manifests for line in _committed(manifest)):
-            entries = _index(self.folder, line)
+        for line in (line for manifest in manifests for line in committed_lines(manifest)):
+            entries = index_of(self.folder, line)
             self._shards.append(line["shard"])
             self.digests[line["shard"]] = str(line.get("sha256"))
             self._starts.append(self._starts[-1] + len(entries))
@@ -332,37 +333,3 @@ def _sweep(folder: Path, name: str) -> None:
     for path in folder.iterdir():
         if ours.fullmatch(path.name):
             path.unlink()
-
-
-def _committed(manifest: Path) -> list[dict[str, Any]]:
-    """The manifest's lines; one that a crash left without its end was never committed."""
-    if not manifest.exists():
-        return []
-    lines = manifest.read_bytes().split(b"\n")[:-1]
-    try:
-        return [dict(json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{manifest} is damaged; restore it, or write the shards again.") from error
-
-
-def _end_cleanly(manifest: Path, lines: list[dict[str, Any]]) -> None:
-    if manifest.exists() and not manifest.read_bytes().endswith(b"\n"):
-        content = "".join(json.dumps(line) + "\n" for line in lines)
-        storage.write_atomic(manifest, content.encode())
-
-
-def _index_path(shard: Path) -> Path:
-    return shard.with_suffix(".index.jsonl")
-
-
-def _index(folder: Path, line: dict[str, Any]) -> list[dict[str, Any]]:
-    """A committed shard's index entries, verified against its manifest line."""
-    name = str(line.get("shard"))
-    if not re.fullmatch(r"[A-Za-z0-9_-]+\.tar", name):
-        raise UserError(f"{folder} names a shard {name!r}; its manifest is damaged, restore it.")
-    path = _index_path(folder / name)
-    with contextlib.suppress(OSError):
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() == line.get("index_sha256"):
-            return [json.loads(entry) for entry in content.splitlines()]
-    raise UserError(f"{path} is missing or damaged; restore it, or write the shards again.")

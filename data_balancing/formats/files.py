@@ -73,9 +73,10 @@ def read_json(path: Path) -> Any:
 def rows(value: Any, what: str) -> list[Any]:
     """The list at the top of an annotation file; `UserError` where it is none, or empty."""
     if not isinstance(value, list):
-        raise UserError(f"{what} is a {type(value).__name__} where a list should be; check --data.")
+        kind = type(value).__name__
+        raise UserError(f"{what} is a {kind} where a list should be; check the path.")
     if not value:
-        raise UserError(f"{what} is empty; check --data.")
+        raise UserError(f"{what} is empty; check the path.")
     return value
 
 

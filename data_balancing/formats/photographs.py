@@ -18,7 +18,7 @@ def read(root: Path, images: Path | None = None) -> Iterator[Entry]:
     paths = walk(root)
     first = next(paths, None)
     if first is None:
-        raise UserError(f"there is no image in {root} or below; check --data.")
+        raise UserError(f"there is no image in {root} or below; check the path.")
     for path in chain([first], paths):
         yield Entry(printable(str(path.relative_to(root))), partial(_read, path))
 
