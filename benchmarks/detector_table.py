@@ -187,7 +187,9 @@ def hard_cases(data: Path, place: Path, last: Path | None, n: int, seed: int) ->
 
 
 def pseudo_labels(data: Path, place: Path, last: Path | None) -> None:
+    """For all of the pool but what people have labelled."""
     settings = {"data": (data / "pool",), "detector": last, "out": place / "pseudo", "batch": 64}
+    settings["leave_out"] = place / "chosen/keys.txt"
     data_balancing.pseudo_label.main(data_balancing.pseudo_label.Config.model_validate(settings))
 
 

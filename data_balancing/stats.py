@@ -4,6 +4,7 @@ diffdoctor data stats store --json stats.json
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,14 +69,18 @@ def summed_up(rows: Sequence[tuple[Record, str, float | None]]) -> dict[str, Any
         "groups": len(set(group_texts(records))),
     }
     for kind in BY:
-        values = sorted({getattr(record, kind) for record in records})
-        figures[kind] = {
-            value: counted([area for record, _, area in rows if getattr(record, kind) == value])
-            for value in values
-        }
-    sizes = sorted({size for _, size, _ in rows})
-    figures["size"] = {size: counted([a for _, one, a in rows if one == size]) for size in sizes}
+        said = [getattr(record, kind) for record in records]
+        figures[kind] = by_value(said, [area for _, _, area in rows])
+    figures["size"] = by_value([size for _, size, _ in rows], [area for _, _, area in rows])
     return figures
+
+
+def by_value(values: Sequence[str], areas: Sequence[float | None]) -> dict[str, Any]:
+    """What is counted of each value, in the values' order."""
+    found: dict[str, list[float | None]] = defaultdict(list)
+    for value, area in zip(values, areas, strict=True):
+        found[value].append(area)
+    return {value: counted(found[value]) for value in sorted(found)}
 
 
 def counted(areas: Sequence[float | None]) -> dict[str, float | int | None]:
