@@ -4,12 +4,12 @@
 
 Rows, each with all of the one before: `baseline`, labels of the oldest grade alone, by annotators
 who slip (the oracle's, 10 % of the regions missed, in 5 % of the images a sound spot painted);
-`+ real`, valid renders as photographs; `+ hard cases`, 200 images of all grades that the detector
-of the row before finds hardest, labelled so too; `+ pseudo-labels`, 50,000 images of all grades
-with the masks of the detector of the row before. All are trained from random weights for the same
-steps. Columns as in the paper's table: squared error and both halves of the KL divergence, on
-held-out prompts of all grades under the oracle's labels, and on valid renders. What is there is
-kept.
+`+ real`, valid renders as photographs; `+ hard cases`, the 200 of 12,000 images of all grades that
+the detector of the row before finds hardest, labelled so too; `+ pseudo-labels`, 50,000 further
+images of all grades with the masks of the detector of the row before. All are trained from random
+weights for the same steps. Columns as in the paper's table: squared error and both halves of the
+KL divergence, on held-out prompts of all grades under the oracle's labels, and on valid renders.
+What is there is kept.
 """
 
 import json
@@ -75,6 +75,8 @@ class Config(core.config.Config):
     labelled: int = Field(2000, ge=1)
     real: int = Field(2000, ge=1)
     pool: int = Field(50_000, ge=3)
+    candidates: int = Field(12_000, ge=3)
+    """Of the hard cases."""
     hard: int = Field(200, ge=1)
     tested: int = Field(500, ge=1)
     """Held-out images of each grade, and renders."""
@@ -112,11 +114,15 @@ def write_data(data: Path, config: Config) -> None:
     write_slipped(data / "labelled", "oldest", train, config.labelled, seed=1)
     write_renders(data / "real", str(base_folder("newest")), train, config.real, seed=2)
     for grade in GRADES:
-        write_unlabelled(data / "pool", grade, train, config.pool // len(GRADES), seed=3)
         base = str(base_folder(grade))
         write_generated(data / "test", base, held, config.tested, STEPS, seed=4)
     write_renders(data / "test", str(base_folder("newest")), held, config.tested, seed=5)
     write_sound(data / "sound", data / "test")
+    for grade in GRADES:
+        write_unlabelled(data / "pool", grade, train, config.pool // len(GRADES), seed=3)
+        write_unlabelled(
+            data / "candidates", grade, train, config.candidates // len(GRADES), seed=6
+        )
 
 
 def write_unlabelled(folder: Path, grade: str, prompts: Sequence[str], n: int, seed: int) -> None:
@@ -177,19 +183,18 @@ def hard_cases(data: Path, place: Path, last: Path | None, n: int, seed: int) ->
     """Chosen by the detector of the row before among all grades."""
     keys = place / "chosen/keys.txt"
     if not keys.is_file():
-        settings = {"store": data / "pool", "detector": last, "n": n, "out": place / "chosen"}
+        settings = {"store": data / "candidates", "detector": last, "n": n, "out": place / "chosen"}
         data_balancing.hard_cases.main(
             data_balancing.hard_cases.Config.model_validate({**settings, "batch": 64})
         )
-    store = ShardStore(data / "pool")
+    store = ShardStore(data / "candidates")
     places = {key: i for i, key in enumerate(store.keys)}
     annotate(place / "hard", store, [places[key] for key in keys.read_text().split()], "hard", seed)
 
 
 def pseudo_labels(data: Path, place: Path, last: Path | None) -> None:
-    """For all of the pool but what people have labelled."""
+    """For all of the pool, which holds none of the candidates."""
     settings = {"data": (data / "pool",), "detector": last, "out": place / "pseudo", "batch": 64}
-    settings["leave_out"] = place / "chosen/keys.txt"
     data_balancing.pseudo_label.main(data_balancing.pseudo_label.Config.model_validate(settings))
 
 

@@ -10,8 +10,8 @@ from core.shards import ShardStore
 
 @pytest.mark.slow
 def test_every_row_has_its_data_and_figures(tmp_path):
-    few = {"labelled": 20, "real": 10, "pool": 30, "hard": 5, "tested": 10, "steps": 2, "batch": 4}
-    config = bench.Config(out=tmp_path / "table", seeds=(0,), **few)
+    few = {"labelled": 20, "real": 10, "pool": 30, "candidates": 15, "hard": 5, "tested": 10}
+    config = bench.Config(out=tmp_path / "table", seeds=(0,), steps=2, batch=4, **few)
     assert bench.main(config) is None
     rows = json.loads((tmp_path / "table/table.json").read_text())
     assert [row["row"] for row in rows] == list(bench.ROWS)
@@ -20,7 +20,7 @@ def test_every_row_has_its_data_and_figures(tmp_path):
     hard = ShardStore(place / "hard")
     assert len(hard) == 5 and {record.source for record in hard.records()} == {"hard"}
     pseudo = ShardStore(place / "pseudo")
-    assert len(pseudo) == 25 and not set(pseudo.keys) & set(hard.keys)
+    assert len(pseudo) == 30 and not set(pseudo.keys) & set(hard.keys)
     assert {record.source for record in pseudo.records()} == {"pseudo"}
     sound = ShardStore(tmp_path / "table/data/sound")
     assert all(not (sample.mask >= 128).any() for sample in sound)
