@@ -4,7 +4,9 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 
 from core.errors import UserError
@@ -162,6 +164,35 @@ def test_near_duplicates():
     assert Distinct(near=0.7).add("abcdefgh") and distinct.add("stuvwxyz")
     strict = Distinct(near=0.67)
     assert strict.add("abcdefgh") and strict.add("abcdefghi")
+
+
+@pytest.mark.parametrize("near", [0.3, 0.7, 0.9, 1.0])
+def test_near_duplicates_are_those_of_comparing_all_with_all(near: float):
+    taxonomy, grammar, draw = load_taxonomy(), load_grammar(), Random(0)
+    texts = ["", "a", "b a", *(grammar.write("hand", taxonomy, 0, i) for i in range(150))]
+    texts += ["".join(draw.choices("ab ", k=draw.randint(1, 12))) for _ in range(150)]
+    texts += [text[draw.randint(0, 9) :] for text in texts]
+    distinct, kept = Distinct(near), []
+    for text in texts:
+        plain = normalised(text)
+        runs = ngrams(plain)
+        twin = any(len(runs & had) / len(runs | had) >= near for _, had in kept)
+        twin = twin or any(plain == had for had, _ in kept)
+        assert distinct.add(text) is not twin, text
+        kept += [] if twin else [(plain, runs)]
+    assert 20 < len(kept) < len(texts) - 20
+
+
+def test_few_texts_are_looked_at_for_a_near_duplicate(monkeypatch):
+    taxonomy, grammar = load_taxonomy(), load_grammar()
+    texts = [grammar.write(n, taxonomy, 0, i) for i in range(80) for n in taxonomy.leaves]
+    looked = []
+    count = np.count_nonzero
+    monkeypatch.setattr(np, "count_nonzero", lambda given: looked.append(1) or count(given))
+    distinct = Distinct()
+    for text in texts:
+        distinct.add(text)
+    assert 0 < len(looked) < 10 * len(texts)
 
 
 @pytest.mark.parametrize(
