@@ -18,7 +18,8 @@ class Tool(NamedTuple):
     """The two directions of one format."""
 
     write: Callable[[Sequence[Case], Path], Path]
-    """(cases, folder) to the path that the tool imports; the same cases give the same bytes."""
+    """(cases, folder) to the path that the tool imports, or the pattern of several; the same cases
+    give the same bytes."""
     read: Callable[[Path, Mapping[str, Size]], Iterator[Annotation]]
     """(the export, or a folder of several; the sizes of the images by key) to the annotations."""
 

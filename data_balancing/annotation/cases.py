@@ -4,6 +4,7 @@ Legend: h w pixels.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,7 +28,8 @@ HALF = 128
 ORDER = "annotate.json"
 """Where a folder of cases says which ones it holds."""
 SENT = "to_annotate"
-"""Stem of the file that a tool imports: a folder of exports may lie in the same place."""
+"""Stem of the file that a tool imports: a folder of exports may lie in the same place. Several are
+numbered."""
 INTERFACE = "label_config.xml"
 """What Label Studio is told of the labelling interface: it lies beside, and is no export."""
 MAX_EXPORT_BYTES = 1 << 30
@@ -77,7 +79,8 @@ def exports(path: Path, suffixes: Collection[str]) -> list[Path]:
         raise UserError(f"there is no {path}; name the file that the annotation tool exported.")
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
     ours = (ORDER, INTERFACE)
-    found = [file for file in found if file.stem != SENT and file.name not in ours]
+    sent = re.compile(rf"{SENT}(-\d+)?")
+    found = [file for file in found if not sent.fullmatch(file.stem) and file.name not in ours]
     found = [file for file in found if file.is_file()]
     if not found:
         raise UserError(f"{path} holds no export ({', '.join(suffixes)}); put the tool's there.")

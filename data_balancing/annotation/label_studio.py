@@ -1,6 +1,7 @@
 """Label Studio: tasks with a brush guess out, brush regions of several annotators back.
 
-    to_annotate.json     tasks to import, the guess as a prediction
+    to_annotate.json     tasks to import, the guess as a prediction; where they are too many for one
+                         file: to_annotate-001.json, to_annotate-002.json ...
     label_config.xml     the labelling interface to paste
     images/KEY.png       served by Label Studio's local storage, whose document root
                          (LOCAL_FILES_DOCUMENT_ROOT) is the folder above this one
@@ -12,7 +13,7 @@ Legend: h w pixels, n words.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from core.errors import UserError
-from core.storage import write_atomic
+from core.storage import primitives, write_atomic
 from data_balancing.annotation.cases import (
     INTERFACE,
     LABEL,
@@ -40,6 +41,8 @@ from data_balancing.annotation.cases import (
 from data_balancing.annotation.rle_pack import pack, unpack
 
 BRUSHES = ("brushlabels", "brush")
+PART = 64 << 20
+"""Bytes of a file of tasks at most, unless one task has more: a tool reads it in one go."""
 CONFIG = f"""<View>
   <Header value="$prompt"/>
   <Image name="image" value="$image" zoom="true"/>
@@ -106,18 +109,17 @@ class Export(BaseModel):
 
 
 def write(cases: Sequence[Case], folder: Path) -> Path:
-    """The tasks' path; predictions carry the guess as it is, soft."""
-    tasks = []
-    for case in cases:
-        write_images([case], folder)
-        place = f"/data/local-files/?d={folder.absolute().name}/images/{case.key}.png"
-        data = {"image": place, "key": case.key, "prompt": case.prompt}
-        guesses = [] if case.guess is None else [_prediction(case.guess)]
-        tasks.append(json.dumps({"data": data, "predictions": guesses}, separators=(",", ":")))
+    """The tasks' path, or the pattern of several; predictions carry the guess as it is, soft."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / INTERFACE, CONFIG.encode())
-    path = folder / f"{SENT}.json"
-    write_atomic(path, f"[{','.join(tasks)}]".encode())
-    return path
+    paths = []
+    for number, tasks in enumerate(_parts(_task(case, folder) for case in cases), 1):
+        paths.append(folder / f"{SENT}-{number:03d}.json")
+        write_atomic(paths[-1], b"[" + b",".join(tasks) + b"]")
+    if len(paths) > 1:
+        return folder / f"{SENT}-*.json"
+    primitives.rename(paths[0], folder / f"{SENT}.json")
+    return folder / f"{SENT}.json"
 
 
 def read(path: Path, sizes: Mapping[str, Size]) -> Iterator[Annotation]:
@@ -141,6 +143,26 @@ def decode_mask(rle: Sequence[int], size: Size, where: str) -> Mask:
         raise UserError(f"{where}: the brush is no list of bytes; export it again.") from error
     words = unpack(content, size[0] * size[1] * 4, where)
     return words.reshape(*size, 4)[..., 3].copy()
+
+
+def _task(case: Case, folder: Path) -> bytes:
+    write_images([case], folder)
+    place = f"/data/local-files/?d={folder.absolute().name}/images/{case.key}.png"
+    data = {"image": place, "key": case.key, "prompt": case.prompt}
+    guesses = [] if case.guess is None else [_prediction(case.guess)]
+    return json.dumps({"data": data, "predictions": guesses}, separators=(",", ":")).encode()
+
+
+def _parts(tasks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Those of each file: as many as `PART` holds, one at least."""
+    part, size = [], 0
+    for task in tasks:
+        if part and size + len(task) > PART:
+            yield part
+            part, size = [], 0
+        part.append(task)
+        size += len(task) + 1
+    yield part
 
 
 def _of_task(task: Task, size: Size, file: str) -> Iterator[Annotation]:

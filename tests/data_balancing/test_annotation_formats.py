@@ -74,6 +74,39 @@ def test_the_same_cases_are_the_same_bytes(tool, tmp_path):
     assert files(tmp_path / "out") == first
 
 
+def test_many_tasks_go_out_in_several_files(tmp_path, monkeypatch):
+    whole = json.loads(label_studio.write(CASES, tmp_path / "one").read_bytes())
+    monkeypatch.setattr(label_studio, "PART", 600)
+    out, held = tmp_path / "several", []
+
+    class Watched(list):
+        """Says which files are there when a case is asked for."""
+
+        def __iter__(self):
+            for case in list.__iter__(self):
+                held.append(len(list(out.glob("*.json"))))
+                yield case
+
+    path = label_studio.write(Watched(CASES), out)
+    parts = sorted(out.glob(path.name))
+    assert [part.name for part in parts] == ["to_annotate-001.json", "to_annotate-002.json"]
+    assert all(part.stat().st_size <= 600 for part in parts[1:]) and held == [0, 0, 1]
+    tasks = [task for part in parts for task in json.loads(part.read_bytes())]
+    for task, one in zip(tasks, whole, strict=True):
+        assert task["predictions"] == one["predictions"]
+        assert task["data"]["key"] == one["data"]["key"]
+    with pytest.raises(UserError, match="no export"):
+        list(label_studio.read(out, SIZES))
+    for part in parts:  # each is exported again by itself
+        done = json.loads(part.read_bytes())
+        for task in done:
+            (guess,) = task.pop("predictions") or [{"result": []}]
+            task["annotations"] = [work(7, guess["result"])]
+        part.with_name(f"export-{part.name}").write_text(json.dumps(done))
+    found = {one.key: one.mask for one in label_studio.read(out, SIZES)}
+    assert all(np.array_equal(found[key], mask) for key, mask in GUESSES.items())
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_an_image_of_another_store_is_refused(tool, tmp_path):
     path = exported(tool, tmp_path / "out")
