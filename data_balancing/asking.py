@@ -6,6 +6,7 @@ goes back with the fault. The key comes from OPENAI_API_KEY and stands in no fil
 
 import os
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
@@ -107,12 +108,26 @@ class Endpoint:
 
 
 def check_address(url: str) -> None:
-    """Raise `UserError` unless it is http(s) to a host, without a password in it."""
+    """Raise `UserError` unless it is http(s) to a host, without a password in it, and would carry
+    the key to no other machine in the clear."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--endpoint {url!r} is no address; write http://HOST:PORT/v1.")
     if parts.username or parts.password:
         raise UserError(f"--endpoint holds a password; put the key into {KEY} instead.")
+    if parts.scheme == "http" and os.environ.get(KEY) and not _is_here(parts.hostname):
+        raise UserError(
+            f"--endpoint {url} would carry {KEY} over the network in the clear: write https://, or "
+            f"unset {KEY} where the server asks for no key."
+        )
+
+
+def _is_here(host: str) -> bool:
+    """Whether it is this machine by its address; of names only localhost is sure to be."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def hide_key(text: str) -> str:

@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.samples import Record, Sample
 from core.shards import ShardWriter
 from data_balancing import preview, tag, write_prompts
-from data_balancing.asking import Endpoint, Unanswered
+from data_balancing.asking import KEY, Endpoint, Unanswered, check_address
 from data_balancing.categories import read_tags
 from data_balancing.tagging import agreement, kappa, picture_url
 from data_balancing.taxonomy import load_taxonomy
@@ -278,6 +278,19 @@ def test_strange_addresses(tmp_path: Path, url: str, said: str):
     store(tmp_path / "store", 1)
     with pytest.raises(UserError, match=said):
         tag.main(config(tmp_path, url))
+
+
+def test_a_key_goes_to_no_other_machine_in_the_clear(monkeypatch):
+    far = "http://models.example:8000/v1", "http://10.0.0.1/v1", "http://localhost.example/v1"
+    near = "http://localhost:1/v1", "http://127.0.0.2/v1", "http://[::1]:8000/v1"
+    for url in (*far, *near, "https://models.example/v1"):
+        check_address(url)
+    monkeypatch.setenv(KEY, "secret")
+    for url in (*near, "https://models.example/v1"):
+        check_address(url)
+    for url in far:
+        with pytest.raises(UserError, match="https://, or unset OPENAI_API_KEY"):
+            Endpoint(url, "model")
 
 
 def test_a_store_that_is_none(tmp_path: Path):
