@@ -49,6 +49,7 @@ def main(config: Config) -> None:
     if config.out.resolve() == config.store.resolve():
         raise UserError(f"--out {config.out} is the store itself; name another folder.")
     check_writable(config.out)
+    check_source(config.out, config.source)
     annotations = TOOLS[tool].read(config.exported, Sizes(store))
     with ShardWriter(config.out) as writer:
         added = keep(versioned(annotations, config.tool_version), config.out, writer)
@@ -60,6 +61,18 @@ def main(config: Config) -> None:
     write_atomic(config.out / "agreement.json", figures.model_dump_json(indent=1).encode())
     print(f"{added} new masks, {written} new labels: {len(masks)} images in {config.out}")
     print(to_text(figures))
+
+
+def check_source(out: Path, source: str) -> None:
+    """Raise `UserError` where labels of another source lie: one store, one source."""
+    if not any(out.glob("*.manifest.jsonl")):
+        return
+    held = {record.source for record in ShardStore(out).records()} - {source}
+    if held:
+        raise UserError(
+            f"{out} holds labels of source {min(held)}, which --source {source} would be mixed "
+            "with: give the same --source, or another --out."
+        )
 
 
 def recognised(path: Path) -> str:

@@ -141,6 +141,18 @@ def test_in_loses_no_mask_in_silence(store, tmp_path):
     assert files(labelled) == first
 
 
+def test_in_mixes_no_sources(store, tmp_path):
+    out, labelled = send(store, tmp_path / "out"), tmp_path / "labelled"
+    paint(out, "ann", "case-0", 255)
+    first = files(take(out, store, labelled, source="hard"))
+    paint(out, "ann", "case-2", 255)
+    with pytest.raises(UserError, match="holds labels of source hard.*--source human"):
+        take(out, store, labelled)
+    assert files(labelled) == first
+    take(out, store, labelled, source="hard")
+    assert {record.source for record in ShardStore(labelled).records()} == {"hard"}
+
+
 def test_in_goes_on_where_it_was_stopped(store, tmp_path, monkeypatch):
     out, labelled = send(store, tmp_path / "out"), tmp_path / "labelled"
     paint(out, "ann", "case-0", 255)
