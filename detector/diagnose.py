@@ -167,9 +167,11 @@ def _prepare(out: Path, paths: list[Path]) -> None:
     twice = next((stem for stem, number in count.items() if number > 1), None)
     if twice is not None:
         raise UserError(f"two images are called {twice!r}; rename one, their maps would collide.")
-    if paths[0].parent.resolve() in (out.resolve() / "maps", out.resolve() / "overlays"):
+    whole = out.resolve()
+    if paths[0].parent.resolve() in (whole, whole / "maps", whole / "overlays"):
         raise UserError(f"--out {out} holds the images themselves; choose another folder.")
-    strange = sorted({path.name for path in out.iterdir()} - RESULTS) if out.is_dir() else []
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    strange = sorted(name for name in there - RESULTS if name[0] != ".")
     if strange:
         raise UserError(f"--out {out} holds other files ('{strange[0]}'); choose another folder.")
     try:

@@ -114,3 +114,18 @@ def test_names_that_collide_and_wrong_places_are_refused(detector, tmp_path):
     with pytest.raises(UserError, match=r"holds other files \('config.yaml'\)"):
         run_diagnose(detector, tmp_path / "x" / "maps", tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    Image.new("RGB", (32, 32)).save(tmp_path / "x" / "sheet.png")
+    with pytest.raises(UserError, match="holds the images themselves"):
+        run_diagnose(detector, tmp_path / "x" / "sheet.png", tmp_path / "x")
+
+
+def test_names_with_dots_and_hidden_files_are_no_trouble(detector, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "a.b.png", "a.png.jpg"):
+        Image.new("RGB", (32, 32)).save(tmp_path / "in" / name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.DS_Store").write_text("")
+    assert run_diagnose(detector, tmp_path / "in", tmp_path / "out") is None
+    made = {path.name for path in (tmp_path / "out/maps").iterdir()}
+    assert made == {"a.png", "a.b.png", "a.png.png"}
+    assert (tmp_path / "out/.DS_Store").exists()
