@@ -14,13 +14,16 @@ from core.config import unknown_name
 from core.errors import UserError
 from core.shards import ShardStore
 from core.storage import check_writable, write_atomic
+from data_balancing.asking import check_address
 from data_balancing.digests import data_digest, model_name
 from data_balancing.prompt_file import read_prompt_lines
 from data_balancing.taxonomy import Taxonomy, load_taxonomy
+from data_balancing.teacher import unlabelled
 from detector.data import open_data
 from detector.groups import near_pairs
 from detector.learning import OptimizerName
 from detector.losses import LossName
+from detector.quotas import check_shares
 from detector.storage import digest
 
 NOTE = "round.json"
@@ -57,6 +60,9 @@ class Training(core.config.Config):
     ema: float = Field(default=0.995, ge=0, lt=1)
     size: int | None = Field(default=None, ge=8)
     """Resize all images to this square; needed where their sizes differ."""
+    quotas: dict[str, float] = {}
+    """Shares of every batch by source, such as human .2 hard .2 pseudo .5 real .1: what people
+    label in a round is hard, what the teacher labels pseudo, the rest is as --labelled says."""
     valid_share: float = Field(default=0.1, ge=0, lt=1)
     checkpoint_every: int = Field(default=200, ge=1)
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -125,6 +131,8 @@ def check(config: Config) -> None:
     digest(config.detector)
     check_size(config.base, config.draw.height, config.draw.width)
     check_writable(config.out)
+    if config.endpoint is not None:
+        check_address(config.endpoint)
     taxonomy = load_taxonomy(config.taxonomy)
     if config.prompt_list is not None:
         check_list(config.prompt_list, taxonomy)
@@ -137,6 +145,8 @@ def check(config: Config) -> None:
         )
     check_labelled(config.labelled)
     check_held_out(config.held_out, config.labelled)
+    if config.train.quotas:
+        check_shares(config.train.quotas, sources(config))
 
 
 def check_list(path: Path, taxonomy: Taxonomy) -> None:
@@ -156,6 +166,21 @@ def check_labelled(labelled: tuple[Path, ...]) -> None:
                 f"{folder} holds {number} samples without a mask, of {len(store)}: label them with "
                 "`diffdoctor data pseudo-label`, or keep what is labelled in a store of its own."
             )
+
+
+def sources(config: Config) -> set[str]:
+    """Of all that a round's detector learns from."""
+    found = {str(r.source) for folder in config.labelled for r in ShardStore(folder).records()}
+    if config.hard:
+        found.add("hard")
+    if config.hard < config.synthetic or (config.pool and has_unlabelled(config.pool)):
+        found.add("pseudo")
+    return found
+
+
+def has_unlabelled(folder: Path) -> bool:
+    store = ShardStore(folder)
+    return any(unlabelled(store, i) for i in range(len(store)))
 
 
 def check_held_out(held_out: Path, labelled: tuple[Path, ...]) -> None:

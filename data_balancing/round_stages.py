@@ -137,7 +137,7 @@ class Round:
         if not (painted(handed) if by_people else commanded(handed, self.config.annotator)):
             return PAUSED
         out = self.folder / "annotated"
-        call(annotate_in, exported=handed, store=store, out=out, tool="png")
+        call(annotate_in, exported=handed, store=store, out=out, tool="png", source="hard")
 
     def pseudo_label(self) -> None:
         """The teacher labels what people do not; of a pool, in the first round, all of it."""

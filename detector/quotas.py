@@ -6,7 +6,7 @@ out and a resume is one integer. Legend: n samples, g cells (a source, or a cate
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -56,12 +56,8 @@ def make_quotas(records: Iterable[Record], shares: Mapping[str, float], even: bo
         found[record.source][record.category if even else ""].append(i)
     counts = {s: float(sum(map(len, one.values()))) for s, one in found.items()}
     shares = shares or counts
-    absent = next((source for source in shares if source not in found), None)
-    if absent is not None:
-        raise UserError(unknown_name(absent, found, "the sources of the data"))
+    check_shares(shares, found)
     whole = sum(shares.values())
-    if not (math.isfinite(whole) and min(shares.values()) >= 0 and whole > 0):
-        raise UserError("a share of a source is negative or no number, or all are 0: mend them.")
     cells, weights = [], []
     for source in sorted(shares):
         for _, positions in sorted(found[source].items()):
@@ -71,6 +67,16 @@ def make_quotas(records: Iterable[Record], shares: Mapping[str, float], even: bo
     pattern = spread_evenly(slots(np.array(weights), max(PERIOD, 10 * len(cells))))
     before = np.cumsum(np.eye(len(cells), dtype=np.int64)[pattern], axis=0)
     return Quotas(cells, pattern, np.vstack([np.zeros_like(before[:1]), before[:-1]]))
+
+
+def check_shares(shares: Mapping[str, float], sources: Collection[str]) -> None:
+    """Raise `UserError` for a source that is not there, or shares that are none."""
+    absent = next((source for source in shares if source not in sources), None)
+    if absent is not None:
+        raise UserError(unknown_name(absent, sources, "the sources of the data"))
+    whole = sum(shares.values())
+    if not (math.isfinite(whole) and min(shares.values()) >= 0 and whole > 0):
+        raise UserError("a share of a source is negative or no number, or all are 0: mend them.")
 
 
 def slots(weights: np.ndarray, period: int) -> Int[np.ndarray, " g"]:

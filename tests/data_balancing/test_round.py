@@ -46,6 +46,7 @@ for path in (folder / "images").glob("*.png"):
     bright = Image.open(path).convert("L").point(lambda v: 255 if v > 127 else 0)
     bright.save(folder / "masks" / path.name)
 """
+TRAIN = {"steps": 3, "batch": 4, "learning_rate": 3e-4, "warmup": 0, "ema": 0.0}
 STAGES = {
     "tag": tag,
     "balance": balance,
@@ -105,7 +106,7 @@ def config(world: Path, out: Path, **changes) -> Config:
         "n_per_prompt": 1,
         "hard": 2,
         "draw": {"height": SIZE, "width": SIZE, "steps": 1, "shard_size": 2},
-        "train": {"steps": 3, "batch": 4, "learning_rate": 3e-4, "warmup": 0, "ema": 0.0},
+        "train": TRAIN,
         "device": "cpu",
     }
     return Config.model_validate({**given, **changes})
@@ -130,7 +131,7 @@ def test_two_rounds(world: Path, finished: Path):
     assert set(ShardStore(first / "synthetic").keys) == keys | set(taught.keys)
     for sample in people:
         bright = np.asarray(Image.fromarray(sample.image).convert("L")) > 127
-        assert np.array_equal(sample.mask, bright * 255) and sample.record.source == "human"
+        assert np.array_equal(sample.mask, bright * 255) and sample.record.source == "hard"
     assert {r.teacher for r in taught.records()} == {digest(world / "detector")}
     assert set(ShardStore(first / "pseudo/pool").keys) == set(ShardStore(world / "pool").keys)
     later = ShardStore(second / "pseudo/synthetic").records()
@@ -140,6 +141,7 @@ def test_two_rounds(world: Path, finished: Path):
     assert [line["key"] for line in tags] == ShardStore(first / "synthetic").keys
     card = json.loads((second / "training/detector/detector.json").read_text())["card"]
     assert card["samples"]["number"] == 8 + 4 + 4 + 4 and card["initial"] == "detector"
+    assert card["samples"]["sources"] == {"hard": 4, "human": 8, "pseudo": 8}
     said = [r.prompt for f in (first, second) for r in ShardStore(f / "synthetic").records()]
     assert len(set(said)) == 8 and "old 20" not in said
 
@@ -307,12 +309,12 @@ def test_a_changed_held_out_set_is_refused(world: Path, tmp_path: Path):
 
 def test_no_one_labels_where_nothing_is_hard(world: Path, tmp_path: Path):
     out = tmp_path / "rounds"
-    fresh = {"steps": 2, "batch": 4, "init": "random"}
+    fresh = {"steps": 2, "batch": 4, "init": "random", "quotas": {"human": 0.5, "pseudo": 0.5}}
     turns.main(config(world, out, hard=0, rounds=1, pool=None, annotator=(), train=fresh))
     assert len(ShardStore(out / "round-1/pseudo/synthetic")) == 4
     assert not (out / "round-1/annotated").exists()
     card = json.loads((out / "round-1/training/detector/detector.json").read_text())
-    assert card["card"]["initial"] is None
+    assert card["card"]["initial"] is None and card["card"]["quotas"] == fresh["quotas"]
     assert card["config"]["variant"] == load_detector(world / "detector").config.variant
 
 
@@ -379,6 +381,10 @@ def test_bad_input_is_refused_before_anything_is_made(world: Path, tmp_path: Pat
         ({"annotator": ("no-such-annotator", "x")}, "no command 'no-such-annotator'"),
         ({"prompt_list": bad}, "did you mean 'hand'"),
         ({"draw": {"height": 33, "width": 32}}, "divide|multiple"),
+        ({"train": {"quotas": {"human": 0.5, "real": 0.5}}}, "unknown name 'real' in the sources"),
+        ({"train": {"quotas": {"hard": 1}}, "hard": 0}, "unknown name 'hard'"),
+        ({"train": {"quotas": {"pseudo": 1}}, "hard": 4, "pool": None}, "unknown name 'pseudo'"),
+        ({"train": {"quotas": {"hard": -1}}}, "a share of a source is negative"),
     ):
         with pytest.raises(UserError, match=said):
             turns.main(config(world, out, **changes))
