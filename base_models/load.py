@@ -22,6 +22,7 @@ from base_models import flux, kolors, sd, sd3, sdxl, unet
 from base_models.latents import check_places, check_sides
 from core.contracts import DiffusionModel
 from core.errors import UserError
+from core.storage import read_json
 
 
 class Family(NamedTuple):
@@ -187,19 +188,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
             "black-forest-labs/FLUX.1-schnell."
         )
     return read_json(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object; raises `UserError` for any other."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: copy or download it again.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: copy or download it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: copy or download it again.")
-    return content
 
 
 def _check_component(folder: Path, library: str, weights: bool) -> None:

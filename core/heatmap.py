@@ -5,15 +5,14 @@ Legend: b batch, h w pixels.
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from core.contracts import ArtifactMap, Images
-from core.images import Picture, encode_png, open_image
+from core.image_files import encode_png, gray, open_image
+from core.images import Picture
 from core.storage import write_atomic
 
 Map = Float[Tensor, "1 h w"]
@@ -78,10 +77,7 @@ def read_map(path: Path) -> Map:
 
     Raises `UserError` as `core.images.read_image` does.
     """
-    picture = open_image(Path(path))
-    if picture.mode.startswith("I"):  # 16-bit gray
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return torch.from_numpy(np.array(picture.convert("L")))[None].float().div_(255)
+    return torch.from_numpy(gray(open_image(Path(path))))[None].float().div_(255)
 
 
 def write_map(path: Path, map: Map) -> None:

@@ -2,6 +2,8 @@
 
 A folder is read as one table: every `.parquet` in it and below, by path. Pictures stand in a
 column `image`, as encoded bytes or as a struct with `bytes`. Needs pyarrow.
+
+Legend: h w pixels.
 """
 
 import bisect
@@ -10,9 +12,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.errors import UserError
-from core.images import MAX_BYTES, Picture, picture_of
+import numpy as np
+from jaxtyping import UInt8
 
+from core.errors import UserError
+from core.image_files import MAX_BYTES, decode_image, flatten
+
+Levels = UInt8[np.ndarray, "h w 3"]
 IMAGE = "image"
 SUFFIX = ".parquet"
 
@@ -61,8 +67,8 @@ class ParquetRows:
         """Of each file the first of these columns that it has; empty where a cell is."""
         return [text for file in self.files for text in _texts(file, names)]
 
-    def picture(self, row: int) -> Picture:
-        """One picture; those of one row group are read together, so go through them in turn."""
+    def picture(self, row: int) -> Levels:
+        """Levels of one; those of one row group are read together, so go through them in turn."""
         if not 0 <= row < len(self):
             raise IndexError(row)
         which = bisect.bisect_right(self._starts, row) - 1
@@ -77,7 +83,7 @@ class ParquetRows:
             raise UserError(f"{name} holds no picture: write its bytes, not its path.")
         if len(content) > MAX_BYTES:
             raise UserError(f"{name} is larger than {MAX_BYTES} bytes; shrink it.")
-        return picture_of(content, name)
+        return flatten(decode_image(content, name))
 
 
 def _texts(file: Path, names: Sequence[str]) -> list[str]:

@@ -23,21 +23,12 @@ from pydantic import ValidationError
 
 from core import storage
 from core.errors import UserError
-from core.images import MAX_BYTES, decode_image, encode_png
-from core.order import batch_indices, epoch_order
+from core.image_files import MAX_BYTES, decode_image, encode_png
 from core.places import Places
 from core.samples import Record, Sample, safe_key
 from core.shard_index import committed_lines, end_cleanly, index_of, index_path
 
-__all__ = [
-    "Record",
-    "Sample",
-    "ShardStore",
-    "ShardWriter",
-    "batch_indices",
-    "epoch_order",
-    "safe_key",
-]
+__all__ = ["Record", "Sample", "ShardStore", "ShardWriter", "safe_key"]
 
 MAX_RECORD_BYTES = 1_000_000
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")

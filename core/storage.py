@@ -119,6 +119,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that must hold an object; raises `UserError` for any other."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: copy or download it again.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: copy or download it again.")
+    return content
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as stream:

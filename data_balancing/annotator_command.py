@@ -19,7 +19,8 @@ import torch
 from core.contracts import ArtifactMap, Images
 from core.errors import UserError
 from core.heatmap import read_map
-from core.images import encode_png, to_uint8
+from core.image_files import encode_png
+from core.images import to_uint8
 from core.storage import write_atomic
 
 POLL = 0.2

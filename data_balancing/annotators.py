@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
-from core.images import decode_image, encode_png
+from core.image_files import decode_image, encode_png
 from core.samples import safe_key
 from core.storage import append_line, read_lines, write_atomic
 from data_balancing.annotation.cases import Annotation, Mask, read_capped

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from core.heatmap import Map, overlay
-from core.images import Picture, encode_png, to_uint8
+from core.image_files import encode_png
+from core.images import Picture, to_uint8
 from data_balancing.anomalies import FEWEST
 from data_balancing.categories import Figures
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from core.images import decode_image
+from core.image_files import decode_image
 from core.shards import ShardStore
 
 AHEAD = 4

@@ -26,8 +26,8 @@ from core.samples import Record, Sample
 from core.shards import ShardWriter
 from core.storage import check_writable, write_atomic
 from data_balancing.looks import Seen, phash, pixels
-from detector.data import open_source
 from detector.groups import group_texts
+from detector.sources import open_source
 
 RATIO = 1.02
 """Masks may be smaller than their images, but not of another shape: so far apart at most."""

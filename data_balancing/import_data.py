@@ -19,12 +19,11 @@ from pydantic import Field, ValidationError, field_validator
 from tqdm import tqdm
 
 import core.config
-from base_models.load import read_json
 from core.config import unknown_name
 from core.errors import UserError
 from core.samples import Record, Sample, safe_key
 from core.shards import ShardStore, ShardWriter, check_members, encoded
-from core.storage import check_writable, write_atomic
+from core.storage import check_writable, read_json, write_atomic
 from data_balancing.entries import Entry, Labelled
 from data_balancing.formats import FORMATS
 from data_balancing.looks import Seen, phash, pixels

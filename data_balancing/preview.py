@@ -20,7 +20,8 @@ from core.heatmap import colourise, overlay
 from core.images import AnyPicture, contact_sheet, from_uint8, write_image
 from core.samples import Record, Sample
 from core.storage import check_file
-from detector.data import open_data, spread
+from detector.data import spread
+from detector.sources import open_data
 
 SIDE = 192
 """Longer side, in pixels, of a picture on the sheet."""

@@ -20,10 +20,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 import core.config
-from base_models.load import read_json
 from core.errors import UserError
 from core.shards import ShardStore
-from core.storage import check_writable, write_atomic
+from core.storage import check_writable, read_json, write_atomic
 from data_balancing.annotate_out import read_keys
 from data_balancing.teacher import Teacher, label_shard, opened_store
 from detector.storage import digest, read_description

@@ -19,11 +19,11 @@ from data_balancing.digests import data_digest, model_name
 from data_balancing.prompt_file import read_prompt_lines
 from data_balancing.taxonomy import Taxonomy, load_taxonomy
 from data_balancing.teacher import unlabelled
-from detector.data import open_data
 from detector.groups import near_pairs
 from detector.learning import OptimizerName
 from detector.losses import LossName
 from detector.quotas import check_shares
+from detector.sources import open_data
 from detector.storage import digest
 
 NOTE = "round.json"

@@ -18,7 +18,7 @@ import detector.evaluate
 import detector.train
 from core.config import from_mapping
 from core.errors import UserError
-from core.images import list_images
+from core.image_files import list_images
 from core.interrupts import Interrupts
 from core.run import PAUSED
 from core.storage import write_atomic
@@ -36,7 +36,7 @@ from data_balancing.annotator_command import annotate
 from data_balancing.prompt_file import read_prompt_lines
 from data_balancing.round_settings import Config
 from data_balancing.taxonomy import load_taxonomy
-from detector.data import open_data
+from detector.sources import open_data
 from detector.storage import read_description
 
 

@@ -20,8 +20,8 @@ import core.config
 from core.run import plain
 from core.samples import Record, Sample
 from core.storage import write_atomic
-from detector.data import open_data
 from detector.groups import group_texts
+from detector.sources import open_data
 
 BY = ("source", "category", "generator", "licence")
 FIGURES = ("samples", "labelled", "marked", "area")

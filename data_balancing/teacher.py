@@ -15,7 +15,8 @@ from jaxtyping import UInt8
 
 from core.contracts import Images
 from core.errors import UserError
-from core.images import encode_png, from_uint8
+from core.image_files import encode_png
+from core.images import from_uint8
 from core.shards import ShardStore, ShardWriter
 from data_balancing.batches import Decoded, batches, decoded
 from detector.measure import device

@@ -17,10 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
 import core.config
-from base_models.load import read_json
 from core.errors import UserError
 from core.seeds import mix
-from core.storage import append_line, check_file
+from core.storage import append_line, check_file, read_json
 from data_balancing.asking import Endpoint, Message, Model, Unanswered, ask
 from data_balancing.grammar import Grammar, load_grammar
 from data_balancing.prompt_file import MAX_PROMPT, Distinct, PromptLine, read_prompt_lines

@@ -17,9 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 import core.config
-from base_models.load import read_json
 from core.errors import UserError
-from core.storage import check_writable, sha256_file
+from core.storage import check_writable, read_json, sha256_file
 from detector.key_layouts import LAYOUTS, layout_of, without_prefix
 from detector.pickled import read_pickled
 from detector.segformer import (

@@ -1,42 +1,33 @@
-"""Shard stores and plain folders in, labelled samples and training batches out.
-
-A plain folder holds `images/`, `masks/` (same stem, 8-bit gray, 0..255 soft), `real/` (sound
-photographs, their label is zero) and, if known, `references/` (same stem: the sound image that one
-was made from) and `prompts.jsonl` or `records.jsonl` with one object a line: `file` or `key`, and
-any field of a record. An image without a mask is unlabelled and passed over.
+"""Samples of stores and folders (`detector.sources`) in, labelled ones and training batches out.
 
 Legend: b batch, h w pixels, n samples.
 """
 
-import bisect
 import hashlib
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
 from core.contracts import ArtifactMap, Images
 from core.errors import UserError
-from core.heatmap import read_map
-from core.images import SUFFIXES, from_uint8, list_images, read_image, to_uint8
-from core.samples import Record, Sample, safe_key
+from core.images import from_uint8
+from core.order import batch_indices, epoch_order
+from core.samples import Record, Sample
 from core.seeds import generator, mix
-from core.shards import ShardStore, batch_indices, epoch_order
-from core.storage import read_lines
 from detector.alignment import LABELLED
 from detector.augment import Augmentation, augment
 from detector.groups import group_texts
 from detector.parallel import WHOLE, Share
 from detector.quotas import Quotas
+from detector.sources import open_data
 
 T = TypeVar("T")
 
@@ -44,60 +35,6 @@ ORDER, AUGMENT, SPLIT, SPREAD, REFERENCES = 101, 102, 103, 104, 107
 """What a draw is for: keeps the streams of one seed apart."""
 MEMORY = 2 << 30
 """Bytes of decoded samples that are held; a larger set is read again each time."""
-
-
-class FolderSamples(Sequence[Sample]):
-    """The labelled images of a plain folder, read on demand."""
-
-    def __init__(self, folder: Path):
-        folder = Path(folder)
-        self.folder, self.unlabelled = folder, 0
-        self._known = known_records(folder)
-        self._files = [(path, mask) for path, mask in self._pairs("images") if mask is not None]
-        self._files += [(path, None) for path, _ in self._pairs("real")]
-        if not self._files:
-            raise UserError(
-                f"{folder} has no labelled image; put masks with the same names as images/ into "
-                "masks/, or sound photographs into real/."
-            )
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, i):  # type: ignore[override]
-        path, mask = self._files[i]
-        image, record = to_uint8(read_image(path)[None])[0], self.record(i)
-        if mask is None:
-            return Sample(record.key, image, np.zeros(image.shape[:2], np.uint8), record)
-        levels = (read_map(mask)[0] * 255).round().to(torch.uint8).numpy()
-        reference = beside(self.folder, "references", path) if record.referenced else None
-        sound = None if reference is None else to_uint8(read_image(reference)[None])[0]
-        return Sample(record.key, image, levels, record, sound)
-
-    def records(self) -> list[Record]:
-        return [self.record(i) for i in range(len(self))]
-
-    def record(self, i: int) -> Record:
-        path, mask = self._files[i]
-        key = safe_key(path.stem if mask is not None else f"real-{path.stem}")
-        given = self._known.get(path.name) or self._known.get(path.stem) or {}
-        made = mask is not None and beside(self.folder, "references", path) is not None
-        found = {"key": key, "referenced": made}
-        try:
-            return Record(**{"source": "human" if mask else "real", **given, **found})
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise UserError(
-                f"{self.folder}: what is said of {path.name} is no record "
-                f"({fault['loc'][0]}: {fault['msg']}); mend its line."
-            ) from error
-
-    def _pairs(self, name: str) -> list[tuple[Path, Path | None]]:
-        if not (self.folder / name).is_dir():
-            return []
-        pairs = [(p, beside(self.folder, "masks", p)) for p in list_images(self.folder / name)]
-        self.unlabelled += sum(mask is None for _, mask in pairs) if name == "images" else 0
-        return pairs
 
 
 class Chosen(Sequence[Sample]):
@@ -111,38 +48,6 @@ class Chosen(Sequence[Sample]):
 
     def __getitem__(self, i):  # type: ignore[override]
         return self.samples[self.positions[i]]
-
-
-class Joined(Sequence[T]):
-    """Several sequences, or stores, one after the other."""
-
-    def __init__(self, sources: Sequence[Any]):
-        self.sources = sources
-        self.starts = [0, *accumulate(map(len, sources))]
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def __getitem__(self, i):  # type: ignore[override]
-        i = range(len(self))[i]  # from the end, where negative
-        which = bisect.bisect_right(self.starts, i) - 1
-        return self.sources[which][i - self.starts[which]]
-
-
-def open_data(paths: Sequence[Path]) -> tuple[Sequence[Sample], Sequence[Record]]:
-    """All samples of several stores or folders, and their records, each read on demand.
-
-    Raises `UserError` for what is neither.
-    """
-    if not paths:
-        raise UserError(
-            "no data was given; name a shard folder or a folder with images/ and masks/."
-        )
-    sources = [open_source(Path(path)) for path in paths]
-    samples, records = Joined(sources), Joined([source.records() for source in sources])
-    if not len(samples):
-        raise UserError(f"{', '.join(map(str, paths))} holds no sample; fill it first.")
-    return samples, records
 
 
 def open_labelled(
@@ -291,33 +196,3 @@ def _pair(sample: Sample, size: int | None) -> tuple[Tensor, Tensor]:
         shrinks = mask.shape[-1] > image.shape[-1]
         mask = F.interpolate(mask, size=image.shape[-2:], mode="bilinear", antialias=shrinks)
     return image.clamp(0, 1), mask.clamp(0, 1)
-
-
-def open_source(path: Path) -> ShardStore | FolderSamples:
-    if not path.is_dir():
-        raise UserError(f"there is no data folder {path}; check the path.")
-    if any(path.glob("*.manifest.jsonl")):
-        return ShardStore(path)
-    if (path / "images").is_dir() or (path / "real").is_dir():
-        return FolderSamples(path)
-    raise UserError(
-        f"{path} holds neither shards nor images/ and masks/ (or real/); see docs for the layouts."
-    )
-
-
-def beside(folder: Path, kind: str, image: Path) -> Path | None:
-    """The file of the image's stem in `folder/kind`."""
-    found = [folder / kind / (image.stem + suffix) for suffix in SUFFIXES]
-    return next((path for path in found if path.is_file()), None)
-
-
-def known_records(folder: Path) -> dict[str, dict]:
-    """What the two files say, by file name or key; fields that no record has are dropped."""
-    known: dict[str, dict] = {}
-    for name in ("prompts.jsonl", "records.jsonl"):
-        for line in read_lines(folder / name):
-            place = str(line.get("file", line.get("key", line.get("image", ""))))
-            known[Path(place).name] = {
-                key: value for key, value in line.items() if key in Record.model_fields
-            }
-    return known

@@ -26,7 +26,8 @@ import core.config
 from core.contracts import Detector
 from core.errors import UserError
 from core.heatmap import Map, colour_bar, colourise, overlay, write_map
-from core.images import Picture, contact_sheet, list_images, read_image, write_image
+from core.image_files import list_images
+from core.images import Picture, contact_sheet, read_image, write_image
 from core.storage import write_atomic
 from detector.measure import device, predict
 from detector.segformer import freeze

@@ -27,7 +27,8 @@ from base_models.sample import autocast, sample
 from core.contracts import Detector
 from core.errors import UserError
 from core.heatmap import Map
-from core.images import Picture, list_images, write_image
+from core.image_files import list_images
+from core.images import Picture, write_image
 from core.prompts import read_prompts
 from core.run import plain
 from core.seeds import mix

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.images import list_images
+from core.image_files import list_images
 from core.samples import Record
 from core.storage import read_lines, write_atomic
 

@@ -6,8 +6,8 @@ from functools import cache
 from typing import Literal, get_args
 
 from core.errors import UserError
+from core.order import batch_indices
 from core.seeds import mix
-from core.shards import batch_indices
 from miniature.law import CATEGORIES, all_prompts
 
 Part = Literal["train", "search", "held_out"]

@@ -13,9 +13,9 @@ import tyro
 from torch import Tensor
 
 import core.config
-from base_models.load import locate, read_json, read_parts
+from base_models.load import locate, read_parts
 from core.errors import UserError
-from core.storage import check_writable, write_atomic
+from core.storage import check_writable, read_json, write_atomic
 from treat.adapter import METADATA
 from treat.export_header import LEGACY, digest
 from treat.lora_files.checks import checks

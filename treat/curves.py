@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from core.contracts import ArtifactMap, Images
-from core.images import list_images, read_images
+from core.image_files import list_images
+from core.images import read_images
 from core.prompts import read_prompts
 from core.storage import read_lines
 from treat.report import Curve

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from base_models.load import check_safetensors, read_json
+from base_models.load import check_safetensors
 from core.contracts import Images
 from core.errors import UserError
+from core.storage import read_json
 from detector.segformer import freeze
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"

@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from base_models.load import locate, read_json, read_parts
+from base_models.load import locate, read_parts
 from core.errors import UserError
+from core.storage import read_json
 from treat.adapter import TRANSFORMER, UNET, Adapter
 
 Architecture = Literal["schnell", "dev", "sdxl", "sd1", "sd2", "sd2-768", "sd3", "kolors"]

@@ -17,9 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from base_models.load import check_base, check_safetensors, locate, read_json
+from base_models.load import check_base, check_safetensors, locate
 from core import storage
 from core.errors import UserError
+from core.storage import read_json
 from treat.combine import Part
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

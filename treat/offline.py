@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
-from core.images import SUFFIXES, from_uint8, list_images, read_image
+from core.image_files import SUFFIXES, list_images
+from core.images import from_uint8, read_image
 from core.parquet import ParquetRows, parquet_files
 from core.shards import ShardStore
 from treat.cache import CHUNK, RowCache, Rows, digest
@@ -79,7 +80,7 @@ def _parquet(path: Path, limit: int | None) -> RealImages:
     if "" in captions:
         raise UserError(f"{path} has no caption in row {captions.index('')}: write one.")
     name = digest([str(path.resolve()), *map(_stamp, rows.files), *captions])
-    return RealImages(captions, lambda i: rows.picture(i)[None], name)
+    return RealImages(captions, lambda i: from_uint8(rows.picture(i)[None]), name)
 
 
 def _folder(path: Path, limit: int | None) -> RealImages:

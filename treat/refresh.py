@@ -14,9 +14,10 @@ from torch import Tensor
 from core import seeds as seeding
 from core.contracts import ArtifactMap, Images
 from core.errors import UserError
-from core.images import list_images, read_images, to_uint8
+from core.image_files import list_images
+from core.images import read_images, to_uint8
+from core.order import batch_indices
 from core.samples import Record, Sample
-from core.shards import batch_indices
 from core.storage import read_lines
 from data_balancing.annotator_command import annotate, read_masks, write_task
 from detector.data import open_labelled

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.heatmap import overlay
-from core.images import encode_png, to_uint8
+from core.image_files import encode_png
+from core.images import to_uint8
 
 MAX_SIDE = 512
 """Pixels: larger pictures are shown smaller, or twelve pairs would make a page of 100 MB."""

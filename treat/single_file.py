@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from base_models.load import check_safetensors, read_json
+from base_models.load import check_safetensors
 from core.errors import UserError
+from core.storage import read_json
 from treat.merge import synced, weight_files
 
 FAMILY = "StableDiffusionXLPipeline"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from core import seeds as seeding
 from core.checkpoint import optimizer_tensors, restore_optimizer
 from core.errors import UserError
+from core.order import batch_indices
 from core.processes import this_process
-from core.shards import batch_indices
 
 FIGURES = ("pixel", "lock", "image", "offline", "pieces")
 """What a step may report besides its gradient; zero where a term is off. `pieces`: in how many a

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ValidationError
 
 from core.errors import UserError
-from core.images import encode_png
+from core.image_files import encode_png
 from core.storage import write_atomic
 
 Image = UInt8[np.ndarray, "h w 3"]

@@ -20,7 +20,7 @@ import numpy as np
 
 from core import storage
 from core.errors import UserError
-from core.images import encode_png
+from core.image_files import encode_png
 from data_balancing.annotation.cases import (
     HALF,
     LABEL,

@@ -19,7 +19,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.heatmap import read_map
-from core.images import encode_png, list_images
+from core.image_files import encode_png, list_images
 from core.storage import write_atomic
 from data_balancing.annotation.cases import (
     Annotation,

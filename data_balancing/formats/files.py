@@ -12,11 +12,10 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from core.errors import UserError
-from core.images import SUFFIXES, flatten, open_image
+from core.image_files import SUFFIXES, flatten, open_image
 from data_balancing.entries import Entry
 
 MAX_JSON = 512 << 20
@@ -156,13 +155,6 @@ def _refuse(reason: str) -> NoReturn:
 def read_levels(path: Path) -> Levels:
     """A picture file as RGB levels, oriented, laid on white."""
     return np.array(flatten(open_image(path)))
-
-
-def gray(picture: Image.Image) -> Mask:
-    """Levels 0..255 of a mask picture; colours count by brightness, 16 bits lose the low byte."""
-    if picture.mode.startswith("I"):
-        return (np.asarray(picture) >> 8).astype(np.uint8)
-    return np.array(picture.convert("L"))
 
 
 def require_size(shape: tuple[int, ...], image: np.ndarray, name: str) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from core.images import open_image
+from core.image_files import gray, open_image
 from data_balancing.entries import Entry, Labelled
 from data_balancing.formats.files import (
-    gray,
     inside,
     once,
     read_json,

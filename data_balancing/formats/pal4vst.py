@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
-from core.images import open_image
+from core.image_files import open_image
 from data_balancing.entries import Entry, Labelled
 from data_balancing.formats.files import by_stem, only, printable, read_levels, require_size, walk
 

@@ -1,4 +1,4 @@
-"""A plain folder in, as the detector is trained from (see detector.data); its images out.
+"""A plain folder in, as the detector is trained from (see detector.sources); its images out.
 
 images/ with masks/ of the same stem, images/ without one (nobody has labelled them yet), and real/
 (sound photographs); `prompts.jsonl` and `records.jsonl` say more of them. Its references/ are not
@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from core.errors import UserError
-from core.images import open_image
+from core.image_files import gray, open_image
 from core.samples import Record
 from data_balancing.entries import Entry, Labelled
-from data_balancing.formats.files import MAX_JSON, gray, printable, read_levels, walk
-from detector.data import beside, known_records
+from data_balancing.formats.files import MAX_JSON, printable, read_levels, walk
+from detector.sources import beside, known_records
 
 WHAT = "images/ and masks/ of the same stem (no mask: unlabelled), real/ for sound photographs"
 SAID = ("source", "category", "prompt", "generator", "seed", "licence", "caption")

@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from core.errors import UserError
-from core.images import MAX_BYTES, decode_image
+from core.image_files import MAX_BYTES, decode_image, gray
 from data_balancing.entries import Entry, Labelled
-from data_balancing.formats.files import by_stem, gray, only, printable, read_levels, refused, walk
+from data_balancing.formats.files import by_stem, only, printable, read_levels, refused, walk
 
 WHAT = "{train,dev,test}.tfrecord; the images, named by their uid, in a folder of their own"
 HEAD, TAIL = 12, 4

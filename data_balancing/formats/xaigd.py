@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from core.errors import UserError
-from core.images import MAX_BYTES, decode_image, flatten
+from core.image_files import MAX_BYTES, decode_image, flatten
 from core.parquet import column, column_names, open_parquet, parquet_files, require_column
 from data_balancing.entries import Entry, Labelled
 from data_balancing.formats.files import Strict, Text, checked, printable, refused

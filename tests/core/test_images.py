@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from core import images
+from core import image_files
 from core.errors import UserError
+from core.image_files import list_images
 from core.images import (
     contact_sheet,
     from_uint8,
-    list_images,
     read_image,
     read_images,
     round_to_8bit,
@@ -166,7 +166,7 @@ def test_hostile_files_are_refused_by_their_header(tmp_path, monkeypatch, name):
 
 
 def test_a_file_of_too_many_bytes_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 1000)
+    monkeypatch.setattr(image_files, "MAX_BYTES", 1000)
     (tmp_path / "a.png").write_bytes(encoded() + bytes(2000))
     with pytest.raises(UserError, match="a.png is larger than 1000 bytes"):
         read_image(tmp_path / "a.png")

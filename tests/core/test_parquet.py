@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.images import encode_png, from_uint8, to_uint8, write_image
+from core.image_files import encode_png
+from core.images import from_uint8, to_uint8, write_image
 from core.parquet import ParquetRows
 from core.prompts import read_prompts
 from treat.offline import read_offline
@@ -40,7 +41,7 @@ def test_rows_of_several_files_in_any_order(folder):
     rows = ParquetRows(folder)
     assert len(rows) == 5
     for i in (4, 0, 2, 1, 3, 3):
-        assert torch.equal(rows.picture(i), PICTURES[i])
+        assert torch.equal(from_uint8(rows.picture(i)[None])[0], PICTURES[i])
     assert rows.texts(["text", "caption"]) == WORDS
     with pytest.raises(UserError, match="train-00001.parquet has no column 'text', only image"):
         rows.texts(["text"])

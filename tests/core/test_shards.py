@@ -16,15 +16,8 @@ from hypothesis import strategies as st
 
 from core import storage
 from core.errors import UserError
-from core.shards import (
-    Record,
-    Sample,
-    ShardStore,
-    ShardWriter,
-    batch_indices,
-    epoch_order,
-    safe_key,
-)
+from core.order import batch_indices, epoch_order
+from core.shards import Record, Sample, ShardStore, ShardWriter, safe_key
 from tests.core.faults import failing_at, killed_at, operations, tree
 
 
@@ -288,7 +281,7 @@ def test_an_epoch_visits_everything_once(n, seed, epoch):
 
 def test_the_order_never_changes():
     assert epoch_order(8, 0, 0).tolist() == KNOWN
-    code = "from core.shards import epoch_order; print(epoch_order(8, 0, 0).tolist())"
+    code = "from core.order import epoch_order; print(epoch_order(8, 0, 0).tolist())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(KNOWN)
 

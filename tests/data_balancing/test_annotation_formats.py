@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.images import encode_png
+from core.image_files import encode_png
 from data_balancing.annotation import TOOLS, label_studio
 from tests.data_balancing.annotations import CASES, GUESSES, SIZES, damaged
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from core.images import encode_png
+from core.image_files import encode_png
 from core.shards import ShardStore
 from data_balancing import annotate_in, annotate_out
 from data_balancing.annotation import TOOLS

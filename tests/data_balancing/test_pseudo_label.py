@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.images import encode_png, from_uint8
+from core.image_files import encode_png
+from core.images import from_uint8
 from core.samples import Record, Sample
 from core.shards import ShardStore, ShardWriter
 from data_balancing import batches, pseudo_label, teacher

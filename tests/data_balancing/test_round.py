@@ -14,7 +14,7 @@ from PIL import Image
 import detector.evaluate
 import detector.train
 from core.errors import UserError
-from core.images import encode_png
+from core.image_files import encode_png
 from core.run import PAUSED
 from core.samples import Record, Sample
 from core.shards import ShardStore, ShardWriter

@@ -11,6 +11,7 @@ from core.images import write_image
 from core.samples import Record
 from detector import data
 from detector.augment import NO_AUGMENTATION, Augmentation
+from detector.sources import FolderSamples
 from tests.detector.toy import toy_folder, toy_samples, toy_shards
 
 
@@ -40,7 +41,7 @@ def test_prompts_of_a_folder_are_read(tmp_path):
     folder = toy_folder(tmp_path / "f", 3)
     line = '{"image": "images/toy-0001.png", "prompt": "a bar", "category": "bar"}\n'
     (folder / "prompts.jsonl").write_text(line)
-    records = {r.key: r for r in data.FolderSamples(folder).records()}
+    records = {r.key: r for r in FolderSamples(folder).records()}
     assert records["toy-0001"].prompt == "a bar" and records["toy-0001"].category == "bar"
 
 
@@ -48,7 +49,7 @@ def test_a_wrong_record_is_named(tmp_path):
     folder = toy_folder(tmp_path / "f", 3)
     (folder / "records.jsonl").write_text('{"key": "toy-0001", "source": "dream"}\n')
     with pytest.raises(UserError, match=r"toy-0001\.png.*source"):
-        data.FolderSamples(folder).records()
+        FolderSamples(folder).records()
 
 
 def test_no_prompt_stands_on_both_sides():
@@ -158,4 +159,4 @@ def test_a_reference_of_another_size_is_named(tmp_path):
     folder = toy_folder(tmp_path / "f", 3)
     write_image(folder / "references" / "toy-0001.png", torch.zeros(3, 8, 8))
     with pytest.raises(UserError, match=r"toy-0001 is 8x8 pixels, its image 32x32"):
-        [data.FolderSamples(folder)[i] for i in range(3)]
+        [FolderSamples(folder)[i] for i in range(3)]

@@ -7,7 +7,8 @@ import torch
 
 from core.config import run_program
 from core.errors import UserError
-from core.images import list_images, write_image
+from core.image_files import list_images
+from core.images import write_image
 from detector import sanity
 from detector.metrics import wilson
 from detector.segformer import SegformerConfig, SegformerDetector

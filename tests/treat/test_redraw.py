@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.heatmap import write_map
 from core.images import read_image, round_to_8bit, write_image
 from core.seeds import generator
-from detector.data import FolderSamples
+from detector.sources import FolderSamples
 from tests.tiny import SIZE, save_tiny, tiny_flux
 from treat import redraw as program
 from treat.redraw import redraw

@@ -5,7 +5,8 @@ import safetensors.torch
 import torch
 
 from core.errors import UserError
-from core.images import list_images, read_images
+from core.image_files import list_images
+from core.images import read_images
 from tests.treat.setting import build, config, losses
 from treat import train
 from treat.adapter import attach, fuse, read_adapter

@@ -1,0 +1,146 @@
+"""Shard stores and plain folders in, their samples and records out, each read on demand.
+
+A plain folder holds `images/`, `masks/` (same stem, 8-bit gray, 0..255 soft), `real/` (sound
+photographs, their label is zero) and, if known, `references/` (same stem: the sound image that one
+was made from) and `prompts.jsonl` or `records.jsonl` with one object a line: `file` or `key`, and
+any field of a record. An image without a mask is unlabelled and passed over.
+
+Nothing here needs torch, which takes more memory than a million samples. Legend: h w pixels.
+"""
+
+import bisect
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from pydantic import ValidationError
+
+from core.errors import UserError
+from core.image_files import SUFFIXES, flatten, gray, list_images, open_image
+from core.samples import Record, Sample, safe_key
+from core.shards import ShardStore
+from core.storage import read_lines
+
+T = TypeVar("T")
+
+
+class FolderSamples(Sequence[Sample]):
+    """The labelled images of a plain folder, read on demand."""
+
+    def __init__(self, folder: Path):
+        folder = Path(folder)
+        self.folder, self.unlabelled = folder, 0
+        self._known = known_records(folder)
+        self._files = [(path, mask) for path, mask in self._pairs("images") if mask is not None]
+        self._files += [(path, None) for path, _ in self._pairs("real")]
+        if not self._files:
+            raise UserError(
+                f"{folder} has no labelled image; put masks with the same names as images/ into "
+                "masks/, or sound photographs into real/."
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i):  # type: ignore[override]
+        path, mask = self._files[i]
+        image, record = levels_of(path), self.record(i)
+        if mask is None:
+            return Sample(record.key, image, np.zeros(image.shape[:2], np.uint8), record)
+        reference = beside(self.folder, "references", path) if record.referenced else None
+        sound = None if reference is None else levels_of(reference)
+        return Sample(record.key, image, gray(open_image(mask)), record, sound)
+
+    def records(self) -> list[Record]:
+        return [self.record(i) for i in range(len(self))]
+
+    def record(self, i: int) -> Record:
+        path, mask = self._files[i]
+        key = safe_key(path.stem if mask is not None else f"real-{path.stem}")
+        given = self._known.get(path.name) or self._known.get(path.stem) or {}
+        made = mask is not None and beside(self.folder, "references", path) is not None
+        found = {"key": key, "referenced": made}
+        try:
+            return Record(**{"source": "human" if mask else "real", **given, **found})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise UserError(
+                f"{self.folder}: what is said of {path.name} is no record "
+                f"({fault['loc'][0]}: {fault['msg']}); mend its line."
+            ) from error
+
+    def _pairs(self, name: str) -> list[tuple[Path, Path | None]]:
+        if not (self.folder / name).is_dir():
+            return []
+        pairs = [(p, beside(self.folder, "masks", p)) for p in list_images(self.folder / name)]
+        self.unlabelled += sum(mask is None for _, mask in pairs) if name == "images" else 0
+        return pairs
+
+
+class Joined(Sequence[T]):
+    """Several sequences, or stores, one after the other."""
+
+    def __init__(self, sources: Sequence[Any]):
+        self.sources = sources
+        self.starts = [0, *accumulate(map(len, sources))]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, i):  # type: ignore[override]
+        i = range(len(self))[i]  # from the end, where negative
+        which = bisect.bisect_right(self.starts, i) - 1
+        return self.sources[which][i - self.starts[which]]
+
+
+def open_data(paths: Sequence[Path]) -> tuple[Sequence[Sample], Sequence[Record]]:
+    """All samples of several stores or folders, and their records, each read on demand.
+
+    Raises `UserError` for what is neither.
+    """
+    if not paths:
+        raise UserError(
+            "no data was given; name a shard folder or a folder with images/ and masks/."
+        )
+    sources = [open_source(Path(path)) for path in paths]
+    samples, records = Joined(sources), Joined([source.records() for source in sources])
+    if not len(samples):
+        raise UserError(f"{', '.join(map(str, paths))} holds no sample; fill it first.")
+    return samples, records
+
+
+def open_source(path: Path) -> ShardStore | FolderSamples:
+    if not path.is_dir():
+        raise UserError(f"there is no data folder {path}; check the path.")
+    if any(path.glob("*.manifest.jsonl")):
+        return ShardStore(path)
+    if (path / "images").is_dir() or (path / "real").is_dir():
+        return FolderSamples(path)
+    raise UserError(
+        f"{path} holds neither shards nor images/ and masks/ (or real/); see docs for the layouts."
+    )
+
+
+def levels_of(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    return np.array(flatten(open_image(path)))
+
+
+def beside(folder: Path, kind: str, image: Path) -> Path | None:
+    """The file of the image's stem in `folder/kind`."""
+    found = [folder / kind / (image.stem + suffix) for suffix in SUFFIXES]
+    return next((path for path in found if path.is_file()), None)
+
+
+def known_records(folder: Path) -> dict[str, dict]:
+    """What the two files say, by file name or key; fields that no record has are dropped."""
+    known: dict[str, dict] = {}
+    for name in ("prompts.jsonl", "records.jsonl"):
+        for line in read_lines(folder / name):
+            place = str(line.get("file", line.get("key", line.get("image", ""))))
+            known[Path(place).name] = {
+                key: value for key, value in line.items() if key in Record.model_fields
+            }
+    return known
