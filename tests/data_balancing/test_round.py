@@ -354,6 +354,14 @@ def test_what_a_killed_write_leaves_is_no_strange_file(tmp_path: Path):
             begin(other)
 
 
+def test_a_key_in_the_clear_is_refused_first(world: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    far = {"endpoint": "http://models.example/v1", "model": "m", "prompt_list": None}
+    with pytest.raises(UserError, match="in the clear"):
+        turns.main(config(world, tmp_path / "rounds", **far))
+    assert not (tmp_path / "rounds").exists()
+
+
 @pytest.mark.parametrize("text", ['{"tag": {"seco', "[]", '{"tag": 3}', "\udcff"])
 def test_a_damaged_note_of_the_stages_is_named(world: Path, tmp_path: Path, text: str):
     turn = Round(config(world, tmp_path), 1, world / "detector")
