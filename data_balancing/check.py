@@ -8,7 +8,6 @@ what is right is copied into a new store, and the rest listed beside it with its
 """
 
 import json
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,11 @@ from tqdm import tqdm
 import core.config
 from core.errors import UserError
 from core.run import plain
-from core.samples import Record, Sample
+from core.samples import Sample
 from core.shards import ShardWriter
 from core.storage import check_writable, write_atomic
 from data_balancing.looks import Seen, phash, pixels
-from detector.groups import group_texts
+from detector.groups import Groups
 from detector.sources import open_source
 
 RATIO = 1.02
@@ -61,7 +60,7 @@ def main(config: Config) -> int | None:
         if config.keep.resolve() == config.data.resolve():
             raise UserError(f"{config.keep} is what is checked: name another folder by --keep.")
     samples = open_source(config.data)
-    findings, records, seen = [], [], Seen()
+    findings, groups, seen = [], Groups(), Seen()
     keep = nullcontext() if config.keep is None else ShardWriter(config.keep, name="kept")
     with keep as writer:
         for i in tqdm(range(len(samples)), "check"):
@@ -74,10 +73,10 @@ def main(config: Config) -> int | None:
             findings += [Finding(sample.key, reason) for reason in wrong]
             if not wrong:
                 seen.add(sample.record.pixels, sample.key)
-                records.append(sample.record)
+                groups.add(sample.record)
                 if writer is not None:
                     writer.write(sample)
-    return report(config, findings, records)
+    return report(config, findings, groups.sizes())
 
 
 def hashed(sample: Sample) -> Sample:
@@ -112,15 +111,14 @@ def mask_faults(mask: np.ndarray, height: int, width: int) -> list[str]:
     return []
 
 
-def report(config: Config, findings: list[Finding], records: list[Record]) -> int | None:
-    groups = Counter(group_texts(records))
+def report(config: Config, findings: list[Finding], groups: np.ndarray) -> int | None:
     figures = {
-        "sound": len(records),
+        "sound": int(groups.sum()),
         "groups": len(groups),
-        "largest_group": max(groups.values(), default=0),
+        "largest_group": int(groups.max(initial=0)),
         "findings": [finding._asdict() for finding in findings],
     }
-    print(f"{len(records)} right, {len({key for key, _ in findings})} wrong.")
+    print(f"{figures['sound']} right, {len({key for key, _ in findings})} wrong.")
     for finding in findings[:SHOWN]:
         print(f"  {finding.key}: {finding.reason}")
     if len(findings) > SHOWN:

@@ -1,16 +1,20 @@
 """A store or a labelled folder in; how much of what it holds, as tables and JSON, out.
 
 diffdoctor data stats store --json stats.json
+
+Legend: n samples.
 """
 
 import json
+import math
+from array import array
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from jaxtyping import Float64
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -18,12 +22,13 @@ from tqdm import tqdm
 
 import core.config
 from core.run import plain
-from core.samples import Record, Sample
+from core.samples import Sample
 from core.storage import write_atomic
-from detector.groups import group_texts
+from detector.groups import Groups, short_digest
 from detector.sources import open_data
 
 BY = ("source", "category", "generator", "licence")
+KINDS = ("all", *BY, "size")
 FIGURES = ("samples", "labelled", "marked", "area")
 
 
@@ -39,64 +44,66 @@ class Config(core.config.Config):
 
 
 def main(config: Config) -> None:
-    samples, records = open_data(config.data)
-    rows = [
-        (records[i], *measured(samples[i], config.threshold))
-        for i in tqdm(range(len(samples)), "read")
-    ]
-    figures = summed_up(rows)
+    samples, _ = open_data(config.data)
+    tally = Tally()
+    for i in tqdm(range(len(samples)), "read"):
+        tally.add(samples[i], config.threshold)
+    figures = tally.figures()
     for table in tables(figures):
         Console().print(table)
     if config.json_file:
         write_atomic(config.json_file, (json.dumps(plain(figures), indent=2) + "\n").encode())
 
 
-def measured(sample: Sample, threshold: float) -> tuple[str, float | None]:
-    """Its size in words, and the marked share of its mask."""
+class Tally:
+    """What is counted of the samples so far: some 100 bytes are held of each."""
+
+    def __init__(self) -> None:
+        self.groups, self.prompts = Groups(), array("Q")
+        self.areas = {kind: defaultdict[str, array](lambda: array("d")) for kind in KINDS}
+        """Marked shares by kind and value; NaN without a mask."""
+
+    def add(self, sample: Sample, threshold: float) -> None:
+        record, (size, area) = sample.record, measured(sample, threshold)
+        self.groups.add(record)
+        if record.prompt:
+            self.prompts.append(short_digest(record.prompt))
+        said = {kind: getattr(record, kind) for kind in BY}
+        for kind, value in {"all": "all", **said, "size": size}.items():
+            self.areas[kind][value].append(area)
+
+    def figures(self) -> dict[str, Any]:
+        """Overall, by what a record says, and by size; values in their order."""
+        found = {
+            kind: {value: counted(np.array(areas)) for value, areas in sorted(of.items())}
+            for kind, of in self.areas.items()
+        }
+        apart = {"prompts": len(np.unique(self.prompts)), "groups": len(self.groups.sizes())}
+        return {"all": found.pop("all"), **apart, **found}
+
+
+def measured(sample: Sample, threshold: float) -> tuple[str, float]:
+    """Its size in words, and the marked share of its mask: NaN without one."""
     size = f"{sample.image.shape[1]}x{sample.image.shape[0]}"
     if sample.mask is None:
-        return size, None
+        return size, math.nan
     return size, float(np.mean(sample.mask >= 255 * threshold))
 
 
-def summed_up(rows: Sequence[tuple[Record, str, float | None]]) -> dict[str, Any]:
-    """Overall, by what a record says, and by size."""
-    records = [record for record, _, _ in rows]
-    prompts = {record.prompt for record in records if record.prompt}
-    figures: dict[str, Any] = {
-        "all": {"all": counted([area for _, _, area in rows])},
-        "prompts": len(prompts),
-        "groups": len(set(group_texts(records))),
-    }
-    for kind in BY:
-        said = [getattr(record, kind) for record in records]
-        figures[kind] = by_value(said, [area for _, _, area in rows])
-    figures["size"] = by_value([size for _, size, _ in rows], [area for _, _, area in rows])
-    return figures
-
-
-def by_value(values: Sequence[str], areas: Sequence[float | None]) -> dict[str, Any]:
-    """What is counted of each value, in the values' order."""
-    found: dict[str, list[float | None]] = defaultdict(list)
-    for value, area in zip(values, areas, strict=True):
-        found[value].append(area)
-    return {value: counted(found[value]) for value in sorted(found)}
-
-
-def counted(areas: Sequence[float | None]) -> dict[str, float | int | None]:
+def counted(areas: Float64[np.ndarray, " n"]) -> dict[str, float | int | None]:
     """How many, how many with a mask, of these how many marked at all, and the share of pixels."""
-    known = [area for area in areas if area is not None]
+    known = areas[~np.isnan(areas)]
     return {
         "samples": len(areas),
         "labelled": len(known),
-        "marked": sum(area > 0 for area in known),
-        "area": float(np.mean(known)) if known else None,
+        "marked": int((known > 0).sum()),
+        "area": float(np.mean(known)) if len(known) else None,
     }
 
 
 def tables(figures: dict[str, Any]) -> list[Table]:
     found = []
-    for kind in ("all", *BY, "size"):
+    for kind in KINDS:
         shown = Table(title=None if kind == "all" else f"by {kind}")
         for name in (kind, *FIGURES):
             shown.add_column(name, justify="left" if name == kind else "right")

@@ -1,9 +1,14 @@
 """Records in, the group that each belongs to out: what must not stand on both sides of a split.
 
-One prompt is one group; images that look alike join the groups of their prompts. Legend: n samples.
+One prompt is one group; images that look alike join the groups of their prompts.
+
+Legend: n samples, g groups.
 """
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt64
@@ -29,7 +34,7 @@ def group_texts(records: Iterable[Record]) -> list[str]:
     hashes: list[int] = []
     hashed: list[int] = []
     for record in records:
-        text = (record.prompt or record.key).strip().lower()
+        text = text_of(record)
         number = numbers.setdefault(text, len(numbers))
         of_record.append(number)
         if record.phash:
@@ -41,10 +46,46 @@ def group_texts(records: Iterable[Record]) -> list[str]:
     return [forest.text(number) for number in of_record]
 
 
-class Forest:
-    """Disjoint sets of texts; each is known by its smallest."""
+class Groups:
+    """How large the same groups are, of records that come one by one: 24 bytes are held of each.
 
-    def __init__(self, texts: list[str]):
+    Texts are compared by eight bytes of their digests.
+    """
+
+    def __init__(self) -> None:
+        self._texts, self._looks, self._looked = array("Q"), array("Q"), array("Q")
+
+    def add(self, record: Record) -> None:
+        if record.phash:
+            self._looks.append(int(record.phash, 16))
+            self._looked.append(len(self._texts))
+        self._texts.append(short_digest(text_of(record)))
+
+    def sizes(self) -> Int[np.ndarray, " g"]:
+        """Samples of each group."""
+        texts, numbers = np.unique(np.array(self._texts, np.uint64), return_inverse=True)
+        hashed, forest = numbers[np.array(self._looked, np.int64)], Forest(texts)
+        for a, b in near_pairs(np.array(self._looks, np.uint64)):
+            forest.join(int(hashed[a]), int(hashed[b]))
+        roots = np.array([forest.root(i) for i in range(len(texts))], np.int64)
+        return np.unique(roots[numbers], return_counts=True)[1]
+
+
+def text_of(record: Record) -> str:
+    """By what a record is known until its looks are compared."""
+    return (record.prompt or record.key).strip().lower()
+
+
+def short_digest(text: str) -> int:
+    """Eight bytes: of a million texts two agree once in 40 million cases."""
+    content = text.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+
+
+class Forest:
+    """Disjoint sets of texts, or of what else has an order; each is known by its smallest."""
+
+    def __init__(self, texts: Sequence[Any] | np.ndarray):
         self.texts, self.above = texts, list(range(len(texts)))
 
     def root(self, i: int) -> int:
@@ -57,7 +98,7 @@ class Forest:
         first, second = sorted((self.root(i), self.root(j)), key=self.texts.__getitem__)
         self.above[second] = first
 
-    def text(self, i: int) -> str:
+    def text(self, i: int) -> Any:
         return self.texts[self.root(i)]
 
 

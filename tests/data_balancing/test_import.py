@@ -3,7 +3,9 @@
 import errno
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from core import shards
 from core.errors import UserError
+from core.samples import Record, Sample
 from core.shards import ShardStore
 from data_balancing import check, import_data, preview, stats
 from data_balancing.looks import Seen, phash, pixels
@@ -233,3 +236,22 @@ def test_stats_count_and_preview_shows(tmp_path, capsys):
     assert "2 of 2 samples" in capsys.readouterr().out
     with pytest.raises(UserError, match="no sample fits"):
         preview.main(preview.Config(data=(tmp_path / "out",), out=sheet, category="hand"))
+
+
+def test_little_is_held_of_a_sample_that_was_counted():
+    """A record alone takes 1.7 KB."""
+    image, mask, draw = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), Random(0)
+    tally, n = stats.Tally(), 4000
+    tracemalloc.start()
+    try:
+        for i in range(n):
+            said = {"prompt": f"a hand that holds {i} keys by a window", "source": "human"}
+            record = Record(key=f"s-{i}", phash=f"{draw.getrandbits(64):016x}", **said)
+            tally.add(Sample(record.key, image, mask, record), 0.5)
+        held = tracemalloc.get_traced_memory()[0] / n
+        figures = tally.figures()
+        most = tracemalloc.get_traced_memory()[1] / n
+    finally:
+        tracemalloc.stop()
+    assert 50 < held < 150 and most < 400  # bytes
+    assert figures["prompts"] == figures["groups"] == n

@@ -1,17 +1,26 @@
 """What a split keeps together: prompts, and images that look alike."""
 
+from collections import Counter
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.samples import Record
 from detector.data import split_by_group
-from detector.groups import NEAR, group_texts, near_pairs
+from detector.groups import NEAR, Groups, group_texts, near_pairs
 
 
 def record(key: str, prompt: str = "", phash: int | None = None) -> Record:
     looks = "" if phash is None else f"{phash:016x}"
     return Record(key=key, source="human", prompt=prompt, phash=looks)
+
+
+def sizes(records: list[Record]) -> list[int]:
+    groups = Groups()
+    for one in records:
+        groups.add(one)
+    return groups.sizes().tolist()
 
 
 def flipped(word: int, *bits: int) -> int:
@@ -33,6 +42,7 @@ def test_prompts_and_near_duplicates_are_tied():
     ]
     texts = group_texts(records)
     assert texts == ["6", "6", "6", "a hen", "5", "6", "a fox"]
+    assert sorted(sizes(records)) == [1, 1, 1, 4] and len(sizes([])) == 0
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.data())
@@ -71,6 +81,7 @@ def test_no_group_stands_on_both_sides():
     train, valid = split_by_group(records, 0.2, seed=3)
     assert sorted([*train, *valid]) == list(range(1500)) and min(len(train), len(valid)) > 50
     texts = group_texts(records)
+    assert sorted(sizes(records)) == sorted(Counter(texts).values())
     assert not {texts[i] for i in train} & {texts[i] for i in valid}
     assert not {records[i].prompt for i in train} & {records[i].prompt for i in valid}
     nearest = min(
