@@ -52,8 +52,8 @@ ROWS = ("baseline", "+ real", "+ hard cases", "+ pseudo-labels")
 QUOTAS: tuple[dict[str, float], ...] = (
     {"human": 1.0},
     {"human": 0.75, "real": 0.25},
-    {"human": 0.6, "hard": 0.2, "real": 0.2},
-    {"human": 0.2, "hard": 0.2, "real": 0.2, "pseudo": 0.4},
+    {"human": 0.55, "hard": 0.2, "real": 0.25},
+    {"human": 0.1, "hard": 0.15, "real": 0.25, "pseudo": 0.5},
 )
 """Of every batch."""
 COLUMNS = {

@@ -16,12 +16,14 @@ class Labelled:
     """An image (h, w, 3) uint8, its mask (y, x) uint8 0..255, and what is known of it.
 
     `mask` is None where nobody has labelled the image, 255 is surely an artifact; `said` holds
-    fields of `core.samples.Record`.
+    fields of `core.samples.Record`; `reference`, of the image's size, is the sound one that it was
+    made from.
     """
 
     image: np.ndarray
     mask: np.ndarray | None
     said: dict[str, Any] = field(default_factory=dict)
+    reference: np.ndarray | None = None
 
 
 class Entry(NamedTuple):

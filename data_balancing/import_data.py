@@ -128,11 +128,13 @@ def sample_of(key: str, entry: Entry, licence: str, seen: Seen) -> Sample:
     if twin is not None:
         raise UserError(f"it has the same pixels as {twin}, which is there: one of both is enough.")
     record = record_of(key, labelled, licence, digest)
-    return Sample(key, labelled.image, labelled.mask, record)
+    return Sample(key, labelled.image, labelled.mask, record, labelled.reference)
 
 
 def record_of(key: str, labelled: Labelled, licence: str, digest: str) -> Record:
-    found: dict[str, Any] = {"key": key, "pixels": digest, "phash": phash(labelled.image)}
+    made = labelled.reference is not None
+    hashes = {"pixels": digest, "phash": phash(labelled.image)}
+    found: dict[str, Any] = {"key": key, "referenced": made, **hashes}
     try:
         return Record(**{"source": "human", "licence": licence, **labelled.said, **found})
     except ValidationError as error:

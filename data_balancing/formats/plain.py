@@ -1,8 +1,8 @@
 """A plain folder in, as the detector is trained from (see detector.sources); its images out.
 
-images/ with masks/ of the same stem, images/ without one (nobody has labelled them yet), and real/
-(sound photographs); `prompts.jsonl` and `records.jsonl` say more of them. Its references/ are not
-passed on.
+images/ with masks/ of the same stem, images/ without one (nobody has labelled them yet), real/
+(sound photographs) and references/ (the sound image that a labelled one of the same stem was made
+from); `prompts.jsonl` and `records.jsonl` say more of them.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,16 @@ def _read(root: Path, path: Path, part: str, given: dict[str, Any]) -> Labelled:
     if label is not None:
         mask = gray(open_image(label))
         _require_shape(mask, image, path)
-    return Labelled(image, mask, _said(said, path))
+    reference = None if label is None else _reference(root, path, image)
+    return Labelled(image, mask, _said(said, path), reference)
+
+
+def _reference(root: Path, path: Path, image: np.ndarray) -> np.ndarray | None:
+    found = beside(root, "references", path)
+    reference = None if found is None else read_levels(found)
+    if reference is not None and reference.shape != image.shape:
+        raise UserError(f"{found} is of another size than {path}; put the right one there.")
+    return reference
 
 
 def _said(given: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -255,3 +255,17 @@ def test_little_is_held_of_a_sample_that_was_counted():
         tracemalloc.stop()
     assert 50 < held < 150 and most < 400  # bytes
     assert figures["prompts"] == figures["groups"] == n
+
+
+def test_the_sound_image_that_one_was_made_from_comes_along(tmp_path):
+    folder = tmp_path / "set"
+    photographs(folder / "images")
+    photographs(folder / "references", 2)
+    Image.new("RGB", (9, 9)).save(folder / "references/1.png")
+    (folder / "masks").mkdir()
+    for i in (0, 1, 2):
+        Image.new("L", (48, 40), 255).save(folder / f"masks/{i}.png")
+    with_one, without = bring("plain", folder, tmp_path / "out")
+    assert with_one.record.referenced and (with_one.reference == with_one.image).all()
+    assert not without.record.referenced and without.reference is None
+    assert "of another size" in aside(tmp_path / "out", "plain")["images/1.png"]
