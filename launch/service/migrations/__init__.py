@@ -1,0 +1,1 @@
+"""In: a database of any age. Out: the same with today's tables; `versions/` has one step a file."""

@@ -1,0 +1,1 @@
+"""Steps between two states of the tables, in order of their numbers; never changed once shipped."""

@@ -1,0 +1,144 @@
+"""A run folder in; what it newly says out: figures, events and checkpoints, each once.
+
+Reading changes nothing, so the run may go on meanwhile. Only whole lines are read.
+"""
+
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+CHUNK = 1 << 20
+"""Bytes of a file that one look reads at most."""
+LONGEST = 64 << 10
+"""Bytes of a line beyond which it is passed over."""
+LEVELS = {"info", "warn", "error"}
+_STEP = re.compile(r"step-(\d{8,18})")
+
+
+@dataclass
+class News:
+    """What a look found, and where the next one goes on."""
+
+    step: int | None
+    """Of the newest figures."""
+    events_from: int
+    events_read: int
+    saved: list[int]
+    """Steps of all checkpoints that are there."""
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    more: bool = False
+    """There is more to read at once."""
+
+
+class Watch:
+    """Follows the folder of one attempt; whoever has a job's cursors can take over."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._file = 0  # the inode of metrics.jsonl, which a resumed run writes anew
+        self._read = 0
+
+    def look(self, step: int | None, events_read: int) -> News:
+        """What came after these cursors."""
+        figures, new_step, more = self._figures(-1 if step is None else step)
+        notes, read, more_events = self._events(events_read)
+        return News(
+            new_step if new_step >= 0 else None,
+            events_read,
+            read,
+            saved_steps(self.folder),
+            figures + notes,
+            more or more_events,
+        )
+
+    def _figures(self, step: int) -> tuple[list[dict[str, Any]], int, bool]:
+        """Steps that are computed again after a resume come out the same, and are told once."""
+        path, notes = self.folder / "metrics.jsonl", []
+        try:
+            with path.open("rb") as stream:
+                inode = path.stat().st_ino
+                if inode != self._file or stream.seek(0, 2) < self._read:
+                    self._file, self._read = inode, 0
+                stream.seek(self._read)
+                content = stream.read(CHUNK)
+        except FileNotFoundError:
+            return [], step, False
+        lines, length = whole_lines(content)
+        self._read += length
+        for line in lines:
+            number = line.pop("step", None)
+            if not isinstance(number, int) or number <= step:
+                continue
+            step, at = number, line.pop("time", None)
+            said = ", ".join(f"{name} {_short(value)}" for name, value in list(line.items())[:6])
+            notes.append(
+                {
+                    "message": f"step {number}: {said}",
+                    "type": "metrics",
+                    "data": {"step": number, **line},
+                    "at": at if isinstance(at, int | float) else time.time(),
+                }
+            )
+        return notes, step, len(content) == CHUNK
+
+    def _events(self, start: int) -> tuple[list[dict[str, Any]], int, bool]:
+        try:
+            with (self.folder / "events.jsonl").open("rb") as stream:
+                stream.seek(start)
+                content = stream.read(CHUNK)
+        except FileNotFoundError:
+            return [], start, False
+        lines, length = whole_lines(content)
+        notes = [
+            {
+                "message": str(line.get("message", ""))[:4000],
+                "level": line["level"] if line.get("level") in LEVELS else "info",
+                "data": line["data"] if isinstance(line.get("data"), dict) else {},
+                "at": _moment(line.get("time")),
+            }
+            for line in lines
+        ]
+        return notes, start + length, len(content) == CHUNK
+
+
+def whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of the lines that are ended, and the bytes that they took.
+
+    A line without an end in a whole chunk is no line of ours: the chunk is passed over.
+    """
+    end = content.rfind(b"\n") + 1
+    if not end and len(content) == CHUNK:
+        return [], CHUNK
+    found = []
+    for line in content[:end].splitlines():
+        try:
+            record = json.loads(line) if len(line) <= LONGEST else None
+        except ValueError:
+            continue  # torn by a crash
+        if isinstance(record, dict):
+            found.append(record)
+    return found, end
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Checkpoints carry their name only once they are whole."""
+    try:
+        names = [path.name for path in (folder / "checkpoints").iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
+
+
+def _moment(text: Any) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError):
+        return time.time()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
