@@ -28,7 +28,9 @@ T = TypeVar("T")
 
 PAUSED = 75
 """Exit code of a program that stopped on a signal after saving (EX_TEMPFAIL: run it again)."""
-PREPARED = {"run.lock", "config.yaml", "job.json", "lease.json", "log.txt"}
+PREPARED = {
+    "run.lock", "config.yaml", "job.json", "lease.json", "stop.json", "outcome.json", "log.txt",
+}  # fmt: skip
 """What may lie in a folder before its run begins: a launcher's files and our own first ones."""
 
 _open_runs: "weakref.WeakValueDictionary[Path, Run]" = weakref.WeakValueDictionary()

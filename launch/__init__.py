@@ -1,7 +1,12 @@
 """Programs as jobs.
 
 In: the frozen config of a program and a place to run it (this machine, a cluster, a queue). Out:
-a process that knows only its run folder, and the state of that folder told to whoever asks. The
-stage is empty so far: programs run as `diffdoctor COMMAND`, as `python -m package.module`, or
-under `accelerate launch -m treat.train` with a file of `accelerate_configs/`.
+a process that knows only its run folder, and the state of that folder told to whoever asks.
+
+methods.py    which programs can be jobs, and which of their settings may name what
+folder.py     the files by which service, launcher and trainer speak to each other
+trainer.py    one attempt: the process in a run folder
+launchers/    where trainers run
+service/      HTTP, tables and queue
+client.py     the service from Python, without torch; commands/ from the command line
 """

@@ -1,0 +1,37 @@
+"""The four calls that every launcher has."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+
+class Liveness(Enum):
+    """Whether an attempt's trainer lives. UNKNOWN is an answer too: nothing is done on it."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNKNOWN = "unknown"
+
+
+class Launcher(Protocol):
+    """Starts trainers and knows about them; what they do stands in their folders."""
+
+    def submit(self, folder: Path, attempt: int) -> str:
+        """Have `python -m launch.trainer FOLDER ATTEMPT` run somewhere; a handle to ask by.
+
+        Returns once the trainer, or its place in a scheduler's queue, outlives this process.
+        Raises `UserError` where it cannot be started.
+        """
+        ...
+
+    def poll(self, folder: Path, attempt: int, handle: str) -> Liveness:
+        """Does that trainer live? Never raises."""
+        ...
+
+    def cancel(self, folder: Path, attempt: int, handle: str) -> None:
+        """End it and all that belongs to it, now. Nothing happens where nothing lives."""
+        ...
+
+    def recover(self, folder: Path, attempt: int) -> str | None:
+        """The handle of a submission that nobody wrote down; None if there was none."""
+        ...

@@ -1,0 +1,126 @@
+"""Trainers as processes of this machine, in sessions of their own."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from core.errors import UserError
+from launch.folder import LOCK, LOG, Lease, boot_id, host, start_ticks
+from launch.launchers.contract import Liveness
+
+MARK = "DIFFDOCTOR_JOB"
+"""In the environment of all that belongs to an attempt: JOB:ATTEMPT."""
+HIDDEN = "DIFFDOCTOR_"
+"""Variables of the service (its database's address, a client's token) that no trainer sees."""
+ENDING = 10.0
+"""Seconds within which what was killed is gone."""
+
+
+class Local:
+    """The handle is the process's number, when it began, and the machine's boot, as JSON."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def submit(self, folder: Path, attempt: int) -> str:
+        self._reap()
+        words = [sys.executable, "-P", "-m", "launch.trainer", str(folder), str(attempt)]
+        environment = {n: value for n, value in os.environ.items() if not n.startswith(HIDDEN)}
+        with (folder / LOG).open("ab") as log:
+            try:
+                child = subprocess.Popen(
+                    words,
+                    cwd=folder,
+                    env=environment | {MARK: f"{folder.name}:{attempt}"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise UserError(f"a trainer cannot be started here ({error.strerror}).") from error
+        self._children[child.pid] = child
+        return _handle(child.pid, start_ticks(child.pid) or 0)
+
+    def poll(self, folder: Path, attempt: int, handle: str) -> Liveness:
+        self._reap()
+        try:
+            if json.loads(handle)["host"] != host():
+                return Liveness.UNKNOWN
+            alive = _process_lives(handle) or _locked(folder, attempt)
+            return Liveness.ALIVE if alive else Liveness.DEAD
+        except (OSError, ValueError, KeyError):
+            return Liveness.UNKNOWN
+
+    def cancel(self, folder: Path, attempt: int, handle: str) -> None:
+        until = time.monotonic() + ENDING
+        while time.monotonic() < until:
+            found = _members(f"{folder.name}:{attempt}")
+            if not found:
+                break
+            for pid in found:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self._reap()
+            time.sleep(0.02)
+
+    def recover(self, folder: Path, attempt: int) -> str | None:
+        lease = Lease.read(folder)
+        if lease is not None and lease.attempt == attempt:
+            return json.dumps(
+                {"host": lease.host, "boot": lease.boot, "pid": lease.pid, "start": lease.start}
+            )
+        for pid in _members(f"{folder.name}:{attempt}"):  # started, and not yet at its lease
+            start = start_ticks(pid)
+            if start is not None:
+                return _handle(pid, start)
+        return None
+
+    def _reap(self) -> None:
+        """Take note of our own children's ends, so that none stays a zombie."""
+        for pid, child in list(self._children.items()):
+            if child.poll() is not None:
+                del self._children[pid]
+
+
+def _handle(pid: int, start: int) -> str:
+    return json.dumps({"host": host(), "boot": boot_id(), "pid": pid, "start": start})
+
+
+def _process_lives(handle: str) -> bool:
+    known = json.loads(handle)
+    return known["boot"] == boot_id() and start_ticks(known["pid"]) == known["start"]
+
+
+def _locked(folder: Path, attempt: int) -> bool:
+    """Whether a trainer of this attempt holds the folder, whichever process it is."""
+    lease = Lease.read(folder)
+    if lease is None or lease.attempt != attempt:
+        return False
+    with (folder / LOCK).open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _members(mark: str) -> list[int]:
+    """Processes of ours that carry an attempt's mark in their environment."""
+    wanted, found = f"{MARK}={mark}".encode(), []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            continue  # of another user, or gone by now
+    return [pid for pid in found if start_ticks(pid) is not None]

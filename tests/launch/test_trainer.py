@@ -1,0 +1,240 @@
+"""A trainer in its folder, and the local launcher by the contract that all launchers have."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import launch.trainer
+from core.config import from_mapping
+from core.errors import UserError
+from core.run import PAUSED
+from launch import folder as files
+from launch.folder import Job, Lease, Outcome, Program, ask_to_stop
+from launch.launchers import LAUNCHERS, Liveness
+from launch.trainer import STALE
+from tests.launch.toy import Config
+
+ATTEMPTS = iter(range(1, 10_000))
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    folder = tmp_path / "ftjob-1"
+    folder.mkdir()
+    return folder
+
+
+def prepare(folder, attempt=1, programs=1, **settings):
+    values = from_mapping(Config, {"out": folder, **settings}).model_dump(mode="json")
+    job = Job(folder.name, attempt, [Program("tests.launch.toy", [], values)] * programs)
+    job.write(folder)
+
+
+def wait(what, seconds=20.0):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.02)
+    pytest.fail(f"{what} stayed {what()!r} for {seconds} s")
+
+
+def train(folder, attempt=1):
+    """A trainer of our own, without a launcher."""
+    words = [sys.executable, "-m", "launch.trainer", str(folder), str(attempt)]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(words, stdout=log, stderr=log)
+
+
+def lives(pid):
+    return files.start_ticks(pid) is not None
+
+
+# The trainer
+
+
+def test_paused_means_the_same_everywhere():
+    assert launch.trainer.PAUSED == PAUSED
+
+
+def test_a_run_and_its_outcome(run_folder):
+    prepare(run_folder)
+    trainer = train(run_folder)
+    assert trainer.wait() == 0
+    outcome = Outcome.read(run_folder, 1)
+    assert (outcome.code, outcome.stopped, outcome.error) == (0, False, "")
+    assert json.loads((run_folder / "summary.json").read_text()) == {"steps": 5}
+    lease = Lease.read(run_folder)
+    assert (lease.pid, lease.attempt) == (trainer.pid, 1) and lease.boot == files.boot_id()
+    assert Outcome.read(run_folder, 2) is None  # says nothing of another attempt
+
+
+def test_a_failure_is_told_in_its_own_words(run_folder):
+    prepare(run_folder, fault="error", programs=2)  # the second is not run
+    assert train(run_folder).wait() == 2
+    outcome = Outcome.read(run_folder, 1)
+    assert (outcome.code, outcome.stopped) == (2, False)
+    assert outcome.error == "the toy is broken; buy another."
+    assert (run_folder / "log.txt").read_text().count("broken") == 1
+
+
+def test_pause_saves_and_another_attempt_goes_on(run_folder):
+    prepare(run_folder, steps=200)
+    trainer = train(run_folder)
+    wait((run_folder / "checkpoints/step-00000002").is_dir)
+    ask_to_stop(run_folder, 7, "pause")  # of another attempt
+    time.sleep(0.5)
+    assert trainer.poll() is None
+    ask_to_stop(run_folder, 1, "pause")
+    assert trainer.wait() == PAUSED
+    outcome = Outcome.read(run_folder, 1)
+    assert outcome.stopped and outcome.code == PAUSED
+    saved = len(list((run_folder / "checkpoints").iterdir()))
+    prepare(run_folder, attempt=2, steps=saved + 2)
+    assert train(run_folder, 2).wait() == 0
+    assert f"goes on after step {saved}" in (run_folder / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_is_passed_on_also_before_the_program_listens(run_folder, number):
+    prepare(run_folder, steps=200)
+    trainer = train(run_folder)
+    wait(lambda: Lease.read(run_folder))
+    time.sleep(0.1)
+    trainer.send_signal(number)
+    trainer.wait(20)
+    assert Outcome.read(run_folder, 1).stopped
+
+
+def test_a_program_that_dies_is_no_pause(run_folder):
+    prepare(run_folder, fault="crash")
+    assert train(run_folder).wait() == 7
+    outcome = Outcome.read(run_folder, 1)
+    assert (outcome.code, outcome.stopped) == (7, False)
+
+
+def test_a_stale_trainer_does_nothing(run_folder):
+    prepare(run_folder, attempt=2)
+    assert train(run_folder, 1).wait() == STALE
+    assert not (run_folder / "lease.json").exists() and not (run_folder / "run.json").exists()
+
+
+def test_of_two_trainers_one_works(run_folder):
+    prepare(run_folder, steps=100, seconds=0.1)
+    first = train(run_folder)
+    wait(lambda: Lease.read(run_folder))
+    second = train(run_folder)
+    assert second.wait(20) == STALE and first.poll() is None
+    assert Lease.read(run_folder).pid == first.pid
+    first.kill()
+    first.wait()
+
+
+def test_what_a_trainer_started_dies_with_it(run_folder):
+    prepare(run_folder, steps=400)
+    trainer = train(run_folder)
+    wait((run_folder / "checkpoints/step-00000001").is_dir)
+    program = int(children(trainer.pid)[0])
+    trainer.kill()
+    trainer.wait()
+    wait(lambda: not lives(program), 5)
+    assert Outcome.read(run_folder, 1) is None
+
+
+def test_what_a_program_leaves_behind_ends_with_it(run_folder):
+    prepare(run_folder, fault="orphan")
+    assert train(run_folder).wait() == 0
+    wait(lambda: not lives(int((run_folder / "orphan").read_text())), 5)
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_job_files_of_others_are_refused(run_folder):
+    with pytest.raises(UserError, match="job.json"):
+        Job.read(run_folder)
+    (run_folder / "job.json").write_text('{"format": 2}')
+    with pytest.raises(UserError, match="job.json"):
+        Job.read(run_folder)
+    for text in ("", "[]", "{", '{"pid": 1}', '{"attempt": 1, "more": 2}'):
+        (run_folder / "lease.json").write_text(text)
+        (run_folder / "outcome.json").write_text(text)
+        assert Lease.read(run_folder) is None and Outcome.read(run_folder, 1) is None
+
+
+# Every launcher
+
+
+@pytest.fixture(params=["local"])
+def launcher(request):
+    return LAUNCHERS[request.param]()
+
+
+def test_contract_it_lives_until_it_ends(launcher, run_folder):
+    prepare(run_folder, steps=10)
+    handle = launcher.submit(run_folder, 1)
+    assert launcher.poll(run_folder, 1, handle) is Liveness.ALIVE
+    wait(lambda: launcher.poll(run_folder, 1, handle) is Liveness.DEAD)
+    assert Outcome.read(run_folder, 1).code == 0
+    launcher.cancel(run_folder, 1, handle)  # nothing lives: nothing happens
+
+
+def test_contract_cancel_ends_all_of_it(launcher, run_folder):
+    prepare(run_folder, fault="deaf")
+    handle = launcher.submit(run_folder, 1)
+    lease = wait(lambda: Lease.read(run_folder))
+    program = int(wait(lambda: children(lease.pid))[0])
+    launcher.cancel(run_folder, 1, handle)
+    assert launcher.poll(run_folder, 1, handle) is Liveness.DEAD
+    assert not lives(lease.pid) and not lives(program)
+
+
+def test_contract_another_process_recovers_it(launcher, run_folder):
+    assert launcher.recover(run_folder, 1) is None
+    prepare(run_folder, steps=400)
+    handle = launcher.submit(run_folder, 1)
+    other = type(launcher)()
+    early = other.recover(run_folder, 1)  # perhaps before the lease
+    assert early is not None and other.poll(run_folder, 1, early) is Liveness.ALIVE
+    wait(lambda: Lease.read(run_folder))
+    late = other.recover(run_folder, 1)
+    assert other.poll(run_folder, 1, late) is Liveness.ALIVE
+    assert other.recover(run_folder, 2) is None
+    launcher.cancel(run_folder, 1, handle)
+    wait(lambda: other.poll(run_folder, 1, late) is Liveness.DEAD)
+
+
+def test_contract_what_cannot_be_known_is_unknown(launcher, run_folder):
+    assert launcher.poll(run_folder, 1, "nonsense") is Liveness.UNKNOWN
+
+
+def test_another_machine_or_another_boot(run_folder):
+    local = LAUNCHERS["local"]()
+    mine = {"host": files.host(), "boot": files.boot_id(), "pid": os.getpid()}
+    start = files.start_ticks(os.getpid())
+    here = {**mine, "start": start}
+    assert local.poll(run_folder, 1, json.dumps(here)) is Liveness.ALIVE
+    for name, value, said in (
+        ("host", "elsewhere", Liveness.UNKNOWN),
+        ("boot", "before", Liveness.DEAD),
+        ("start", start - 1, Liveness.DEAD),  # the number went to another process
+    ):
+        assert local.poll(run_folder, 1, json.dumps({**here, name: value})) is said
+
+
+def test_no_secret_of_the_service_reaches_a_trainer(run_folder, monkeypatch):
+    monkeypatch.setenv("DIFFDOCTOR_TOKEN", "sesame")
+    prepare(run_folder, steps=100)
+    local = LAUNCHERS["local"]()
+    handle = local.submit(run_folder, 1)
+    pid = json.loads(handle)["pid"]
+    assert b"sesame" not in Path(f"/proc/{pid}/environ").read_bytes()
+    local.cancel(run_folder, 1, handle)

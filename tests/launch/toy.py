@@ -1,0 +1,92 @@
+"""A program as a trainer knows them, in a second: figures, checkpoints, pauses, faults on demand.
+
+Run as `python -m tests.launch.toy --config FILE`; also a method of the service in the tests.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pydantic import Field
+
+import core.config
+from core.errors import UserError
+from core.run import PAUSED, Run
+from core.storage import append_line
+
+METHOD = {
+    "does": "counts",
+    "command": (),
+    "config": "tests.launch.toy",
+    "module": "tests.launch.toy",
+    "inputs": {"base": "anything", "prompts": "lines", "data": "images", "other": "another run"},
+    "words": frozenset({"word"}),
+    "training_file": "prompts",
+    "model": "base",
+    "needs_training_file": False,
+    "results": ("summary.json", "made/*"),
+    "total": "steps",
+}
+
+
+class Config(core.config.Config):
+    """Settings of the toy."""
+
+    base: str = ""
+    prompts: Path | None = None
+    data: tuple[Path, ...] = ()
+    other: Path | None = None
+    out: Path
+    steps: int = Field(5, ge=1)
+    seconds: float = 0.05
+    """Of each step."""
+    fault: str = ""
+    """`error`, `crash`, `kill`, `lie` (exit code 0 and nothing made), `deaf`, `orphan`."""
+    word: str = ""
+    command: tuple[str, ...] = ()
+    """Never to be set over HTTP."""
+
+
+def main(config: Config) -> int:
+    if config.fault == "error":
+        raise UserError("the toy is broken; buy another.")
+    if config.fault == "deaf":
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        time.sleep(60)
+    if config.fault == "lie":
+        return 0
+    with Run.start(config, config.out, "toy", may_change={"steps"}) as run:
+        if config.fault == "orphan":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+            (run.folder / "orphan").write_text(str(child.pid))
+        done = newest(run.checkpoints)
+        run.event("info", f"goes on after step {done}", saw=os.environ.get("CUDA_VISIBLE_DEVICES"))
+        for step in range(done + 1, config.steps + 1):
+            time.sleep(config.seconds)
+            line = {"step": step, "time": time.time(), "loss": 1 / step}
+            append_line(run.folder / "metrics.jsonl", json.dumps(line))  # `log` would open torch
+            (run.checkpoints / f"step-{step:08d}").mkdir()
+            if config.fault == "crash":
+                os._exit(7)
+            if config.fault == "kill":
+                os.kill(os.getppid(), signal.SIGKILL)
+                time.sleep(60)
+            if run.interrupted:
+                return PAUSED
+        (run.folder / "made").mkdir(exist_ok=True)
+        (run.folder / "made/thing.txt").write_text(json.dumps({"steps": config.steps}))
+        run.summary({"steps": config.steps})
+    return 0
+
+
+def newest(folder: Path) -> int:
+    return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config)
