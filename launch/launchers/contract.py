@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Liveness(Enum):
@@ -13,6 +13,7 @@ class Liveness(Enum):
     UNKNOWN = "unknown"
 
 
+@runtime_checkable
 class Launcher(Protocol):
     """Starts trainers and knows about them; what they do stands in their folders."""
 

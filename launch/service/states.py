@@ -48,6 +48,8 @@ class Event(StrEnum):
     """The trainer says that the program saved and stopped."""
     VANISHED = "vanished"
     """The trainer is dead and said nothing."""
+    UNSENT = "unsent"
+    """It was never started: the service itself ended between giving it a slot and doing so."""
     PAUSE = "pause"
     RESUME = "resume"
     CANCEL = "cancel"
@@ -61,6 +63,7 @@ REPORTS = frozenset(
         Event.BROKE,
         Event.STOPPED,
         Event.VANISHED,
+        Event.UNSENT,
     }
 )
 """Events of one attempt, which must be the present one."""
@@ -120,6 +123,8 @@ def _reported(job: Standing, event: Event, attempt: int | None) -> Standing:
         return job._replace(state=State.FAILED, pausing=False)
     if job.pausing:  # killed while it saved: its last checkpoint is where it pauses
         return job._replace(state=State.PAUSED, pausing=False)
+    if event is Event.UNSENT:
+        return _again(job, job.silent)
     if job.silent + 1 >= LIMIT:
         return job._replace(state=State.FAILED, silent=job.silent + 1)
     return _again(job, job.silent + 1)

@@ -210,6 +210,8 @@ class Jobs:
                 t.jobs.c.events_read == news.events_from,
             )
             values: dict[str, Any] = {"events_read": news.events_read, "step": news.step}
+            if news.pace is not None and news.step is not None:
+                values["finish_at"] = news.at + news.pace * (t.jobs.c.total - news.step)
             if not c.execute(t.jobs.update().where(*chosen).values(**values)).rowcount:
                 return False
             _note(c, job_id, [Note(**one) for one in news.notes])

@@ -41,10 +41,11 @@ jobs = sa.Table(
     _text("training_file", 256, empty=True),
     _text("validation_file", 256, empty=True),
     _text("suffix", 64, empty=True),
-    sa.Column("seed", sa.BigInteger),
+    sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Column("asked", sa.JSON, nullable=False),  # the settings in the caller's words
-    sa.Column("settings", sa.JSON, nullable=False),  # the same with paths, checked, complete
+    sa.Column("shown", sa.JSON, nullable=False),  # the same, complete
+    sa.Column("settings", sa.JSON, nullable=False),  # the same with paths: what runs
     sa.Column("uses", sa.JSON, nullable=False),  # ids of the files that they name
     # the standing (states.Standing), changed by compare-and-set only
     _text("state", 32, index=True),
@@ -55,6 +56,7 @@ jobs = sa.Table(
     # how far the run folder has been read
     sa.Column("step", sa.Integer),  # of the newest figures
     sa.Column("total", sa.Integer),  # steps asked for, where the method counts any
+    sa.Column("finish_at", sa.Float),  # by the pace of the newest figures
     sa.Column("events_read", sa.BigInteger, nullable=False),  # bytes of events.jsonl
     sa.Index("ix_jobs_owner_seq", "owner", "seq"),
 )

@@ -6,6 +6,7 @@ Reading changes nothing, so the run may go on meanwhile. Only whole lines are re
 import json
 import re
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ CHUNK = 1 << 20
 """Bytes of a file that one look reads at most."""
 LONGEST = 64 << 10
 """Bytes of a line beyond which it is passed over."""
+RECENT = 20
+"""Lines of figures that the pace is taken from."""
 LEVELS = {"info", "warn", "error"}
 _STEP = re.compile(r"step-(\d{8,18})")
 
@@ -32,6 +35,10 @@ class News:
     notes: list[dict[str, Any]] = field(default_factory=list)
     more: bool = False
     """There is more to read at once."""
+    pace: float | None = None
+    """Seconds of a step."""
+    at: float = 0.0
+    """When the newest figures were written."""
 
 
 class Watch:
@@ -39,21 +46,32 @@ class Watch:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.saved: list[int] | None = None
+        """The checkpoints of the last look."""
         self._file = 0  # the inode of metrics.jsonl, which a resumed run writes anew
         self._read = 0
+        self._times: deque[tuple[float, int]] = deque(maxlen=RECENT)
 
     def look(self, step: int | None, events_read: int) -> News:
         """What came after these cursors."""
         figures, new_step, more = self._figures(-1 if step is None else step)
         notes, read, more_events = self._events(events_read)
+        self.saved = saved_steps(self.folder)
         return News(
             new_step if new_step >= 0 else None,
             events_read,
             read,
-            saved_steps(self.folder),
+            self.saved,
             figures + notes,
             more or more_events,
+            *self._pace(),
         )
+
+    def _pace(self) -> tuple[float | None, float]:
+        if len(self._times) < 2:
+            return None, 0.0
+        (first, begun), (last, reached) = self._times[0], self._times[-1]
+        return max(0.0, last - first) / (reached - begun), last
 
     def _figures(self, step: int) -> tuple[list[dict[str, Any]], int, bool]:
         """Steps that are computed again after a resume come out the same, and are told once."""
@@ -74,13 +92,15 @@ class Watch:
             if not isinstance(number, int) or number <= step:
                 continue
             step, at = number, line.pop("time", None)
+            at = float(at) if isinstance(at, int | float) else time.time()
+            self._times.append((at, number))
             said = ", ".join(f"{name} {_short(value)}" for name, value in list(line.items())[:6])
             notes.append(
                 {
                     "message": f"step {number}: {said}",
                     "type": "metrics",
                     "data": {"step": number, **line},
-                    "at": at if isinstance(at, int | float) else time.time(),
+                    "at": at,
                 }
             )
         return notes, step, len(content) == CHUNK

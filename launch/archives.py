@@ -1,0 +1,104 @@
+"""A folder in, a .zip out; and a stranger's .zip in, a folder of plain files out, or nothing.
+
+Nothing that an archive says about itself is believed: names are looked at one by one, and bytes
+are counted as they come out.
+"""
+
+import os
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from core.errors import UserError
+from core.storage import remove_tree, sync_folder
+
+MOST = 200_000
+"""Members of an archive."""
+DEEPEST = 16
+LONGEST = 200
+"""Characters of a part of a name, and sixteen of them of a whole one."""
+CHUNK = 1 << 20
+MEANT = {"images", "masks", "real"}
+"""Folders that mean something to who reads the data, also where one stands alone."""
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Regular files that are not hidden; images are not compressed once more."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder)
+            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+                packed.write(path, name.as_posix())
+
+
+def unpack(archive: Path, into: Path, room: int) -> None:
+    """Make the folder `into` of an archive, whole or not at all.
+
+    Takes regular files only, `room` bytes in all. Raises `UserError` for anything else. Where all
+    stands in one folder, as archivers often have it, that folder is left out.
+    """
+    if into.is_dir():
+        return
+    staging = into.with_name(f".{into.name}.staging")
+    if staging.exists():
+        remove_tree(staging)
+    staging.mkdir(parents=True)
+    try:
+        _extract(archive, staging, room)
+        inner = list(staging.iterdir())
+        alone = len(inner) == 1 and inner[0].is_dir() and inner[0].name not in MEANT
+        (inner[0] if alone else staging).rename(into)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise UserError(f"the archive is damaged or of another kind ({error}).") from error
+    except RuntimeError as error:  # zipfile's word for a password
+        raise UserError("the archive is encrypted: send it without a password.") from error
+    finally:
+        if staging.exists():
+            remove_tree(staging)
+    sync_folder(into.parent)
+
+
+def _extract(archive: Path, staging: Path, room: int) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        members = packed.infolist()
+        if len(members) > MOST:
+            raise UserError(f"the archive has {len(members)} members, more than {MOST}.")
+        taken: set[str] = set()
+        for member in members:
+            name = checked_name(member)
+            if member.is_dir() or name.parts[0] == "__MACOSX":  # resource forks, of no use
+                continue
+            if str(name).casefold() in taken:
+                raise UserError(f"the archive has two members named {str(name)[:80]!r}.")
+            taken.add(str(name).casefold())
+            room = _write(packed, member, staging / name, room)
+        if not taken:
+            raise UserError("the archive holds no file.")
+
+
+def checked_name(member: zipfile.ZipInfo) -> PurePosixPath:
+    """The name of a member as a path below a folder, or `UserError`."""
+    name, shown = member.filename, repr(member.filename[:80])
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise UserError(f"the archive's member {shown} is a link or a device.")
+    parts = name.rstrip("/").split("/")
+    strange = any(part in ("", ".", "..") or len(part) > LONGEST for part in parts)
+    if strange or "\\" in name or ":" in name or not name.isprintable() or len(parts) > DEEPEST:
+        raise UserError(f"the archive's member {shown} has a name that is no plain path.")
+    return PurePosixPath(*parts)
+
+
+def _write(packed: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, room: int) -> int:
+    """The room that is left."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    with packed.open(member) as source, os.fdopen(handle, "wb") as stream:
+        while content := source.read(CHUNK):
+            room -= len(content)
+            if room < 0 or shutil.disk_usage(target.parent).free < CHUNK * 64:
+                raise UserError("the archive unpacks to more than there is room for.")
+            stream.write(content)
+    return room

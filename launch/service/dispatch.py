@@ -1,0 +1,120 @@
+"""The queue: work for a job in; that work called once it is its turn, also after a restart.
+
+The one module that knows DBOS, which holds the order and calls the work. It decides nothing: what
+is called looks into the job table, which is the truth, and may find that there is nothing to do.
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import sqlalchemy as sa
+from dbos import DBOS, Serializer, SetWorkflowID
+
+Kind = Literal["check", "start"]
+KINDS: tuple[Kind, ...] = ("check", "start")
+POLL = 0.5
+"""Seconds between two looks at a queue."""
+OPEN = ["ENQUEUED", "PENDING", "DELAYED"]
+"""DBOS's words for work that is still to be done."""
+
+
+class Work(NamedTuple):
+    """What is to be done for which attempt of a job."""
+
+    kind: Kind
+    job: str
+    attempt: int
+
+
+class Dispatcher:
+    """One a process. The work of a kind is done one at a time, in the order in which it came."""
+
+    def __init__(self, url: str, do: Callable[[Work], None]):
+        self._do = do
+        self._url = url
+        self._stopped = False
+
+    def start(self) -> None:
+        """Take up what was left, and go on."""
+        global _current
+        _current = self
+        DBOS(
+            config={
+                "name": "diffdoctor",
+                "system_database_url": _plain(self._url),
+                "serializer": _Json(),
+                "application_version": "1",  # else an upgrade would leave older work behind
+                "executor_id": "service",
+                "console_log_level": "ERROR",
+            }
+        )
+        DBOS.launch()
+        for kind in KINDS:
+            DBOS.register_queue(kind, worker_concurrency=1, polling_interval_sec=POLL)
+
+    def stop(self) -> None:
+        self._stopped = True
+        DBOS.destroy()
+
+    def put(self, work: Work) -> None:
+        """Have it done once; work that waits already is not put a second time."""
+        with _putting:
+            if self._stopped:
+                return  # it stands in the table, and is put at the next start
+            number = 1
+            while (status := DBOS.get_workflow_status(_name(work, number))) is not None:
+                if status.status in OPEN:
+                    return
+                number += 1
+            with SetWorkflowID(_name(work, number)):
+                DBOS.enqueue_workflow(work.kind, _do, *work)
+
+    def waiting(self) -> set[Work]:
+        """Everything that is still to be done, or being done."""
+        found = DBOS.list_workflows(status=OPEN, load_input=False, load_output=False)
+        return {_read(one.workflow_id) for one in found if one.name == _do.__name__}
+
+    def do(self, work: Work) -> None:
+        self._do(work)
+
+
+class _Json(Serializer):
+    """Work is words and numbers: nothing that would have to be pickled."""
+
+    def serialize(self, data: Any) -> str:
+        return json.dumps(data, default=str)
+
+    def deserialize(self, serialized_data: str) -> Any:
+        return json.loads(serialized_data)
+
+    def name(self) -> str:
+        return "json"
+
+
+_current: Dispatcher | None = None
+_putting = threading.Lock()
+
+
+@DBOS.workflow(name="_do", max_recovery_attempts=None)
+def _do(kind: Kind, job: str, attempt: int) -> None:
+    if _current is not None:
+        _current.do(Work(kind, job, attempt))
+
+
+def _name(work: Work, number: int) -> str:
+    return f"{work.kind}:{work.job}:{work.attempt}:{number}"
+
+
+def _read(name: str) -> Work:
+    kind, job, attempt, _ = name.split(":")
+    return Work(kind, job, int(attempt))  # pyright: ignore
+
+
+def _plain(url: str) -> str:
+    """SQLite's queue lies beside its jobs: two writers of one file would wait for one another."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        parsed = parsed.set(database=f"{parsed.database}.queue")
+    return parsed.render_as_string(hide_password=False)

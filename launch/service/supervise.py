@@ -1,0 +1,320 @@
+"""Every job that is not final in; what is next for it done, however often the service restarts.
+
+The queue calls `check` and `start`; a thread looks at all attempts that hold a slot, several times
+a second, and now and then for jobs that no queue knows. Nothing here is remembered that a restart
+would lose: tables and run folders say it all.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from launch.folder import Job, Outcome, Program, ask_to_stop, asked_to_stop
+from launch.launchers import Launcher, Liveness
+from launch.methods import METHODS, Method
+from launch.service.bell import Bell
+from launch.service.checker import Checker
+from launch.service.database import Row
+from launch.service.dispatch import Work
+from launch.service.requests import unpacked
+from launch.service.shelf import Files, result_rows
+from launch.service.states import Event, Refused, State
+from launch.service.store import Jobs, Note
+from launch.service.watch import Watch
+
+LOOK = 0.3
+"""Seconds between two looks at the running jobs."""
+SWEEP = 10.0
+"""Seconds between two searches for jobs that no queue knows."""
+GRACE = 90.0
+"""Seconds that a cancelled trainer has; it gives its program 60."""
+
+log = logging.getLogger("diffdoctor.service")
+
+
+class Supervisor:
+    """The owner of every job."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        files: Files,
+        checker: Checker,
+        launchers: Mapping[str, Launcher],
+        launcher: str,
+        root: Path,
+        bell: Bell,
+        slots: int = 1,
+        devices: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ):
+        self.jobs, self.files, self.checker, self.root, self.bell = jobs, files, checker, root, bell
+        self.launchers, self.launcher = launchers, launcher
+        self.slots, self.devices = slots, devices
+        self.environment = dict(environment or {})
+        self.put: Callable[[Work], None] = lambda work: None
+        self.waiting: Callable[[], set[Work]] = set
+        self._watches: dict[tuple[str, int], Watch] = {}
+        self._starting: set[tuple[str, int]] = set()
+        self._stopping = threading.Event()
+        self._freed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def folder(self, job_id: str) -> Path:
+        return self.root / "jobs" / job_id
+
+    # What the queue calls
+
+    def do(self, work: Work) -> None:
+        """Never raises: what could not be done is found again by the sweep."""
+        try:
+            if work.kind == "check":
+                self.check(work.job)
+            else:
+                self.start(work.job, work.attempt)
+        except Refused:
+            pass  # cancelled meanwhile, or done before
+        except Exception:
+            log.exception("%s of %s failed; it is tried again", work.kind, work.job)
+
+    def check(self, job_id: str) -> None:
+        """The job's files, and then its place in the queue."""
+        job = self.jobs.job(job_id)
+        if job is None or job["state"] != State.VALIDATING:
+            return
+        try:
+            for file_id in job["uses"]:
+                self.check_file(file_id, job["owner"])
+        except UserError as error:
+            told = {"code": "invalid_file", "message": str(error), "param": None}
+            self.change(job_id, Event.INVALID, error=told, notes=[Note(str(error), "error")])
+            return
+        row = self.change(job_id, Event.VALIDATED, notes=[Note("the files are in order; queued")])
+        self.put(Work("start", job_id, row["attempt"]))
+
+    def check_file(self, file_id: str, owner: str) -> None:
+        row = self.files.get(file_id, owner)
+        if row is None:
+            raise UserError(f"the file {file_id} is gone: upload it again.")
+        path = self.files.path(row)
+        if not path.is_file() or path.stat().st_size != row["bytes"]:
+            raise UserError(f"the file {file_id} is damaged: upload it again.")
+        if path.suffix == ".zip":
+            into = str(unpacked(path))
+            self.checker.ask("unpack", archive=str(path), into=into, room=self.files.quota)
+
+    def start(self, job_id: str, attempt: int) -> None:
+        """Wait for a slot, then have a trainer started; `Refused` if none is wanted any more."""
+        while not self._stopping.is_set():
+            self._freed.clear()
+            self._starting.add((job_id, attempt))
+            try:
+                note = Note(f"attempt {attempt} begins")
+                slot = self.jobs.begin(job_id, attempt, self.slots, self.launcher, [note])
+                if slot is not None:
+                    self.launch(job_id, attempt, slot)
+                    return
+            finally:
+                self._starting.discard((job_id, attempt))
+            self._freed.wait(LOOK)
+
+    def launch(self, job_id: str, attempt: int, slot: int) -> None:
+        job = self.jobs.job(job_id)
+        assert job is not None  # it has just begun
+        folder = self.folder(job_id)
+        folder.mkdir(exist_ok=True)
+        environment = dict(self.environment)
+        if self.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot]
+        try:
+            asked = programs(job, METHODS[job["method"]], folder)
+            Job(job_id, attempt, asked, environment).write(folder)
+            handle = self.launchers[self.launcher].submit(folder, attempt)
+        except (UserError, OSError) as error:
+            log.error("%s: %s", job_id, error)
+            self.conclude(job, attempt, None, f"no trainer could be started ({error})")
+            return
+        self.jobs.submitted(job_id, attempt, handle)
+        self.bell.ring(job_id)
+
+    # What the thread does
+
+    def run(self) -> None:
+        """Until `stop`; trainers go on without us."""
+        swept = 0.0
+        while not self._stopping.wait(LOOK):
+            try:
+                self.tend()
+                if time.monotonic() - swept > SWEEP:
+                    self.sweep()
+                    swept = time.monotonic()
+            except Exception:
+                log.exception("a look at the running jobs failed; the next one follows")
+
+    def begin(self) -> None:
+        self._thread = threading.Thread(target=self.run, name="supervisor", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._freed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def sweep(self) -> None:
+        """Give the queue what it does not know, whatever the reason."""
+        known = self.waiting()
+        kinds: tuple[tuple[State, Any], ...]
+        kinds = ((State.VALIDATING, "check"), (State.QUEUED, "start"))
+        for state, kind in kinds:
+            for job_id, attempt in self.jobs.waiting(state):
+                work = Work(kind, job_id, attempt)
+                if work not in known:
+                    self.put(work)
+
+    def tend(self) -> None:
+        """Look at every attempt that holds a slot."""
+        live = self.jobs.live()
+        for attempt, job in live:
+            if (job["id"], attempt["number"]) in self._starting:
+                continue
+            try:
+                self.look_after(attempt, job)
+            except Exception:  # the others are looked after all the same
+                log.exception("a look at %s failed; the next one follows", job["id"])
+        held = {(job["id"], attempt["number"]) for attempt, job in live}
+        for gone in set(self._watches) - held:
+            del self._watches[gone]
+
+    def look_after(self, attempt: Row, job: Row) -> None:
+        """One attempt: its news, whether it lives, how it ended, whether it is to stop."""
+        folder, number = self.folder(job["id"]), attempt["number"]
+        launcher = self.launchers[attempt["launcher"]]
+        outcome = Outcome.read(folder, number)  # before the news, which are complete then
+        self.tell(job, number)
+        handle = attempt["handle"] or launcher.recover(folder, number)
+        if outcome is None and handle is None:
+            self.conclude(job, number, None, event=Event.UNSENT)
+            return
+        if attempt["handle"] is None and handle is not None:
+            self.jobs.submitted(job["id"], number, handle)
+        if outcome is None:
+            liveness = launcher.poll(folder, number, handle or "")
+            if liveness is not Liveness.DEAD:
+                self.ask(attempt, job, folder, launcher, handle or "", liveness)
+                return
+            outcome = Outcome.read(folder, number)  # its last word may have come just now
+            self.tell(job, number)
+            launcher.cancel(folder, number, handle or "")  # what it may have left behind
+        self.conclude(job, number, outcome)
+
+    def tell(self, job: Row, number: int) -> None:
+        """All that the run folder newly says, into the table."""
+        key, row = (job["id"], number), job
+        while row is not None and row["state"] == State.RUNNING and row["attempt"] == number:
+            # Taken out while it is read: where what it read is not kept, another starts afresh.
+            watch = self._watches.pop(key, None) or Watch(self.folder(job["id"]))
+            before = watch.saved
+            news = watch.look(row["step"], row["events_read"])
+            if news.notes or news.events_read > news.events_from or news.saved != before:
+                if not self.jobs.record(job["id"], number, news):
+                    return
+                self.bell.ring(job["id"])
+            self._watches[key] = watch
+            if not news.more:
+                return
+            row = self.jobs.job(job["id"])
+
+    def ask(
+        self,
+        attempt: Row,
+        job: Row,
+        folder: Path,
+        launcher: Launcher,
+        handle: str,
+        liveness: Liveness,
+    ) -> None:
+        """Have a trainer stop that is not wanted any more, or that is to pause."""
+        number, said = attempt["number"], asked_to_stop(folder, attempt["number"])
+        wanted = job["state"] == State.RUNNING and job["attempt"] == number
+        if wanted and job["pausing"] and said is None:
+            ask_to_stop(folder, number, "pause")
+        if wanted:
+            return
+        if said != "cancel":
+            ask_to_stop(folder, number, "cancel")
+        if attempt["stop_at"] is None:
+            self.jobs.asked_to_stop(job["id"], number)
+        elif time.time() - attempt["stop_at"] > GRACE and liveness is Liveness.ALIVE:
+            launcher.cancel(folder, number, handle)
+
+    def conclude(
+        self,
+        job: Row,
+        number: int,
+        outcome: Outcome | None,
+        why: str = "its trainer has died",
+        event: Event = Event.VANISHED,
+    ) -> None:
+        """Record how an attempt ended, and what that means for the job."""
+        method, folder = METHODS[job["method"]], self.folder(job["id"])
+        results: list[Row] = []
+        error = {"code": "trainer_lost", "message": why, "param": None}
+        note = Note(f"attempt {number} ended without a word: {why}", "warn")
+        if event is Event.UNSENT:
+            note = Note(f"attempt {number} was never started")
+        if outcome is not None:
+            event, error = judged(outcome, folder / method.place / method.proof)
+            if event is Event.FINISHED:
+                results = result_rows(job, folder, method.results, self.root)
+            note = Note(TOLD[event].format(number=number, **(error or {})), LEVELS[event])
+        ended = {} if outcome is None else vars(outcome)
+        try:
+            row = self.jobs.change(
+                job["id"], event, number, [note], error, ended=ended, results=results
+            )
+        finally:
+            self._freed.set()
+            self.bell.ring(job["id"])
+        if row["state"] == State.QUEUED:
+            self.put(Work("start", job["id"], row["attempt"]))
+
+    def change(self, job_id: str, event: Event, **more: Any) -> Row:
+        """`Jobs.change`, heard by those who listen."""
+        row = self.jobs.change(job_id, event, **more)
+        self.bell.ring(job_id)
+        return row
+
+
+TOLD = {
+    Event.FINISHED: "attempt {number} has finished",
+    Event.STOPPED: "attempt {number} has saved and stopped",
+    Event.BROKE: "attempt {number} failed: {message}",
+}
+LEVELS = {Event.FINISHED: "info", Event.STOPPED: "info", Event.BROKE: "error"}
+
+
+def judged(outcome: Outcome, proof: Path) -> tuple[Event, dict[str, Any] | None]:
+    """What an outcome means; an exit code is not believed without what it should have left."""
+    if outcome.stopped:
+        return Event.STOPPED, None
+    if outcome.code == 0 and proof.is_file():
+        return Event.FINISHED, None
+    if outcome.code == 0:
+        message = f"the program ended as if all were well, but made no {proof.name}"
+        return Event.BROKE, {"code": "no_result", "message": message, "param": None}
+    reason = outcome.error or f"it ended with exit code {outcome.code}"
+    return Event.BROKE, {"code": "program_failed", "message": reason, "param": None}
+
+
+def programs(job: Row, method: Method, folder: Path) -> list[Program]:
+    """What a trainer is to run, one after the other."""
+    first = Program(method.module, list(method.command), job["settings"])
+    if not method.then:
+        return [first]
+    words = [word.format(out=folder) for word in method.then]
+    return [first, Program(method.module, words, {})]
