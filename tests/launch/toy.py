@@ -24,7 +24,7 @@ METHOD = {
     "config": "tests.launch.toy",
     "module": "tests.launch.toy",
     "inputs": {"base": "anything", "prompts": "lines", "data": "images", "other": "another run"},
-    "words": frozenset({"word"}),
+    "words": frozenset({"word", "fault"}),
     "training_file": "prompts",
     "model": "base",
     "needs_training_file": False,
@@ -58,6 +58,9 @@ def main(config: Config) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         time.sleep(60)
+    if config.fault == "kill":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
     if config.fault == "lie":
         return 0
     with Run.start(config, config.out, "toy", may_change={"steps"}) as run:
@@ -73,9 +76,6 @@ def main(config: Config) -> int:
             (run.checkpoints / f"step-{step:08d}").mkdir()
             if config.fault == "crash":
                 os._exit(7)
-            if config.fault == "kill":
-                os.kill(os.getppid(), signal.SIGKILL)
-                time.sleep(60)
             if run.interrupted:
                 return PAUSED
         (run.folder / "made").mkdir(exist_ok=True)

@@ -1,0 +1,114 @@
+"""`diffdoctor serve`: a root folder in; jobs over HTTP, until it is asked to stop, out."""
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+import core.config
+from core.errors import UserError
+
+GB = 1 << 30
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Config(core.config.Config):
+    """Serve jobs over HTTP: train a detector, treat a model, export, as OpenAI's clients ask.
+
+    Bound to this machine alone it needs no token until one is made (`diffdoctor token create`);
+    bound to anything else it does not start without. Stopping it leaves running jobs running;
+    starting it again takes them up.
+    """
+
+    root: Path = Path("service")
+    """Folder of all jobs, files and (by default) the database."""
+    db: str | None = None
+    """Address of the database, such as postgresql+psycopg://user@host/name; SQLite in the root by
+    default. Instead of a password in it, set PGPASSWORD."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8765, ge=0, le=65535)
+    """0: any that is free; it is printed."""
+    launcher: Literal["local"] = "local"
+    """Where trainers run."""
+    slots: int | None = Field(None, ge=1, le=1024)
+    """How many jobs run at once (default: one for each of `devices`, or one)."""
+    devices: tuple[str, ...] = ()
+    """GPUs that are shared out, one to a job, as CUDA_VISIBLE_DEVICES names them. By default every
+    job sees all."""
+    models: tuple[str, ...] = ()
+    """NAME=FOLDER each: models and data that jobs may name."""
+    hub: bool = False
+    """Let jobs name models of the Hugging Face Hub, which are then fetched."""
+    max_upload_gb: float = Field(4.0, gt=0)
+    """Of one file."""
+    quota_gb: float = Field(64.0, gt=0)
+    """Of all files of an owner."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        named(self.models)
+        if self.devices and self.slots and self.slots > len(self.devices):
+            raise ValueError(f"{self.slots} slots need as many devices, not {len(self.devices)}")
+        return self
+
+
+def named(models: tuple[str, ...]) -> dict[str, Path]:
+    """Names and folders; raises `ValueError` for what is none."""
+    found = {}
+    for one in models:
+        name, _, folder = one.partition("=")
+        path = Path(folder).expanduser()
+        if not name or not folder or "/" in name or name.startswith(("file-", "ftjob-", "ft:")):
+            raise ValueError(f"{one!r} is no NAME=FOLDER")
+        if name in found:
+            raise ValueError(f"the model {name!r} is given twice")
+        if not path.exists():
+            raise ValueError(f"there is no {path} (of the model {name!r})")
+        found[name] = path.resolve()
+    return found
+
+
+def main(config: Config) -> None:
+    """Check everything, then listen, then begin."""
+    try:
+        from launch.service.app import make_app
+        from launch.service.service import Limits, Plan, Service, default_db
+        from launch.service.serving import bound, serve
+    except ImportError as error:
+        raise UserError(f"{error.name} is missing: pip install 'diffdoctor[service]'.") from error
+    listening = bound(config.host, config.port)
+    port = listening.getsockname()[1]
+    limits = Limits(int(config.max_upload_gb * GB), int(config.quota_gb * GB))
+    plan = Plan(
+        root=config.root,
+        db=config.db or default_db(config.root),
+        launcher=config.launcher,
+        slots=config.slots or len(config.devices) or 1,
+        devices=config.devices,
+        models=named(config.models),
+        hub=config.hub,
+        limits=limits,
+    )
+    service = Service(plan)
+    open_to = LOOPBACK if is_loopback(config.host) else None
+    if open_to is None and not service.tokens.any():
+        raise UserError(
+            f"{config.host} is not this machine alone, and there is no token: make one with "
+            f"`diffdoctor token create --root {config.root}` first."
+        )
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"serving on http://{shown}:{port} (docs: /docs)", flush=True)
+    serve(make_app(service, open_to), service, listening)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="diffdoctor serve")

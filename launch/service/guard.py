@@ -1,0 +1,228 @@
+"""A request in; let through, or refused before a byte of its body is read.
+
+Every route carries a policy: an app with one that does not is not made. The order is host and
+origin, then who asks, then the size of what is sent; then only the route's own code runs.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from launch.service.tokens import LOCAL, Caller, Tokens
+
+SMALL = 1 << 20
+"""Bytes of a body that is no upload."""
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; style-src 'self'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Policy(NamedTuple):
+    """Who may use a route, and how much they may send."""
+
+    scope: str | None
+    """None: anybody."""
+    body: int | None = SMALL
+    """None: the largest upload."""
+
+
+PUBLIC = Policy(None)
+READ = Policy("read")
+WRITE = Policy("write")
+UPLOAD = Policy("write", body=None)
+
+
+class Route(NamedTuple):
+    """One line of a router's list."""
+
+    method: str
+    path: str
+    endpoint: Callable[..., Any]
+    policy: Policy
+    options: dict[str, Any] = {}
+    """Further arguments of FastAPI's `add_api_route`."""
+
+
+def add_routes(app: FastAPI, routes: Iterable[Route]) -> None:
+    for one in routes:
+        app.add_api_route(one.path, one.endpoint, methods=[one.method], **one.options)
+
+
+def policies(app: FastAPI, routes: Sequence[Route]) -> list[tuple[APIRoute, Policy]]:
+    """The policy of every route that an app answers; `RuntimeError` where one has none."""
+    listed = {(one.method, one.path): one.policy for one in routes}
+    found = []
+    for route in app.routes:
+        names = sorted(route.methods or ()) if isinstance(route, APIRoute) else ["?"]
+        path = getattr(route, "path", repr(route))
+        if not isinstance(route, APIRoute) or any((name, path) not in listed for name in names):
+            raise RuntimeError(f"the route {', '.join(names)} {path} has no policy.")
+        found.append((route, listed[names[0], path]))
+    return found
+
+
+def error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Guard:
+    """The outermost layer of the app."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        rules: Sequence[tuple[BaseRoute, Policy]],
+        tokens: Tokens,
+        open_to: frozenset[str] | None,
+        largest: int,
+    ):
+        self.app, self.rules, self.tokens = app, rules, tokens
+        self.open_to = open_to
+        """Names of this machine by which it may be called without a token, if none was ever made;
+        None: nobody is let in without one."""
+        self.largest = largest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no websockets here
+            return
+        send = _with_headers(send)
+        refusal = await self._refusal(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        largest = self._policy(scope).body
+        await _limited(self.app, scope, receive, send, self.largest if largest is None else largest)
+
+    async def _refusal(self, scope: Scope) -> JSONResponse | None:
+        """None where the request may pass; then `scope` says who asks."""
+        headers = Headers(scope=scope)
+        if len(headers.getlist("host")) != 1:
+            return _refused(400, "a request names one Host.", "invalid_host")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers["host"]:
+            return _refused(403, "pages of other places may not call this service.", "origin")
+        policy = self._policy(scope)
+        if policy.scope is None and not self._local():
+            return None
+        if self._local() and not await run_in_threadpool(self.tokens.any):
+            return self._by_host(scope, headers["host"])
+        if policy.scope is None:
+            return None
+        caller = await run_in_threadpool(self._caller, headers.get("authorization", ""))
+        if caller is None:
+            return _refused(
+                401,
+                "give a valid token: Authorization: Bearer dd_...; whoever runs the service makes "
+                "one with `diffdoctor token create`.",
+                "invalid_api_key",
+                {"www-authenticate": "Bearer"},
+            )
+        if policy.scope not in caller.scopes:
+            return _refused(403, f"this token may not {policy.scope}.", "insufficient_scope")
+        scope.setdefault("state", {})["caller"] = caller
+        return None
+
+    def _by_host(self, scope: Scope, host: str) -> JSONResponse | None:
+        """Without tokens a page of elsewhere could reach us by a name that it moved here."""
+        name = urlsplit(f"//{host}").hostname
+        if self.open_to is None or name not in self.open_to:
+            return _refused(403, f"this service is not called {host}.", "invalid_host")
+        scope.setdefault("state", {})["caller"] = LOCAL
+        return None
+
+    def _local(self) -> bool:
+        return self.open_to is not None
+
+    def _caller(self, header: str) -> Caller | None:
+        kind, _, token = header.partition(" ")
+        return self.tokens.caller(token.strip()) if kind.lower() == "bearer" else None
+
+    def _policy(self, scope: Scope) -> Policy:
+        """That of the route; what leads nowhere needs a token all the same."""
+        partial = READ
+        for route, policy in self.rules:
+            match, _ = route.matches(scope)
+            if match is Match.FULL:
+                return policy
+            if match is Match.PARTIAL:
+                partial = policy._replace(body=0)
+        return partial
+
+
+def caller_of(request: Request) -> Caller:
+    return request.state.caller
+
+
+def _refused(
+    status: int, message: str, code: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    kind = "authentication_error" if status == 401 else "permission_error"
+    body = error_body(message, kind if status != 400 else "invalid_request_error", None, code)
+    return JSONResponse(body, status, headers)
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sending
+
+
+class TooLarge(Exception):
+    """More bytes came than the route takes."""
+
+
+async def _limited(app: ASGIApp, scope: Scope, receive: Receive, send: Send, largest: int) -> None:
+    """Count what comes in, whatever the request says of its length."""
+    said = Headers(scope=scope).get("content-length", "0")
+    too_large = _refused(400, f"a body may have {largest} bytes here.", "too_large")
+    too_large.status_code = 413
+    if not said.isdigit() or int(said) > largest:
+        await too_large(scope, receive, send)
+        return
+    arrived, begun, over = 0, False, False
+
+    async def counting() -> Message:
+        nonlocal arrived, over
+        message = await receive()
+        arrived += len(message.get("body", b""))
+        if arrived > largest:
+            over = True
+            raise TooLarge
+        return message
+
+    async def sending(message: Message) -> None:
+        nonlocal begun
+        if over and not begun:  # what the app makes of a body that broke off
+            return
+        begun = True
+        await send(message)
+
+    try:
+        await app(scope, counting, sending)
+    except TooLarge:
+        pass
+    if over and not begun:
+        await too_large(scope, receive, send)

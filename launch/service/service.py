@@ -1,0 +1,118 @@
+"""A root folder and a database in; all parts of the service, made and wired, out."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.errors import UserError
+from core.storage import lock_file, write_atomic
+from launch.launchers import LAUNCHERS
+from launch.service.bell import Bell
+from launch.service.checker import Checker
+from launch.service.database import Database
+from launch.service.dispatch import Dispatcher
+from launch.service.requests import Requests
+from launch.service.shelf import Files
+from launch.service.store import Jobs
+from launch.service.supervise import Supervisor
+from launch.service.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one owner, or one request, may take."""
+
+    upload: int = 4 << 30
+    """Bytes of a file."""
+    quota: int = 64 << 30
+    """Bytes of an owner's files."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the operator decides, beside the address to listen at."""
+
+    root: Path
+    db: str
+    launcher: str = "local"
+    slots: int = 1
+    devices: tuple[str, ...] = ()
+    models: Mapping[str, Path] = field(default_factory=dict)
+    hub: bool = False
+    limits: Limits = Limits()
+
+
+class Service:
+    """One process's hold on a root folder; `begin` and `end` are called once."""
+
+    def __init__(self, plan: Plan):
+        """Raises `UserError` where the folder is in use or cannot be."""
+        root = prepared(plan.root)
+        busy = f"another service runs on {root}; stop it, or choose another --root."
+        self.lock = lock_file(root / "service.lock", busy)
+        self.plan = plan
+        self.database = Database.open(plan.db)
+        self.database.belongs(identity(root))
+        self.bell = Bell()
+        self.jobs = Jobs(self.database)
+        self.files = Files(self.database, root, plan.limits.quota)
+        self.tokens = Tokens(self.database)
+        self.checker = Checker(offline=not plan.hub)
+        self.unpacker = Checker()  # apart: a large archive must not hold up a question
+        self.requests = Requests(self.jobs, self.files, self.checker, root, plan.models, plan.hub)
+        self.supervisor = Supervisor(
+            self.jobs,
+            self.files,
+            self.unpacker,
+            {name: make() for name, make in LAUNCHERS.items()},
+            plan.launcher,
+            root,
+            self.bell,
+            plan.slots,
+            plan.devices,
+            {} if plan.hub else {"HF_HUB_OFFLINE": "1"},
+        )
+        self.dispatcher = Dispatcher(plan.db, self.supervisor.do)
+        self.root = root
+        self.stopping = False
+
+    def begin(self) -> None:
+        """Take up all jobs where they are, and go on."""
+        self.files.sweep()
+        self.supervisor.put, self.supervisor.waiting = self.dispatcher.put, self.dispatcher.waiting
+        self.dispatcher.start()
+        self.supervisor.begin()
+
+    def end(self) -> None:
+        """Trainers go on; whoever opens the root next takes them up."""
+        self.stopping = True
+        self.supervisor.stop()
+        self.dispatcher.stop()
+        self.checker.close()
+        self.unpacker.close()
+        self.database.close()
+        self.lock.close()
+
+
+def prepared(root: Path) -> Path:
+    root = root.expanduser().resolve()
+    try:
+        for folder in (root, root / "jobs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        root.chmod(0o700)  # data and databases of all owners
+    except OSError as error:
+        raise UserError(f"cannot make {root} ({error.strerror}): choose another --root.") from error
+    return root
+
+
+def identity(root: Path) -> str:
+    """Random bits that tie the folder to its database."""
+    path = root / "root.id"
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(16).encode())
+    return path.read_text().strip()
+
+
+def default_db(root: Path) -> str:
+    return f"sqlite:///{root.expanduser().resolve()}/jobs.sqlite"

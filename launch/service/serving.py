@@ -1,0 +1,62 @@
+"""An app and an address in; requests answered until a signal asks to stop. Trainers go on."""
+
+import logging
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from core.errors import UserError
+from launch.service.guard import Guard
+from launch.service.service import Service
+
+LAST = 3
+"""Seconds that open requests have at the end; streams are ended by the service itself."""
+
+
+class Server(uvicorn.Server):
+    """Tells the service at once that it ends, so that its streams do."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Without uvicorn's own end, which raises the signal again: a stop that was asked for
+        is no failure."""
+        self.service.stopping = True
+        self.service.bell.ring_all()
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket of that address, or `UserError`; taken before anything is begun."""
+    try:
+        return socket.create_server((host, port), family=_family(host), backlog=512)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host} port {port} ({error.strerror}): choose another --port."
+        ) from error
+
+
+def serve(app: Guard, service: Service, listening: socket.socket) -> None:
+    """Until SIGTERM or SIGINT."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # a request's line may hold what is nobody's business
+        server_header=False,
+        timeout_graceful_shutdown=LAST,
+        lifespan="on",
+        ws="none",
+        loop="asyncio",
+        http="h11",
+    )
+    Server(config, service).run(sockets=[listening])
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,0 +1,61 @@
+"""A service in the test's own process, without a queue or a checker: routes, guard and tables."""
+
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from launch.service.app import ROUTES, make_app
+from launch.service.service import Limits, Plan, Service, default_db
+
+HOST = "http://127.0.0.1:8765"
+NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Queue:
+    """Remembers what it was given."""
+
+    def __init__(self):
+        self.work = []
+
+    def put(self, work):
+        self.work.append(work)
+
+
+class Believes:
+    """A checker that finds all settings good, and remembers them."""
+
+    def __init__(self):
+        self.asked = []
+
+    def ask(self, what, **values):
+        self.asked.append(values)
+        return values.get("settings", {})
+
+    def close(self):
+        pass
+
+
+@contextmanager
+def house(root: Path, open_to=None, models=None, limits=None, routes=ROUTES):
+    """The service, and a client that may be given headers."""
+    limits = limits or Limits(upload=1 << 20, quota=4 << 20)
+    service = Service(Plan(root, default_db(root), models=models or {}, limits=limits))
+    service.dispatcher, service.checker = Queue(), Believes()
+    service.requests.checker = service.checker
+    try:
+        app = make_app(service, open_to, routes)
+        yield service, TestClient(app, base_url=HOST, raise_server_exceptions=False)
+    finally:
+        service.database.close()
+        service.lock.close()
+
+
+def bearer(service: Service, owner="ada", scopes=("read", "write"), days=None):
+    return {"authorization": f"Bearer {service.tokens.create(owner, scopes, days)[1]}"}
+
+
+def filled(path: str, name="x") -> str:
+    """A route's path with something in its places."""
+    return re.sub(r"\{[^}]*\}", name, path)

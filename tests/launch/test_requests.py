@@ -1,0 +1,417 @@
+"""What strangers send: names, paths, archives, forms; nothing of it leaves its place."""
+
+import io
+import os
+import stat
+import string
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+import core.config
+from core.errors import UserError
+from launch import archives
+from launch.methods import METHODS
+from launch.service.checker import Checker, Fault, free_settings
+from launch.service.requests import Asked, placed
+from launch.service.shelf import beneath, ending, shown_name
+from launch.service.states import Event
+from launch.service.uploads import FIELD
+from tests.launch.house import bearer, house
+
+REFERENCES = {
+    "/etc/passwd", "../../etc/passwd", "~/.ssh/id_rsa", "file:///etc/passwd", "thing/../../x",
+    "file-", "file-../../../etc/passwd", "file-" + "0" * 24, "file-" + "0" * 24 + "/../x",
+    "ftjob-" + "0" * 24, "ftjob-../x", "ft:x:ftjob-" + "0" * 24 + ":step-../..", "\0", "", " ",
+    "thing\n", "Thing", "http://127.0.0.1/x", "someone/model", "s3://bucket/x", "C:\\x", "thing=1",
+}  # fmt: skip
+PIECES = ["..", ".", "/", "\\", "~", "file-", "ftjob-", "ft:", "thing", ":step-1", "%2e", "\0", "a"]
+
+
+@pytest.fixture
+def made(tmp_path):
+    (tmp_path / "model").mkdir()
+    with house(tmp_path / "root", models={"thing": tmp_path / "model"}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def checker():
+    checker = Checker()
+    yield checker
+    checker.close()
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_that_could_name_something_has_its_place(checker, name):
+    """A new setting with a path or free text in it fails here until it is put into METHODS."""
+    method = METHODS[name]
+    free = set(checker.ask("free", config=method.config))
+    listed = {*method.inputs, *method.words}
+    assert listed <= free, "METHODS lists what is no such setting"
+    refused = {"pixel_reward": {"annotator"}, "export": {"also", "evaluation", "push"},
+               "data_round": {"annotator", "endpoint", "model"}}  # fmt: skip
+    assert free - listed == {"out", *refused.get(name, ())}
+    for one in (method.training_file, method.validation_file, method.model):
+        assert one is None or one in listed
+    shown = checker.ask("schema", config=method.config, allowed=[])["properties"]
+    assert method.total is None or method.total in shown
+
+
+def test_free_settings_are_seen_however_they_are_written():
+    class Inner(core.config.Config):
+        word: str = ""
+        fixed: Literal["a", "b"] = "a"
+
+    class Outer(core.config.Config):
+        path: Path
+        maybe: Path | None = None
+        several: tuple[Annotated[str, Field(max_length=3)], ...] = ()
+        named: dict[str, float] = {}
+        words: dict[str, str] = {}
+        number: int | float | bool = 0
+        anything: Any = None
+        inner: Inner = Inner()
+        listed: list[Inner] = []
+
+    free = {"path", "maybe", "several", "words", "anything", "inner.word", "listed.word"}
+    assert free_settings(Outer) == free
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("pixel_reward", "annotator", ["sh", "-c", "id"]),
+        ("export", "push", "someone/model"),
+        ("export", "also", ["/etc=1"]),
+        ("data_round", "annotator", ["id"]),
+        ("data_round", "endpoint", "http://127.0.0.1:1"),
+    ],
+)
+def test_commands_and_calls_outward_cannot_be_asked_for(checker, name, setting, value):
+    method = METHODS[name]
+    asked = {"config": method.config, "inputs": list(method.inputs), "words": list(method.words)}
+    with pytest.raises(Fault, match="cannot be set over HTTP") as fault:
+        checker.ask("check", settings={setting: value}, **asked)
+    assert fault.value.param == setting
+
+
+def test_settings_are_judged_by_their_own_class(checker):
+    method = METHODS["artifact_detector"]
+    asked = {"config": method.config, "inputs": list(method.inputs), "words": list(method.words)}
+    found = checker.ask("check", settings={"data": "/x", "out": "/y"}, **asked)
+    assert found["data"] == ["/x"] and found["steps"] == 2000
+    with pytest.raises(Fault, match="did you mean 'steps'"):
+        checker.ask("check", settings={"data": ["/x"], "out": "/y", "stepps": 1}, **asked)
+    shown = checker.ask("schema", config=method.config, allowed=["data", "variant"])
+    assert {"data", "steps", "variant"} <= set(shown["properties"])
+    assert not {"out", "init", "device"} & set(shown["properties"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_setting_takes_a_path(made, name):
+    service, _ = made
+    method = METHODS[name]
+    for setting in method.inputs:
+        for value in REFERENCES - {""}:
+            for given_value in (value, [value], ["thing", value]):
+                with pytest.raises(Fault):
+                    resolved(service, name, {setting: given_value})
+        for strange in (3, {"a": 1}, [["thing"]], True):
+            with pytest.raises(Fault):
+                resolved(service, name, {setting: strange})
+
+
+def resolved(service, name, told):
+    method = METHODS[name]
+    settings = {method.training_file: "thing", **told}
+    found = service.requests.resolve(Asked(name, settings), "ada", service.root / "jobs/new")
+    return found.settings
+
+
+@pytest.mark.parametrize("number", [200, pytest.param(10_000, marks=pytest.mark.trial)])
+def test_whatever_a_reference_says_it_stays_below_the_root(made, number):
+    service, client = made
+    drawn = int.from_bytes(os.urandom(4))
+    print(f"seed {drawn}")
+    mine = bearer(service)
+    file_id = sent(client, mine).json()["id"]
+    names = st.lists(st.sampled_from([*PIECES, file_id]), min_size=1, max_size=5).map("".join)
+    allowed = (service.root.resolve(), service.plan.models["thing"].resolve())
+    accepted = []
+
+    @seed(drawn)
+    @settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.one_of(names, st.text(string.printable, max_size=30), st.just(file_id)))
+    def trial(value):
+        try:
+            path = Path(resolved(service, "pixel_reward", {"detector": value})["detector"])
+        except Fault:
+            return
+        accepted.append(value)
+        assert any(path.resolve().is_relative_to(one) for one in allowed), (value, path)
+
+    trial()
+    assert file_id in accepted and set(accepted) <= {file_id, "thing"}
+
+
+def test_a_job_names_what_another_made(made):
+    service, client = made
+    mine = bearer(service)
+    body = {"method": {"type": "export", "export": {}}, "training_file": "thing"}
+    job = client.post("/v1/fine_tuning/jobs", json=body, headers=mine).json()
+    with pytest.raises(Fault, match="wait for it"):
+        resolved(service, "export", {"run": job["id"]})
+    service.jobs.change(job["id"], Event.VALIDATED)
+    service.jobs.begin(job["id"], 1, 1, "local")
+    folder = service.supervisor.folder(job["id"])
+    assert resolved(service, "export", {"run": job["id"]})["run"] == str(folder / "export")
+    (folder / "checkpoints/step-00000012").mkdir(parents=True)
+    named = f"ft:export:mine:{job['id']}:step-12"
+    found = resolved(service, "export", {"run": named})
+    assert found["run"] == str(folder / "checkpoints/step-00000012")
+    with pytest.raises(Fault, match="no checkpoint"):
+        resolved(service, "export", {"run": f"{job['id']}:step-13"})
+
+
+def test_what_is_said_twice_must_agree():
+    method = METHODS["pixel_reward"]
+    asked = Asked("pixel_reward", {"base": "a", "prompts": "p"}, model="a", seed=0)
+    assert placed(asked, method) == {"base": "a", "prompts": "p", "seed": 0}
+    with pytest.raises(Fault, match="different things"):
+        placed(Asked("pixel_reward", {"base": "a", "prompts": "p"}, model="b"), method)
+    with pytest.raises(Fault, match="training_file is missing"):
+        placed(Asked("pixel_reward", {}, model="b"), method)
+    with pytest.raises(Fault, match="takes no validation_file"):
+        placed(Asked("export", {"run": "x"}, validation_file="b"), METHODS["export"])
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "method"),
+        ({"method": {}}, "method.type"),
+        ({"method": {"type": "nonsense"}}, "method.type"),
+        ({"method": {"type": ["export"]}}, "method.type"),
+        ({"method": {"type": "export", "export": [], "x": 1}}, "method"),
+        ({"method": {"type": "export"}, "hyperparameters": {"n_epochs": 1}}, "hyperparameters"),
+        ({"method": {"type": "export"}, "modle": "x"}, "modle"),
+        ({"method": {"type": "export"}, "metadata": {"a": "x" * 600}}, "metadata.a"),
+        ({"method": {"type": "export"}, "seed": -1}, "seed"),
+        ([], None),
+    ],
+)
+def test_bodies_that_are_no_job(made, body, param):
+    service, client = made
+    answer = client.post("/v1/fine_tuning/jobs", json=body, headers=bearer(service))
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+    assert service.jobs.jobs("ada", None, 10).rows == []
+
+
+# Uploads
+
+
+def sent(client, headers, name="p.txt", content=b"a hand\n", purpose="fine-tune"):
+    form = {"file": (name, content)}
+    return client.post("/v1/files", files=form, data={"purpose": purpose}, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("p.txt", "p.txt"),
+        ("../../etc/passwd.txt", "passwd.txt"),
+        ("/abs/olute.txt", "olute.txt"),
+        ("..\\..\\windows.txt", "windows.txt"),
+        ("a\u202etxt.txt", "atxt.txt"),
+        (".hidden.txt", "hidden.txt"),
+        ("x" * 500 + ".txt", "x" * 196 + ".txt"),
+        ("<b>.TXT", "<b>.TXT"),
+    ],
+)
+def test_names_of_files_are_only_shown(made, name, shown):
+    service, client = made
+    answer = sent(client, bearer(service), name).json()
+    assert answer["filename"] == shown
+    place = service.files.path(service.files.get(answer["id"], "ada"))
+    assert place == service.root / "files" / answer["id"] / "content.txt"
+    assert place.read_bytes() == b"a hand\n"
+
+
+@given(st.text(max_size=40))
+def test_a_shown_name_is_one_plain_line(name):
+    shown = shown_name(name)
+    assert 0 < len(shown) <= 200 and shown.isprintable() and not set(shown) & {"/", "\\"}
+
+
+@pytest.mark.parametrize(
+    "name", ["x", "x.py", "x.sh", "x.pkl", "x.bin", "x.html", "x.svg", "x.txt."]
+)
+def test_files_that_nothing_reads_are_not_taken(made, name):
+    service, client = made
+    answer = sent(client, bearer(service), name)
+    taken = answer.status_code == 200
+    assert taken == (name == "x.txt.")  # the dot is no part of a name
+    assert list((service.root / "incoming").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "said"),
+    [
+        ("application/json", b"{}", "multipart/form-data"),
+        ("multipart/form-data", b"", "multipart/form-data"),
+        ("multipart/form-data; boundary=x", b"", "ended early"),
+        ("multipart/form-data; boundary=x", b"nonsense", "no sound form"),
+        ("multipart/form-data; boundary=x", b"--x--\r\n", "ended early"),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhalf',
+            "ended early",
+        ),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\ncontent-disposition: form-data; name="more"\r\n\r\n1\r\n--x--\r\n',
+            "not 'more'",
+        ),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\n'
+            + b"y" * (FIELD + 1)
+            + b"\r\n--x--\r\n",
+            "too long",
+        ),
+    ],
+)
+def test_forms_that_are_none_leave_nothing(made, kind, body, said):
+    service, client = made
+    headers = {**bearer(service), "content-type": kind}
+    answer = client.post("/v1/files", content=body, headers=headers)
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+    assert list((service.root / "incoming").iterdir()) == []
+    assert list((service.root / "files").iterdir()) == []
+
+
+def test_uploads_have_limits(made):
+    service, client = made
+    mine = bearer(service)
+    assert sent(client, mine, content=b"x" * (2 << 20)).status_code == 413  # of one file
+    big = b"x" * (1000 << 10)
+    answers = [sent(client, mine, content=big).status_code for _ in range(5)]
+    assert answers == [200] * 4 + [400]  # of one owner
+    assert sent(client, bearer(service, "bob"), content=big).status_code == 200
+    assert list((service.root / "incoming").iterdir()) == []
+    assert sent(client, mine, purpose="evil").status_code == 400
+
+
+def test_a_place_outside_the_root_is_no_file(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/link").symlink_to("/etc")
+    for place in ("../x", "/etc/passwd", "link/passwd", "a/../../x", "", "."):
+        with pytest.raises(UserError):
+            beneath(tmp_path / "root", place)
+    assert beneath(tmp_path / "root", "files/x") == tmp_path / "root/files/x"
+
+
+def test_known_endings():
+    assert ending("Prompts.JSONL") == ".jsonl"
+    with pytest.raises(UserError, match="of no use here"):
+        ending("a.tar.gz")
+
+
+# Archives
+
+
+def zipped(*members, **options):
+    """Bytes of an archive; a member is a name, its content, and perhaps a kind of file."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", options.get("method", zipfile.ZIP_DEFLATED)) as archive:
+        for name, content, *kind in members:
+            info = zipfile.ZipInfo("x")
+            info.filename = name  # as it is, without zipfile's own mending
+            info.external_attr = (kind[0] if kind else stat.S_IFREG | 0o644) << 16
+            info.compress_type = options.get("method", zipfile.ZIP_DEFLATED)
+            archive.writestr(info, content)
+    return packed.getvalue()
+
+
+HOSTILE = {
+    "up": zipped(("../evil", b"x")),
+    "deep up": zipped(("a/b/../../../evil", b"x")),
+    "absolute": zipped(("/tmp/evil", b"x")),
+    "backslash": zipped(("..\\evil", b"x")),
+    "drive": zipped(("C:evil", b"x")),
+    "link": zipped(("link", b"/etc/passwd", stat.S_IFLNK | 0o777)),
+    "link then through it": zipped(("d", b"/tmp", stat.S_IFLNK | 0o777), ("d/evil", b"x")),
+    "fifo": zipped(("pipe", b"", stat.S_IFIFO | 0o644)),
+    "device": zipped(("null", b"", stat.S_IFCHR | 0o644)),
+    "twice": zipped(("a", b"1"), ("a", b"2")),
+    "twice but for case": zipped(("a", b"1"), ("A", b"2")),
+    "a file as a folder": zipped(("a", b"1"), ("a/b", b"2")),
+    "nothing": zipped(),
+    "only folders": zipped(("a/", b"", stat.S_IFDIR | 0o755)),
+    "newline": zipped(("a\nb", b"x")),
+    "dot": zipped(("./a", b"x")),
+    "empty part": zipped(("a//b", b"x")),
+    "long": zipped(("a" * 300, b"x")),
+    "deep": zipped(("a/" * 40 + "b", b"x")),
+    "bomb": zipped(("bomb", b"\0" * (32 << 20))),
+    "many": zipped(*((f"{i}", b"x" * 60_000) for i in range(200)), method=zipfile.ZIP_STORED),
+    "no archive": b"PK\x03\x04 nonsense",
+    "empty": b"",
+    "cut short": zipped(("a", b"x" * 1000))[:-40],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_archives_leave_nothing(tmp_path, name):
+    archive, into = tmp_path / "a.zip", tmp_path / "in/out"
+    into.parent.mkdir()
+    archive.write_bytes(HOSTILE[name])
+    with pytest.raises((UserError, OSError)):
+        archives.unpack(archive, into, room=10 << 20)
+    assert list(into.parent.iterdir()) == [] and not (tmp_path / "evil").exists()
+
+
+def test_a_lie_about_a_size_does_not_help(tmp_path):
+    content = bytearray(zipped(("a", b"\0" * (32 << 20))))
+    for place in (content.find(b"PK\x01\x02") + 24, content.find(b"PK\x03\x04") + 22):
+        content[place : place + 4] = (100).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(bytes(content))
+    with pytest.raises(UserError):
+        archives.unpack(tmp_path / "a.zip", tmp_path / "out", room=1 << 20)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_goes_out_and_comes_back(tmp_path):
+    source = tmp_path / "labels"
+    for name in ("images/a.png", "masks/a.png", ".hidden", "images/.part"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    archives.pack(source, tmp_path / "a.zip")
+    archives.unpack(tmp_path / "a.zip", tmp_path / "out", 1 << 20)
+    found = sorted(one.relative_to(tmp_path / "out").as_posix()
+                   for one in (tmp_path / "out").rglob("*") if one.is_file())  # fmt: skip
+    assert found == ["images/a.png", "masks/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["labels/images/a", "labels/masks/a"], {"images", "masks"}),
+        (["images/a"], {"images"}),
+        (["a", "d/b"], {"a", "d"}),
+        (["d/a", "__MACOSX/d/._a"], {"a"}),
+    ],
+)
+def test_a_single_outer_folder_is_left_out(tmp_path, names, found):
+    (tmp_path / "a.zip").write_bytes(zipped(*((name, b"x") for name in names)))
+    archives.unpack(tmp_path / "a.zip", tmp_path / "out", 1 << 20)
+    assert {one.name for one in (tmp_path / "out").iterdir()} == found
