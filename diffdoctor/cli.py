@@ -156,6 +156,76 @@ COMMANDS = {
         "turns of the whole loop, from tags to the next detector, until it gets worse",
         "diffdoctor data round --detector D --labelled S --held-out H --base B --out runs/rounds",
     ),
+    "serve": Command(
+        "launch.commands.serve",
+        "jobs over HTTP, as OpenAI's clients ask for them; running jobs outlive it",
+        "diffdoctor serve --root service --models newest=miniature/bases/newest",
+    ),
+    "token create": Command(
+        "launch.commands.token_create",
+        "a token for a person or program; from then on the service asks for one",
+        "diffdoctor token create --root service --owner ada",
+    ),
+    "token list": Command(
+        "launch.commands.token_list",
+        "who may ask a service, until when",
+        "diffdoctor token list --root service",
+    ),
+    "token revoke": Command(
+        "launch.commands.token_revoke",
+        "a token that lets nobody in any more",
+        "diffdoctor token revoke token-0123456789abcdef --root service",
+    ),
+    "login": Command(
+        "launch.commands.login",
+        "keep a service's address and token for the commands below",
+        "diffdoctor login --url https://train.example.org",
+    ),
+    "jobs create": Command(
+        "launch.commands.jobs_create",
+        "ask a service for a job; files of this machine are uploaded",
+        "diffdoctor jobs create --method pixel_reward --model newest --training-file p.txt",
+    ),
+    "jobs list": Command(
+        "launch.commands.jobs_list",
+        "your jobs, the newest first",
+        "diffdoctor jobs list",
+    ),
+    "jobs show": Command(
+        "launch.commands.jobs_show",
+        "a job with its settings, error, checkpoints and results",
+        "diffdoctor jobs show ftjob-0123456789abcdef01234567",
+    ),
+    "jobs logs": Command(
+        "launch.commands.jobs_logs",
+        "the end of what a job printed",
+        "diffdoctor jobs logs ftjob-0123456789abcdef01234567",
+    ),
+    "jobs watch": Command(
+        "launch.commands.jobs_watch",
+        "a job's events as they come, to its end",
+        "diffdoctor jobs watch ftjob-0123456789abcdef01234567",
+    ),
+    "jobs cancel": Command(
+        "launch.commands.jobs_cancel",
+        "end a job for good",
+        "diffdoctor jobs cancel ftjob-0123456789abcdef01234567",
+    ),
+    "jobs pause": Command(
+        "launch.commands.jobs_pause",
+        "have a job save and stop",
+        "diffdoctor jobs pause ftjob-0123456789abcdef01234567",
+    ),
+    "jobs resume": Command(
+        "launch.commands.jobs_resume",
+        "let a paused job go on where it saved",
+        "diffdoctor jobs resume ftjob-0123456789abcdef01234567",
+    ),
+    "jobs download": Command(
+        "launch.commands.jobs_download",
+        "what a job made, verified, into a folder",
+        "diffdoctor jobs download ftjob-0123456789abcdef01234567 --out result",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",
