@@ -98,6 +98,7 @@ METHODS: dict[str, Method] = {
         inputs={"run": "the job that made the adapter or detector", "base": "the base model"},
         words=frozenset({"step", "title", "author", "license", "base_model", "arm"}),
         training_file="run",
+        model="base",
         place="export",
         proof="README.md",
         results=("export/*",),

@@ -17,12 +17,12 @@ from launch.folder import Job, Outcome, Program, ask_to_stop, asked_to_stop
 from launch.launchers import Launcher, Liveness
 from launch.methods import METHODS, Method
 from launch.service.bell import Bell
-from launch.service.checker import Checker
+from launch.service.checker import Checker, Unanswered
 from launch.service.database import Row
 from launch.service.dispatch import Work
 from launch.service.requests import unpacked
 from launch.service.shelf import Files, result_rows
-from launch.service.states import Event, Refused, State
+from launch.service.states import LIMIT, Event, Refused, State
 from launch.service.store import Jobs, Note
 from launch.service.watch import Watch
 
@@ -60,6 +60,7 @@ class Supervisor:
         self.waiting: Callable[[], set[Work]] = set
         self._watches: dict[tuple[str, int], Watch] = {}
         self._starting: set[tuple[str, int]] = set()
+        self._tries: dict[str, int] = {}
         self._stopping = threading.Event()
         self._freed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -90,11 +91,20 @@ class Supervisor:
             for file_id in job["uses"]:
                 self.check_file(file_id, job["owner"])
         except UserError as error:
-            told = {"code": "invalid_file", "message": str(error), "param": None}
-            self.change(job_id, Event.INVALID, error=told, notes=[Note(str(error), "error")])
+            self.refuse(job_id, "invalid_file", str(error))
+            return
+        except (Unanswered, OSError) as error:
+            self._tries[job_id] = self._tries.get(job_id, 0) + 1
+            if self._tries[job_id] < LIMIT:
+                raise  # the sweep finds it again
+            self.refuse(job_id, "unchecked", f"the files could not be checked: {error}")
             return
         row = self.change(job_id, Event.VALIDATED, notes=[Note("the files are in order; queued")])
         self.put(Work("start", job_id, row["attempt"]))
+
+    def refuse(self, job_id: str, code: str, message: str) -> None:
+        told = {"code": code, "message": message, "param": None}
+        self.change(job_id, Event.INVALID, error=told, notes=[Note(message, "error")])
 
     def check_file(self, file_id: str, owner: str) -> None:
         row = self.files.get(file_id, owner)

@@ -1,4 +1,4 @@
-"""Every `diffdoctor` line of the README and of docs/data.md is a command that is understood."""
+"""Every `diffdoctor` line of the README and of these docs is a command that is understood."""
 
 import shlex
 from importlib import import_module
@@ -20,7 +20,7 @@ def commands(name: str) -> list[str]:
     return [line for line in kept if line.startswith("diffdoctor ") and line != "diffdoctor"]
 
 
-ALL = [line for name in ("README.md", "docs/data.md") for line in commands(name)]
+ALL = [line for name in ("README.md", "docs/data.md", "docs/service.md") for line in commands(name)]
 
 
 @pytest.mark.parametrize("line", ALL)

@@ -1,0 +1,391 @@
+"""What becomes of a job when launchers, queues, folders and outcomes say this or that."""
+
+import json
+import os
+import time
+
+import pytest
+
+from core.errors import UserError
+from core.storage import append_line
+from launch.folder import Job, Outcome, ask_to_stop, asked_to_stop
+from launch.launchers import Liveness
+from launch.methods import METHODS, Method
+from launch.service import supervise
+from launch.service.checker import Checker, Unanswered
+from launch.service.dispatch import Dispatcher, Work
+from launch.service.states import LIMIT, Event, State
+from launch.service.watch import CHUNK, LONGEST, Watch
+from tests.launch.house import house
+from tests.launch.test_store import job as row_of
+from tests.launch.toy import METHOD
+
+
+class Fake:
+    """A launcher whose trainers are as alive as a test says."""
+
+    def __init__(self):
+        self.liveness = Liveness.ALIVE
+        self.submitted, self.cancelled, self.known = [], [], None
+        self.broken = False
+
+    def submit(self, folder, attempt):
+        if self.broken:
+            raise UserError("no more processes.")
+        self.submitted.append(attempt)
+        return "handle"
+
+    def poll(self, folder, attempt, handle):
+        return self.liveness
+
+    def cancel(self, folder, attempt, handle):
+        self.cancelled.append(attempt)
+
+    def recover(self, folder, attempt):
+        return self.known
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """The supervisor, its jobs and its launcher, with the toy as a method; the test turns it."""
+    monkeypatch.setitem(METHODS, "toy", Method(**METHOD))
+    with house(tmp_path / "root") as (service, _):
+        launcher = Fake()
+        service.supervisor.launchers = {"local": launcher}
+        put = []
+        service.supervisor.put = put.append
+        yield service.supervisor, service.jobs, launcher, put
+
+
+def begun(world, **values):
+    supervisor, jobs, _, _ = world
+    job_id = jobs.create_job(row_of(method="toy", total=10, **values))[0]["id"]
+    supervisor.check(job_id)
+    supervisor.start(job_id, 1)
+    return job_id
+
+
+def outcome(supervisor, job_id, attempt, code=0, stopped=False, error=""):
+    Outcome(attempt, code, stopped, error, 1.0).write(supervisor.folder(job_id))
+
+
+def test_a_trainer_gets_its_job(world):
+    supervisor, jobs, launcher, put = world
+    supervisor.devices, supervisor.environment = ("7",), {"A": "b"}
+    job_id = begun(world, settings={"out": "x", "steps": 3})
+    spec = Job.read(supervisor.folder(job_id))
+    assert (spec.job, spec.attempt, launcher.submitted) == (job_id, 1, [1])
+    assert spec.environment == {"A": "b", "CUDA_VISIBLE_DEVICES": "7"}
+    assert spec.programs[0].settings == {"out": "x", "steps": 3}
+    assert put == [Work("start", job_id, 1)]
+    assert jobs.attempt(job_id, 1)["handle"] == "handle"
+
+
+def test_unknown_kills_nothing_and_starts_nothing(world):
+    supervisor, jobs, launcher, _ = world
+    job_id = begun(world)
+    launcher.liveness = Liveness.UNKNOWN
+    for _ in range(3):
+        supervisor.tend()
+    assert jobs.job(job_id)["state"] == State.RUNNING and launcher.cancelled == []
+    jobs.change(job_id, Event.CANCEL)
+    with jobs.write() as c:
+        from launch.service import tables as t
+
+        c.execute(t.attempts.update().values(stop_at=time.time() - supervise.GRACE - 1))
+    supervisor.tend()
+    assert launcher.cancelled == [] and len(jobs.live()) == 1
+    launcher.liveness = Liveness.ALIVE  # control: then it is ended
+    supervisor.tend()
+    assert launcher.cancelled == [1]
+    launcher.liveness = Liveness.DEAD
+    supervisor.tend()
+    assert jobs.live() == [] and jobs.job(job_id)["state"] == State.CANCELLED
+
+
+def test_a_cancelled_trainer_is_asked_before_it_is_ended(world):
+    supervisor, jobs, launcher, _ = world
+    job_id = begun(world)
+    supervisor.tend()
+    assert asked_to_stop(supervisor.folder(job_id), 1) is None
+    jobs.change(job_id, Event.PAUSE)
+    supervisor.tend()
+    assert asked_to_stop(supervisor.folder(job_id), 1) == "pause"
+    jobs.change(job_id, Event.CANCEL)
+    supervisor.tend()
+    assert asked_to_stop(supervisor.folder(job_id), 1) == "cancel"
+    assert launcher.cancelled == [] and jobs.attempt(job_id, 1)["stop_at"] is not None
+
+
+def test_a_slot_without_a_submission_is_given_back_and_counts_for_nothing(world):
+    """The service ended between the two; five times, which is more than `LIMIT`."""
+    supervisor, jobs, launcher, put = world
+    job_id = begun(world)
+    for attempt in range(1, LIMIT + 3):
+        with jobs.write() as c:
+            from launch.service import tables as t
+
+            c.execute(t.attempts.update().values(handle=None))
+        supervisor.tend()
+        row = jobs.job(job_id)
+        assert (row["state"], row["attempt"], row["silent"]) == (State.QUEUED, attempt + 1, 0)
+        assert put[-1] == Work("start", job_id, attempt + 1)
+        supervisor.start(job_id, attempt + 1)
+
+
+def test_a_submission_that_nobody_wrote_down_is_found(world):
+    supervisor, jobs, launcher, _ = world
+    job_id = begun(world)
+    with jobs.write() as c:
+        from launch.service import tables as t
+
+        c.execute(t.attempts.update().values(handle=None))
+    launcher.known = "found"
+    supervisor.tend()
+    assert jobs.job(job_id)["state"] == State.RUNNING
+    assert jobs.attempt(job_id, 1)["handle"] == "found"
+
+
+def test_an_outcome_of_a_former_attempt_says_nothing(world):
+    supervisor, jobs, launcher, _ = world
+    job_id = begun(world)
+    launcher.liveness = Liveness.DEAD
+    supervisor.tend()
+    supervisor.start(job_id, 2)
+    launcher.liveness = Liveness.ALIVE
+    outcome(supervisor, job_id, 1, code=2, error="late")
+    supervisor.tend()
+    assert jobs.job(job_id)["state"] == State.RUNNING
+    outcome(supervisor, job_id, 2, code=2, error="now")
+    supervisor.tend()
+    assert jobs.job(job_id)["error"]["message"] == "now"
+
+
+def test_exit_code_zero_needs_its_proof(world):
+    supervisor, jobs, launcher, _ = world
+    for proof, state in ((False, State.FAILED), (True, State.SUCCEEDED)):
+        job_id = begun(world)
+        if proof:
+            (supervisor.folder(job_id) / "summary.json").write_text("{}")
+        outcome(supervisor, job_id, 1)
+        supervisor.tend()
+        row = jobs.job(job_id)
+        assert row["state"] == state
+        results = supervisor.files.of_jobs([job_id])[job_id]
+        assert len(results) == proof
+        assert proof or row["error"]["code"] == "no_result"
+
+
+def test_a_launcher_that_cannot_is_tried_again_so_often(world):
+    supervisor, jobs, launcher, put = world
+    launcher.broken = True
+    job_id = begun(world)
+    for attempt in range(2, LIMIT + 1):
+        assert put[-1] == Work("start", job_id, attempt)
+        supervisor.start(job_id, attempt)
+    row = jobs.job(job_id)
+    assert row["state"] == State.FAILED and "no more processes" in row["error"]["message"]
+    assert jobs.live() == []
+
+
+def test_the_last_news_are_told_before_the_end(world):
+    supervisor, jobs, _, _ = world
+    job_id = begun(world)
+    folder = supervisor.folder(job_id)
+    (folder / "summary.json").write_text("{}")
+    for step in range(1, 4):
+        append_line(
+            folder / "metrics.jsonl", json.dumps({"step": step, "loss": step, "time": step})
+        )
+    outcome(supervisor, job_id, 1)
+    supervisor.tend()
+    row = jobs.job(job_id)
+    assert row["step"] == 3 and row["finish_at"] == 10  # one second a step, ten steps
+    messages = [one["message"] for one in jobs.events_since(job_id, 0, 100)]
+    assert messages[-4:-1] == ["step 1: loss 1", "step 2: loss 2", "step 3: loss 3"]
+
+
+def test_what_could_not_be_kept_is_read_again(world, monkeypatch):
+    supervisor, jobs, _, _ = world
+    job_id = begun(world)
+    append_line(supervisor.folder(job_id) / "metrics.jsonl", '{"step": 1}')
+
+    def breaks(*_):
+        raise OSError("the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "record", breaks)
+        supervisor.tend()
+    supervisor.tend()
+    assert jobs.job(job_id)["step"] == 1
+
+
+def test_one_job_that_cannot_be_looked_after_leaves_the_others(world, monkeypatch):
+    supervisor, jobs, launcher, _ = world
+    supervisor.slots = 2
+    first, second = begun(world), begun(world)
+    outcome(supervisor, second, 1, code=2, error="x")
+    (supervisor.folder(first) / "events.jsonl").mkdir()  # cannot be read
+    supervisor.tend()
+    assert jobs.job(second)["state"] == State.FAILED and jobs.job(first)["state"] == State.RUNNING
+
+
+def test_jobs_that_no_queue_knows_are_put(world):
+    supervisor, jobs, _, put = world
+    queued = jobs.create_job(row_of(method="toy"))[0]["id"]
+    checked = jobs.create_job(row_of(method="toy"))[0]["id"]
+    jobs.change(queued, Event.VALIDATED)
+    supervisor.sweep()
+    assert set(put) == {Work("start", queued, 1), Work("check", checked, 0)}
+    put.clear()
+    supervisor.waiting = lambda: {Work("start", queued, 1)}
+    supervisor.sweep()
+    assert put == [Work("check", checked, 0)]
+
+
+def test_a_file_that_is_gone_or_damaged_fails_the_job(world, tmp_path):
+    supervisor, jobs, _, _ = world
+    part = supervisor.files.incoming("ada")
+    part.write(b"a hand\n")
+    file = supervisor.files.keep(part, "ada", "p.txt", "fine-tune")
+    gone = jobs.create_job(row_of(method="toy", uses=["file-gone"]))[0]["id"]
+    kept = jobs.create_job(row_of(method="toy", uses=[file["id"]]))[0]["id"]
+    damaged = jobs.create_job(row_of(method="toy", uses=[file["id"]]))[0]["id"]
+    supervisor.check(gone)
+    supervisor.check(kept)
+    supervisor.files.path(file).write_bytes(b"a")
+    supervisor.check(damaged)
+    assert jobs.job(gone)["error"]["code"] == "invalid_file"
+    assert "upload it again" in jobs.job(damaged)["error"]["message"]
+    assert jobs.job(kept)["state"] == State.QUEUED
+
+
+def test_files_that_nobody_can_check_fail_the_job_in_the_end(world):
+    supervisor, jobs, _, _ = world
+    part = supervisor.files.incoming("ada")
+    part.write(b"PK")
+    file = supervisor.files.keep(part, "ada", "a.zip", "fine-tune")
+    job_id = jobs.create_job(row_of(method="toy", uses=[file["id"]]))[0]["id"]
+
+    class Broken:
+        def ask(self, what, **values):
+            raise Unanswered("it has died")
+
+    supervisor.checker = Broken()
+    for _ in range(LIMIT - 1):
+        supervisor.do(Work("check", job_id, 0))
+        assert jobs.job(job_id)["state"] == State.VALIDATING
+    supervisor.do(Work("check", job_id, 0))
+    assert jobs.job(job_id)["error"]["code"] == "unchecked"
+
+
+# The run folder
+
+
+def test_news_are_whole_lines_only(tmp_path):
+    watch = Watch(tmp_path)
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"message": "a", "level": "warn"}\n{"mess')
+    news = watch.look(None, 0)
+    assert [one["message"] for one in news.notes] == ["a"]
+    with path.open("ab") as stream:
+        stream.write(b'age": "b"}\nnonsense\n[]\n{"message": 3, "level": "shout", "data": 1}\n')
+    more = watch.look(None, news.events_read)
+    assert [(one["message"], one["level"]) for one in more.notes] == [("b", "info"), ("3", "info")]
+    assert watch.look(None, more.events_read).notes == []
+
+
+def test_a_run_that_is_taken_up_again_tells_its_steps_once(tmp_path):
+    watch, path = Watch(tmp_path), tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {i}}}\n' for i in range(6)))
+    assert len(watch.look(None, 0).notes) == 6
+    other = tmp_path / "rewound"
+    other.write_text("".join(f'{{"step": {i}}}\n' for i in range(4)))
+    os.replace(other, path)  # as `Run.rewind` does
+    assert watch.look(5, 0).notes == []
+    with path.open("a") as stream:
+        stream.write('{"step": 4}\n{"step": 5}\n{"step": 6}\n')
+    assert [one["data"]["step"] for one in watch.look(5, 0).notes] == [6]
+    assert [one["data"]["step"] for one in Watch(tmp_path).look(5, 0).notes] == [6]
+
+
+def test_a_file_without_lines_does_not_hold_it_up(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"x" * CHUNK + b'\n{"message": "after"}\n')
+    watch, read, found = Watch(tmp_path), 0, []
+    for _ in range(4):
+        news = watch.look(None, read)
+        read, found = news.events_read, found + news.notes
+    assert [one["message"] for one in found] == ["after"]
+    path.write_bytes(json.dumps({"message": "y" * LONGEST}).encode() + b"\n")
+    assert Watch(tmp_path).look(None, 0).notes == []
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    for name in ("step-00000002", "step-00000010", ".staging-step-00000011", "quarantine-step-1",
+                 "step-x", "step-1"):  # fmt: skip
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert Watch(tmp_path).look(None, 0).saved == [2, 10]
+
+
+# The processes beside it
+
+
+def test_a_checker_that_dies_or_hangs_is_replaced(tmp_path):
+    checker = Checker(idle=0.3, patience=20)
+    missing = {"archive": str(tmp_path / "no.zip"), "into": str(tmp_path / "x"), "room": 1}
+    with pytest.raises((UserError, Unanswered)):
+        checker.ask("unpack", **missing)
+    time.sleep(1.0)  # it has left by itself
+    assert checker._child is None or checker._child.poll() is not None
+    with pytest.raises(UserError, match="cannot be set over HTTP"):
+        checker.ask("check", config="tests.launch.toy", settings={"command": ["x"]}, inputs=[],
+                    words=[])  # fmt: skip
+    checker._patience = 0.0
+    with pytest.raises(Unanswered):
+        checker.ask("schema", config="tests.launch.toy", allowed=[])
+    assert checker._child is None
+    checker.close()
+
+
+def test_work_is_done_in_order_once_and_again_after_a_stop(tmp_path):
+    url, done, failing = f"sqlite:///{tmp_path}/jobs.sqlite", [], [True]
+
+    def do(work):
+        if work.job == "second" and failing[0]:
+            time.sleep(0.2)
+            return  # as when the service stops while it waits for a slot
+        done.append(work)
+
+    first = Dispatcher(url, do)
+    first.start()
+    works = [Work("start", name, 1) for name in ("first", "second", "third")]
+    for work in works:
+        first.put(work)
+    first.put(works[0])
+    wait_until(lambda: works[2] in done)
+    wait_until(lambda: not first.waiting())
+    assert done == [works[0], works[2]]
+    first.stop()
+    first.put(works[1])  # stopped: it is left to the next
+    failing[0] = False
+    second = Dispatcher(url, do)
+    second.start()
+    assert second.waiting() == set()
+    second.put(works[1])  # as the sweep does
+    wait_until(lambda: works[1] in done)
+    second.stop()
+    content = b"".join(one.read_bytes() for one in tmp_path.glob("jobs.sqlite.queue*"))
+    assert b"py_pickle" not in content and b"second" in content
+
+
+def wait_until(what, seconds=20):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def test_a_stop_is_for_one_attempt(tmp_path):
+    ask_to_stop(tmp_path, 2, "pause")
+    assert asked_to_stop(tmp_path, 1) is None and asked_to_stop(tmp_path, 2) == "pause"
