@@ -1,12 +1,15 @@
 """A service in the test's own process, without a queue or a checker: routes, guard and tables."""
 
 import re
+import tempfile
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from starlette.testclient import TestClient
 
 from launch.service.app import ROUTES, make_app
+from launch.service.database import Database
 from launch.service.service import Limits, Plan, Service, default_db
 
 HOST = "http://127.0.0.1:8765"
@@ -37,9 +40,22 @@ class Believes:
         pass
 
 
+@cache
+def migrated() -> bytes:
+    """A database with its tables and nothing in them; making one takes as long as a short test."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Database.open(f"sqlite:///{folder}/jobs.sqlite")
+        with database.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.close()
+        return (Path(folder) / "jobs.sqlite").read_bytes()
+
+
 @contextmanager
 def house(root: Path, open_to=None, models=None, limits=None, routes=ROUTES):
     """The service, and a client that may be given headers."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "jobs.sqlite").write_bytes(migrated())
     limits = limits or Limits(upload=1 << 20, quota=4 << 20)
     service = Service(Plan(root, default_db(root), models=models or {}, limits=limits))
     service.dispatcher, service.checker = Queue(), Believes()

@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import string
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -338,7 +339,8 @@ def zipped(*members, **options):
             info.filename = name  # as it is, without zipfile's own mending
             info.external_attr = (kind[0] if kind else stat.S_IFREG | 0o644) << 16
             info.compress_type = options.get("method", zipfile.ZIP_DEFLATED)
-            archive.writestr(info, content)
+            with warnings.catch_warnings(action="ignore"):  # of a name that comes twice
+                archive.writestr(info, content)
     return packed.getvalue()
 
 

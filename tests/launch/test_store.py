@@ -15,6 +15,7 @@ from launch.service.database import Database
 from launch.service.states import Event, Refused, State
 from launch.service.store import Jobs, KeyReused, Note, new_id, standing
 from launch.service.watch import News
+from tests.launch.house import migrated
 
 
 def job(owner="ada", **values):
@@ -36,6 +37,7 @@ def job(owner="ada", **values):
 
 @pytest.fixture
 def database(tmp_path):
+    (tmp_path / "jobs.sqlite").write_bytes(migrated())
     database = Database.open(f"sqlite:///{tmp_path}/jobs.sqlite")
     database.belongs("root")
     yield database
