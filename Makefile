@@ -1,6 +1,6 @@
 # Two commands: `make demo` (the method, end to end, on two cores) and `make test`.
-# A third, `make test-system`, holds our formats against the annotation tools' own packages, and
-# spreads pseudo-labelling over a local Ray.
+# A third, `make test-system`, holds our formats against the annotation tools' own packages,
+# spreads pseudo-labelling over a local Ray, and runs the job service on a PostgreSQL.
 # All create .venv and install the locked versions first; a second call installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -16,7 +16,10 @@ RAY := .venv-ray
 PYTEST_ARGS ?= -n 2 --dist loadfile --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-system install clean
+# Of Debian; the tests start and stop what they contain themselves.
+PACKAGES := postgresql
+
+.PHONY: demo test test-system install clean packages
 
 demo: $(INSTALLED)
 	$(BIN)/diffdoctor demo --out runs/demo
@@ -28,10 +31,15 @@ test: $(INSTALLED) $(QUANT)
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-system: $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed $(RAY)/joined
+test-system: $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed $(RAY)/joined packages
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system -m system --durations=5
 
 install: $(INSTALLED)
+
+packages:
+	@dpkg -s $(PACKAGES) >/dev/null 2>&1 || { apt-get update && \
+		apt-get install -y --no-install-recommends $(PACKAGES); } || \
+		{ echo "These packages are missing, and only root can install them: $(PACKAGES)"; exit 1; }
 
 # No build isolation: the lock pins setuptools, so the build needs nothing else from outside.
 $(INSTALLED): requirements.lock pyproject.toml

@@ -1,8 +1,17 @@
 """The four calls that every launcher has."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+HIDDEN = "DIFFDOCTOR_", "PG"
+"""Beginnings of the service's own variables: its database's password, a client's token."""
+
+
+def environment() -> dict[str, str]:
+    """What a trainer, or another child of the service, may see of the service's own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
 
 
 class Liveness(Enum):

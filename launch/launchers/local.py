@@ -11,12 +11,10 @@ from pathlib import Path
 
 from core.errors import UserError
 from launch.folder import LOCK, LOG, Lease, boot_id, host, start_ticks
-from launch.launchers.contract import Liveness
+from launch.launchers.contract import Liveness, environment
 
 MARK = "DIFFDOCTOR_JOB"
 """In the environment of all that belongs to an attempt: JOB:ATTEMPT."""
-HIDDEN = "DIFFDOCTOR_"
-"""Variables of the service (its database's address, a client's token) that no trainer sees."""
 ENDING = 10.0
 """Seconds within which what was killed is gone."""
 
@@ -30,13 +28,12 @@ class Local:
     def submit(self, folder: Path, attempt: int) -> str:
         self._reap()
         words = [sys.executable, "-P", "-m", "launch.trainer", str(folder), str(attempt)]
-        environment = {n: value for n, value in os.environ.items() if not n.startswith(HIDDEN)}
         with (folder / LOG).open("ab") as log:
             try:
                 child = subprocess.Popen(
                     words,
                     cwd=folder,
-                    env=environment | {MARK: f"{folder.name}:{attempt}"},
+                    env=environment() | {MARK: f"{folder.name}:{attempt}"},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

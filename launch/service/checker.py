@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 import core.config
 from core.errors import UserError
 from launch import archives
+from launch.launchers.contract import environment
 
 IDLE = 60.0
 """Seconds without a question after which the child ends."""
@@ -76,11 +77,11 @@ class Checker:
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._child is None or self._child.poll() is not None:
             words = [sys.executable, "-P", "-m", __name__, str(self._idle)]
-            hidden = {n: v for n, v in os.environ.items() if not n.startswith("DIFFDOCTOR_")}
-            offline = {"HF_HUB_OFFLINE": "1"} if self._offline else {}
+            more = {"HF_HUB_OFFLINE": "1"} if self._offline else {}
+            more |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
             self._child = subprocess.Popen(
                 words,
-                env={**hidden, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **offline},
+                env={**environment(), **more},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # a Ctrl-C is the server's to hear

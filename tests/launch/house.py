@@ -52,12 +52,13 @@ def migrated() -> bytes:
 
 
 @contextmanager
-def house(root: Path, open_to=None, models=None, limits=None, routes=ROUTES):
+def house(root: Path, open_to=None, models=None, limits=None, routes=ROUTES, db=None):
     """The service, and a client that may be given headers."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "jobs.sqlite").write_bytes(migrated())
     limits = limits or Limits(upload=1 << 20, quota=4 << 20)
-    service = Service(Plan(root, default_db(root), models=models or {}, limits=limits))
+    plan = Plan(root, db or default_db(root), models=models or {}, limits=limits)
+    service = Service(plan)
     service.dispatcher, service.checker = Queue(), Believes()
     service.requests.checker = service.checker
     try:

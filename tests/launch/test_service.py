@@ -20,9 +20,15 @@ IDLE = 150
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def words():
+    """Gives each service's further words: its database, its launcher."""
+    return list
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, words):
     base = tmp_path_factory.mktemp("served")
-    served = Served(base, "--slots", "2", "--models", f"thing={base}")
+    served = Served(base, "--slots", "2", "--models", f"thing={base}", *words())
     yield served
     served.stop()
 
@@ -224,8 +230,8 @@ def test_errors_are_in_one_shape(served):
 
 
 @pytest.fixture
-def alone(tmp_path):
-    served = Served(tmp_path)
+def alone(tmp_path, words):
+    served = Served(tmp_path, *words())
     yield served
     for job in served.openai.fine_tuning.jobs.list(limit=100).data:
         if job.status not in ("succeeded", "failed", "cancelled"):

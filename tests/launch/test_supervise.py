@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+import sqlalchemy as sa
 
 from core.errors import UserError
 from core.storage import append_line
@@ -46,10 +47,16 @@ class Fake:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def db():
+    """Address of the database; None: SQLite in the root."""
+    return None
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, db):
     """The supervisor, its jobs and its launcher, with the toy as a method; the test turns it."""
     monkeypatch.setitem(METHODS, "toy", Method(**METHOD))
-    with house(tmp_path / "root") as (service, _):
+    with house(tmp_path / "root", db=db) as (service, _):
         launcher = Fake()
         service.supervisor.launchers = {"local": launcher}
         put = []
@@ -348,8 +355,8 @@ def test_a_checker_that_dies_or_hangs_is_replaced(tmp_path):
     checker.close()
 
 
-def test_work_is_done_in_order_once_and_again_after_a_stop(tmp_path):
-    url, done, failing = f"sqlite:///{tmp_path}/jobs.sqlite", [], [True]
+def test_work_is_done_in_order_once_and_again_after_a_stop(tmp_path, db):
+    url, done, failing = db or f"sqlite:///{tmp_path}/jobs.sqlite", [], [True]
 
     def do(work):
         if work.job == "second" and failing[0]:
@@ -375,8 +382,23 @@ def test_work_is_done_in_order_once_and_again_after_a_stop(tmp_path):
     second.put(works[1])  # as the sweep does
     wait_until(lambda: works[1] in done)
     second.stop()
-    content = b"".join(one.read_bytes() for one in tmp_path.glob("jobs.sqlite.queue*"))
+    content = (
+        queued(url)
+        if db
+        else b"".join(one.read_bytes() for one in tmp_path.glob("jobs.sqlite.queue*"))
+    )
     assert b"py_pickle" not in content and b"second" in content
+
+
+def queued(url):
+    """All that a queue in PostgreSQL holds."""
+    engine = sa.create_engine(url)
+    with engine.connect() as c:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'dbos'"
+        names = list(c.exec_driver_sql(query).scalars())
+        found = [list(c.exec_driver_sql(f'SELECT * FROM dbos."{name}"')) for name in names]
+    engine.dispose()
+    return repr(found).encode()
 
 
 def wait_until(what, seconds=20):

@@ -232,9 +232,12 @@ def test_another_machine_or_another_boot(run_folder):
 
 def test_no_secret_of_the_service_reaches_a_trainer(run_folder, monkeypatch):
     monkeypatch.setenv("DIFFDOCTOR_TOKEN", "sesame")
+    monkeypatch.setenv("PGPASSWORD", "sesame")
+    monkeypatch.setenv("HARMLESS", "seen")  # control
     prepare(run_folder, steps=100)
     local = LAUNCHERS["local"]()
     handle = local.submit(run_folder, 1)
     pid = json.loads(handle)["pid"]
-    assert b"sesame" not in Path(f"/proc/{pid}/environ").read_bytes()
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    assert b"sesame" not in environment and b"HARMLESS=seen" in environment
     local.cancel(run_folder, 1, handle)
