@@ -1,6 +1,6 @@
 # Two commands: `make demo` (the method, end to end, on two cores) and `make test`.
 # A third, `make test-system`, holds our formats against the annotation tools' own packages,
-# spreads pseudo-labelling over a local Ray, and runs the job service on a PostgreSQL.
+# spreads pseudo-labelling over a local Ray, and runs the job service on PostgreSQL and SLURM.
 # All create .venv and install the locked versions first; a second call installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -17,7 +17,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # Of Debian; the tests start and stop what they contain themselves.
-PACKAGES := postgresql
+PACKAGES := postgresql slurm-wlm munge
 
 .PHONY: demo test test-system install clean packages
 

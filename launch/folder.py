@@ -9,6 +9,7 @@ log.txt       what the program printed
 Each is replaced as a whole. A file of another attempt than the one in question says nothing.
 """
 
+import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -108,6 +109,19 @@ def asked_to_stop(folder: Path, attempt: int) -> How | None:
     found = read_json(folder / STOP) or {}
     how = found.get("how")
     return how if found.get("attempt") == attempt and how in ("pause", "cancel") else None
+
+
+def is_held(folder: Path, attempt: int) -> bool:
+    """Whether a trainer of this attempt holds the folder's lock, whichever process it is."""
+    lease = Lease.read(folder)
+    if lease is None or lease.attempt != attempt:
+        return False
+    with (folder / LOCK).open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def boot_id() -> str:

@@ -30,8 +30,10 @@ class Config(core.config.Config):
     """Address to listen on."""
     port: int = Field(8765, ge=0, le=65535)
     """0: any that is free; it is printed."""
-    launcher: Literal["local"] = "local"
-    """Where trainers run."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Where trainers run: as processes of this machine, or as jobs of a SLURM cluster."""
+    slurm: tuple[str, ...] = ()
+    """NAME=VALUE each, for a job of SLURM: partition=gpu gpus_per_node=1 time=1440 (minutes)."""
     slots: int | None = Field(None, ge=1, le=1024)
     """How many jobs run at once (default: one for each of `devices`, or one)."""
     devices: tuple[str, ...] = ()
@@ -41,6 +43,8 @@ class Config(core.config.Config):
     """NAME=FOLDER each: models and data that jobs may name."""
     hub: bool = False
     """Let jobs name models of the Hugging Face Hub, which are then fetched."""
+    log: Literal["text", "json"] = "text"
+    """How the log is written, to stderr; as JSON with a line for every request."""
     max_upload_gb: float = Field(4.0, gt=0)
     """Of one file."""
     quota_gb: float = Field(64.0, gt=0)
@@ -49,9 +53,22 @@ class Config(core.config.Config):
     @model_validator(mode="after")
     def _agree(self) -> "Config":
         named(self.models)
+        options(self.slurm)
+        if self.launcher == "slurm" and self.devices:
+            raise ValueError("SLURM gives out GPUs itself: --slurm gpus_per_node=1, not devices")
         if self.devices and self.slots and self.slots > len(self.devices):
             raise ValueError(f"{self.slots} slots need as many devices, not {len(self.devices)}")
         return self
+
+
+def options(words: tuple[str, ...]) -> dict[str, str]:
+    """Names and values; raises `ValueError` for what is none."""
+    found: dict[str, str] = {}
+    for one in words:
+        name, _, found[name] = one.partition("=")
+    if not all(name.isidentifier() and said.isprintable() for name, said in found.items()):
+        raise ValueError("an option of SLURM is NAME=VALUE")
+    return found
 
 
 def named(models: tuple[str, ...]) -> dict[str, Path]:
@@ -89,6 +106,7 @@ def main(config: Config) -> None:
         devices=config.devices,
         models=named(config.models),
         hub=config.hub,
+        slurm=options(config.slurm),
         limits=limits,
     )
     service = Service(plan)
@@ -100,7 +118,7 @@ def main(config: Config) -> None:
         )
     shown = f"[{config.host}]" if ":" in config.host else config.host
     print(f"serving on http://{shown}:{port} (docs: /docs)", flush=True)
-    serve(make_app(service, open_to), service, listening)
+    serve(make_app(service, open_to), service, listening, config.log)
 
 
 def is_loopback(host: str) -> bool:

@@ -43,5 +43,8 @@ class Launcher(Protocol):
         ...
 
     def recover(self, folder: Path, attempt: int) -> str | None:
-        """The handle of a submission that nobody wrote down; None if there was none."""
+        """The handle of a submission that nobody wrote down; None if there was none.
+
+        Raises where that cannot be known; then it is asked again.
+        """
         ...

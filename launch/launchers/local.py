@@ -1,6 +1,5 @@
 """Trainers as processes of this machine, in sessions of their own."""
 
-import fcntl
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 from core.errors import UserError
-from launch.folder import LOCK, LOG, Lease, boot_id, host, start_ticks
+from launch.folder import LOG, Lease, boot_id, host, is_held, start_ticks
 from launch.launchers.contract import Liveness, environment
 
 MARK = "DIFFDOCTOR_JOB"
@@ -49,7 +48,7 @@ class Local:
         try:
             if json.loads(handle)["host"] != host():
                 return Liveness.UNKNOWN
-            alive = _process_lives(handle) or _locked(folder, attempt)
+            alive = _process_lives(handle) or is_held(folder, attempt)
             return Liveness.ALIVE if alive else Liveness.DEAD
         except (OSError, ValueError, KeyError):
             return Liveness.UNKNOWN
@@ -94,19 +93,6 @@ def _handle(pid: int, start: int) -> str:
 def _process_lives(handle: str) -> bool:
     known = json.loads(handle)
     return known["boot"] == boot_id() and start_ticks(known["pid"]) == known["start"]
-
-
-def _locked(folder: Path, attempt: int) -> bool:
-    """Whether a trainer of this attempt holds the folder, whichever process it is."""
-    lease = Lease.read(folder)
-    if lease is None or lease.attempt != attempt:
-        return False
-    with (folder / LOCK).open("ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _members(mark: str) -> list[int]:

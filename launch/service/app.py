@@ -9,10 +9,15 @@ from starlette.concurrency import run_in_threadpool
 from launch.service import files_routes, house_routes, jobs_routes
 from launch.service.faults import add_handlers
 from launch.service.guard import Guard, Route, add_routes, policies
+from launch.service.logs import answered
 from launch.service.service import Service
 from launch.service.shapes import ERRORS
 
-ROUTES: tuple[Route, ...] = (*jobs_routes.ROUTES, *files_routes.ROUTES, *house_routes.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *jobs_routes.ROUTES,
+    *files_routes.ROUTES,
+    *house_routes.ROUTES,
+)
 
 
 def make_app(
@@ -40,4 +45,9 @@ def make_app(
     add_routes(app, routes)
     add_handlers(app)
     rules = policies(app, routes)
-    return Guard(app, rules, service.tokens, open_to, service.plan.limits.upload)
+
+    def heard(method: str, route: str, status: int, seconds: float) -> None:
+        service.metrics.heard(method, route, status, seconds)
+        answered(method, route, status, seconds)
+
+    return Guard(app, rules, service.tokens, open_to, service.plan.limits.upload, heard)

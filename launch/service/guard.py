@@ -4,6 +4,7 @@ Every route carries a policy: an app with one that does not is not made. The ord
 origin, then who asks, then the size of what is sent; then only the route's own code runs.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -90,12 +91,15 @@ class Guard:
         tokens: Tokens,
         open_to: frozenset[str] | None,
         largest: int,
+        heard: Callable[[str, str, int, float], None] | None = None,
     ):
         self.app, self.rules, self.tokens = app, rules, tokens
         self.open_to = open_to
         """Names of this machine by which it may be called without a token, if none was ever made;
         None: nobody is let in without one."""
         self.largest = largest
+        self.heard = heard
+        """Told of every answer: method, the route's pattern, status, seconds until it began."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -103,12 +107,12 @@ class Guard:
             return
         if scope["type"] != "http":  # there are no websockets here
             return
-        send = _with_headers(send)
+        send = self._told(scope, _with_headers(send))
         refusal = await self._refusal(scope)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        largest = self._policy(scope).body
+        largest = self._rule(scope)[1].body
         await _limited(self.app, scope, receive, send, self.largest if largest is None else largest)
 
     async def _refusal(self, scope: Scope) -> JSONResponse | None:
@@ -119,7 +123,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers["host"]:
             return _refused(403, "pages of other places may not call this service.", "origin")
-        policy = self._policy(scope)
+        _, policy = self._rule(scope)
         if policy.scope is None and not self._local():
             return None
         if self._local() and not await run_in_threadpool(self.tokens.any):
@@ -155,16 +159,30 @@ class Guard:
         kind, _, token = header.partition(" ")
         return self.tokens.caller(token.strip()) if kind.lower() == "bearer" else None
 
-    def _policy(self, scope: Scope) -> Policy:
-        """That of the route; what leads nowhere needs a token all the same."""
-        partial = READ
+    def _rule(self, scope: Scope) -> tuple[str, Policy]:
+        """A route's pattern and policy; what leads nowhere needs a token all the same."""
+        partial = "none", READ
         for route, policy in self.rules:
             match, _ = route.matches(scope)
+            path = getattr(route, "path", "none")
             if match is Match.FULL:
-                return policy
+                return path, policy
             if match is Match.PARTIAL:
-                partial = policy._replace(body=0)
+                partial = path, policy._replace(body=0)
         return partial
+
+    def _told(self, scope: Scope, send: Send) -> Send:
+        heard, begun = self.heard, time.monotonic()
+        if heard is None:
+            return send
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route, _ = self._rule(scope)
+                heard(scope["method"], route, message["status"], time.monotonic() - begun)
+            await send(message)
+
+        return sending
 
 
 def caller_of(request: Request) -> Caller:

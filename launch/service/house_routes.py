@@ -6,13 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import Request
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from launch.methods import METHODS
 from launch.service import shapes
 from launch.service.faults import Missing
 from launch.service.guard import PUBLIC, READ, Route
 from launch.service.jobs_routes import House, Who
+from launch.service.metrics import TYPE
 from launch.service.states import State
 
 NEWEST = 100
@@ -27,6 +28,11 @@ def health(house: House) -> Any:
 
 def read_version() -> Any:
     return {"version": installed_version()}
+
+
+def metrics(house: House) -> Response:
+    """Jobs by state, slots, requests and the process, for Prometheus: counts over all owners."""
+    return Response(house.metrics.text(), media_type=TYPE)
 
 
 def list_models(who: Who, house: House) -> Any:
@@ -132,6 +138,7 @@ def _shown(schema: Any) -> str:
 ROUTES = [
     Route("GET", "/health", health, PUBLIC),
     Route("GET", "/version", read_version, PUBLIC),
+    Route("GET", "/metrics", metrics, READ, {"response_class": PlainTextResponse}),
     Route("GET", "/v1/models", list_models, READ, {"response_model": shapes.Models}),
     Route("GET", "/v1/models/{model_id}", retrieve_model, READ,
           {"response_model": shapes.ModelShape}),

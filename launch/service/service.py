@@ -8,10 +8,12 @@ from pathlib import Path
 from core.errors import UserError
 from core.storage import lock_file, write_atomic
 from launch.launchers import LAUNCHERS
+from launch.launchers.slurm import Slurm
 from launch.service.bell import Bell
 from launch.service.checker import Checker
 from launch.service.database import Database
 from launch.service.dispatch import Dispatcher
+from launch.service.metrics import Metrics
 from launch.service.requests import Requests
 from launch.service.shelf import Files
 from launch.service.store import Jobs
@@ -40,6 +42,8 @@ class Plan:
     devices: tuple[str, ...] = ()
     models: Mapping[str, Path] = field(default_factory=dict)
     hub: bool = False
+    slurm: Mapping[str, str] = field(default_factory=dict)
+    """Options of the jobs that trainers are there."""
     limits: Limits = Limits()
 
 
@@ -56,6 +60,7 @@ class Service:
         self.database.belongs(identity(root))
         self.bell = Bell()
         self.jobs = Jobs(self.database)
+        self.metrics = Metrics(self.jobs, plan.slots)
         self.files = Files(self.database, root, plan.limits.quota)
         self.tokens = Tokens(self.database)
         self.checker = Checker(offline=not plan.hub)
@@ -65,7 +70,7 @@ class Service:
             self.jobs,
             self.files,
             self.unpacker,
-            {name: make() for name, make in LAUNCHERS.items()},
+            {name: make() for name, make in LAUNCHERS.items()} | {"slurm": Slurm(plan.slurm)},
             plan.launcher,
             root,
             self.bell,

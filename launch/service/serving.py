@@ -1,6 +1,5 @@
 """An app and an address in; requests answered until a signal asks to stop. Trainers go on."""
 
-import logging
 import signal
 import socket
 from types import FrameType
@@ -8,6 +7,7 @@ from types import FrameType
 import uvicorn
 
 from core.errors import UserError
+from launch.service import logs
 from launch.service.guard import Guard
 from launch.service.service import Service
 
@@ -45,9 +45,11 @@ def bound(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(app: Guard, service: Service, listening: socket.socket) -> None:
+def serve(
+    app: Guard, service: Service, listening: socket.socket, style: logs.Style = "text"
+) -> None:
     """Until SIGTERM or SIGINT."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.set_up(style)
     config = uvicorn.Config(
         app,
         log_level="warning",

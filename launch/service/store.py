@@ -104,6 +104,12 @@ class Jobs:
         with self.read() as c:
             return [(row.id, row.attempt) for row in c.execute(query.order_by(t.jobs.c.seq))]
 
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in which state; where there is none, nothing is said."""
+        query = sa.select(t.jobs.c.state, sa.func.count().label("number")).group_by(t.jobs.c.state)
+        with self.read() as c:
+            return {row.state: row.number for row in c.execute(query)}
+
     def change(
         self,
         job_id: str,

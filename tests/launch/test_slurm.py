@@ -1,0 +1,121 @@
+"""What SLURM says, or does not, in; what the launcher makes of it out. Without a SLURM."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from submitit.slurm import slurm as theirs
+
+from core.errors import UserError
+from launch.launchers import slurm
+from launch.launchers.contract import Liveness
+from launch.launchers.slurm import Slurm, Unreachable
+
+FOLDER = Path("/nowhere/ftjob-1")
+
+
+def says(monkeypatch, answer):
+    def ask(*words):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(slurm, "_ask", ask)
+
+
+@pytest.mark.parametrize(
+    ("answer", "liveness"),
+    [
+        ("RUNNING\n", Liveness.ALIVE),
+        ("PENDING\n", Liveness.ALIVE),
+        ("SUSPENDED\n", Liveness.ALIVE),
+        ("COMPLETED\n", Liveness.DEAD),
+        ("TIMEOUT\n", Liveness.DEAD),
+        ("", Liveness.DEAD),
+        (Unreachable("slurm_load_jobs error: Invalid job id specified"), Liveness.DEAD),
+        (Unreachable("Unable to contact slurm controller (connect failure)"), Liveness.UNKNOWN),
+        (Unreachable(""), Liveness.UNKNOWN),
+        ("A_STATE_OF_NEXT_YEAR\n", Liveness.UNKNOWN),
+        ("RUNNING\nFAILED\n", Liveness.UNKNOWN),
+    ],
+)
+def test_only_what_slurm_knows_to_have_ended_is_dead(monkeypatch, answer, liveness):
+    says(monkeypatch, answer)
+    assert Slurm().poll(FOLDER, 1, "7") is liveness
+
+
+@pytest.mark.parametrize("handle", ["", "x", "7;8", "-1", "7\n", "٧", "--me"])
+def test_a_handle_is_a_number(monkeypatch, handle):
+    says(monkeypatch, "COMPLETED")
+    assert Slurm().poll(FOLDER, 1, handle) is Liveness.UNKNOWN
+    Slurm().cancel(FOLDER, 1, handle)
+
+
+def test_a_controller_is_not_asked_at_every_look(monkeypatch):
+    asked = []
+
+    def ask(*words):
+        asked.append(words)
+        return "RUNNING"
+
+    monkeypatch.setattr(slurm, "_ask", ask)
+    launcher = Slurm()
+    for _ in range(10):
+        launcher.poll(FOLDER, 1, "7")
+    assert len(asked) == 1
+    monkeypatch.setattr(slurm, "EVERY", 0.0)  # control
+    launcher.poll(FOLDER, 1, "7")
+    assert len(asked) == 2
+
+
+def test_a_folder_that_a_trainer_holds_is_alive_whatever_slurm_lost(monkeypatch, tmp_path):
+    says(monkeypatch, Unreachable("Invalid job id specified"))
+    held = [True]
+    monkeypatch.setattr(slurm, "is_held", lambda folder, attempt: held[0])
+    assert Slurm().poll(tmp_path, 1, "7") is Liveness.ALIVE
+    held[0] = False  # control
+    assert Slurm().poll(tmp_path, 1, "8") is Liveness.DEAD
+
+
+NAMES = ["ftjob-1\n#SBATCH --wrap=id", "\n", "ftjob-1'; id; '", "$(id)", "a b", "a%j", "é" * 3]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_word_of_a_name_reaches_a_line_of_the_script(tmp_path, name):
+    for folder in (tmp_path / name, tmp_path / f"x{name}y"):
+        with pytest.raises(UserError, match="no name of a job"):
+            Slurm().submit(folder, 1)
+
+
+@pytest.mark.parametrize("root", ["a\nb", "a%jb", "a\\b", "a\x1bb"])
+def test_a_root_that_slurm_would_misread_is_refused(tmp_path, root):
+    with pytest.raises(UserError, match="plainer --root"):
+        Slurm().submit(tmp_path / root / "ftjob-1", 1)
+
+
+def test_control_a_newline_in_a_name_is_a_line_of_the_script():
+    script = theirs._make_sbatch_string("true", "x", job_name="a\n#SBATCH --comment=evil")
+    assert any(line.startswith("#SBATCH --comment=evil") for line in script.splitlines())
+
+
+@pytest.mark.parametrize("options", [{"setup": "id"}, {"job_name": "x"}, {"partition": "a\nb"}])
+def test_options_are_words_and_not_ours(options):
+    with pytest.raises(UserError):
+        Slurm(options)
+    Slurm({"partition": "gpu", "time": "5"})  # control
+
+
+def test_a_machine_without_slurm(monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "run", none)
+    monkeypatch.setenv("PATH", "/nowhere")
+    folder = tmp_path / "ftjob-1"
+    folder.mkdir()
+    with pytest.raises(UserError, match="SLURM took no job"):
+        Slurm().submit(folder, 1)
+    assert Slurm().poll(folder, 1, "7") is Liveness.UNKNOWN
+    with pytest.raises(Unreachable):
+        Slurm().recover(folder, 1)
+
+
+def none(*words, **options):
+    raise FileNotFoundError("no such program")
