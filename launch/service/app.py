@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from launch.service import files_routes, house_routes, jobs_routes
+from launch.service import figures_routes, files_routes, house_routes, jobs_routes, pages_routes
 from launch.service.faults import add_handlers
 from launch.service.guard import Guard, Route, add_routes, policies
 from launch.service.logs import answered
@@ -15,8 +15,10 @@ from launch.service.shapes import ERRORS
 
 ROUTES: tuple[Route, ...] = (
     *jobs_routes.ROUTES,
+    *figures_routes.ROUTES,
     *files_routes.ROUTES,
     *house_routes.ROUTES,
+    *pages_routes.ROUTES,
 )
 
 

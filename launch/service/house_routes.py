@@ -81,6 +81,7 @@ def method_shape(name: str) -> dict[str, Any]:
         "training_file": one.training_file,
         "validation_file": one.validation_file,
         "model": one.model,
+        "needs_training_file": one.needs_training_file,
     }
 
 

@@ -154,6 +154,7 @@ class MethodShape(BaseModel):
     training_file: str | None
     validation_file: str | None
     model: str | None
+    needs_training_file: bool
 
 
 class Log(BaseModel):
@@ -161,6 +162,31 @@ class Log(BaseModel):
     text: str
     next: int
     """The place to go on reading from."""
+
+
+class Curves(BaseModel):
+    object: Literal["figures"] = "figures"
+    last: str
+    """The newest event that is in them."""
+    curves: dict[str, list[tuple[int, float]]]
+
+
+class SheetShape(BaseModel):
+    name: str
+    step: int
+
+
+class LookShape(BaseModel):
+    step: int
+    names: list[str]
+    """Of pictures, one a prompt."""
+
+
+class Pictures(BaseModel):
+    object: Literal["pictures"] = "pictures"
+    sheets: list[SheetShape]
+    looks: list[LookShape]
+    prompts: list[str]
 
 
 class _Listed(BaseModel):

@@ -245,6 +245,16 @@ class Jobs:
             query = chosen.order_by(table.c.seq).limit(limit)
             return rows(c.execute(query))
 
+    def figures(self, job_id: str, limit: int) -> tuple[int, list[Row]]:
+        """The number of the newest event, and the figures of the newest steps, oldest first."""
+        table = t.events
+        ours = table.c.job_id == job_id
+        with self.read() as c:
+            newest = c.execute(sa.select(sa.func.max(table.c.seq)).where(ours)).scalar() or 0
+            chosen = sa.select(table.c.data).where(ours, table.c.type == "metrics")
+            found = c.execute(chosen.order_by(table.c.seq.desc()).limit(limit)).scalars().all()
+        return newest, [dict(one) for one in reversed(found)]
+
     def checkpoints(self, job_id: str, before: int | None, limit: int) -> Page:
         """Newest first; those that are still in the run folder."""
         table = t.checkpoints

@@ -9,13 +9,17 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from starlette.routing import Route as BareRoute
 
+from launch.service import pages_routes
 from launch.service.app import ROUTES, make_app
 from launch.service.guard import PUBLIC, Route, add_routes, policies
 from launch.service.shelf import RESULT
 from launch.service.states import State
 from tests.launch.house import NAMES, bearer, filled, house
 
-OPEN = {"/health", "/version"}
+SHELLS = {"/", "/new", "/jobs/{job_id}"}
+"""Pages without data: what they show, their script asks of the API."""
+STATIC = {one.path for one in pages_routes.static_routes()}
+OPEN = {"/health", "/version", *SHELLS, *STATIC}
 CLOSED = [one for one in ROUTES if one.path not in OPEN]
 JOB = {"method": {"type": "export", "export": {"run": "thing"}}, "training_file": "thing"}
 
@@ -61,13 +65,27 @@ def test_every_route_wants_a_valid_token_that_may_do_it(kept, route):
 
 
 @pytest.mark.parametrize("path", sorted(OPEN))
-def test_two_routes_are_for_anybody(kept, path):
-    assert kept[1].get(path).status_code == 200
+def test_health_version_and_pages_without_data_are_for_anybody(kept, path):
+    assert kept[1].get(filled(path)).status_code == 200
+
+
+def test_nothing_else_is_public():
+    assert {one.path for one in ROUTES if one.policy.scope is None} == OPEN
 
 
 def test_what_leads_nowhere_tells_nothing_without_a_token(made):
     service, client = made
-    for path in ("/", "/v1", "/v1/files/x/y", "/admin", "//health", "/health/", "/HEALTH"):
+    for path in (
+        "/v1",
+        "/static",
+        "/static/",
+        "/jobs",
+        "/v1/files/x/y",
+        "/admin",
+        "/x//health",
+        "/health/",
+        "/HEALTH",
+    ):
         assert client.get(path, follow_redirects=False).status_code == 401, path
     assert client.get("/admin", headers=bearer(service)).status_code == 404
     for method in ("OPTIONS", "TRACE", "HEAD", "PATCH"):
@@ -180,14 +198,16 @@ def test_owners_do_not_see_one_another(made):
     other = bearer(service, "bob")
     checked = 0
     for route in ROUTES:
-        if "{job_id}" not in route.path and "{file_id}" not in route.path:
+        named = "{job_id}" in route.path or "{file_id}" in route.path
+        if not named or route.policy.scope is None:
             continue
         path = route.path.replace("{job_id}", job_id).replace("{file_id}", file_id)
+        path = path.replace("{name}", "step-00000000.png")
         answer = client.request(route.method, path, headers=other)
         assert answer.status_code == 404, path
         assert "ada" not in answer.text and "p.txt" not in answer.text
         checked += 1
-    assert checked == 10
+    assert checked == 13
     for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/models"):
         assert job_id not in client.get(path, headers=other).text
         assert file_id not in client.get(path, headers=other).text
@@ -235,7 +255,7 @@ def test_the_docs_name_every_route_and_no_other_place(made):
     headers = bearer(service)
     spec = client.get("/openapi.json", headers=headers).json()
     listed = {(verb.upper(), path) for path, one in spec["paths"].items() for verb in one}
-    hidden = {"/docs", "/openapi.json"}
+    hidden = {"/docs", "/openapi.json", *SHELLS, *STATIC}
     assert listed == {(one.method, one.path) for one in ROUTES if one.path not in hidden}
     page = client.get("/docs", headers=headers).text
     assert "http://" not in page and "https://" not in page and "<script" not in page
