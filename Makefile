@@ -1,6 +1,7 @@
 # Two commands: `make demo` (the method, end to end, on two cores) and `make test`.
-# A third, `make test-system`, holds our formats against the annotation tools' own packages,
-# spreads pseudo-labelling over a local Ray, and runs the job service on PostgreSQL and SLURM.
+# A third, `make test-system`, holds our formats against the annotation tools' own packages, spreads
+# pseudo-labelling over a local Ray, runs the job service on PostgreSQL and SLURM, and walks through
+# its dashboard in Chromium (of Debian or Ubuntu: installed where it is missing, as root).
 # All create .venv and install the locked versions first; a second call installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,6 +13,8 @@ QUANT := $(VENV)/quant
 LABEL_STUDIO := .venv-label-studio
 CVAT := .venv-cvat
 RAY := .venv-ray
+BROWSER := .venv-browser
+CHROMIUM := /usr/bin/chromium
 # A file's tests stay together: they share what they set up. One thread each, or two get in the way.
 PYTEST_ARGS ?= -n 2 --dist loadfile --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -31,7 +34,8 @@ test: $(INSTALLED) $(QUANT)
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-system: $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed $(RAY)/joined packages
+test-system: $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed $(RAY)/joined packages \
+		$(BROWSER)/installed $(CHROMIUM)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system -m system --durations=5
 
 install: $(INSTALLED)
@@ -68,5 +72,9 @@ $(RAY)/joined: $(RAY)/installed $(INSTALLED)
 	cp $(RAY)/ours.txt "$$($(RAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/ours.pth"
 	touch $@
 
+$(CHROMIUM):
+	apt-get update
+	apt-get install -y --no-install-recommends chromium
+
 clean:
-	rm -rf $(VENV) $(LABEL_STUDIO) $(CVAT) $(RAY) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LABEL_STUDIO) $(CVAT) $(RAY) $(BROWSER) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

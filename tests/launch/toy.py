@@ -47,6 +47,8 @@ class Config(core.config.Config):
     fault: str = ""
     """`error`, `crash`, `kill`, `lie` (exit code 0 and nothing made), `deaf`, `orphan`."""
     word: str = ""
+    pictures: bool = False
+    """Draw what a treatment draws, at the first and the last step."""
     command: tuple[str, ...] = ()
     """Never to be set over HTTP."""
 
@@ -78,10 +80,25 @@ def main(config: Config) -> int:
                 os._exit(7)
             if run.interrupted:
                 return PAUSED
+            if config.pictures and step in (1, config.steps):
+                draw(run, 0 if step == 1 else step)
         (run.folder / "made").mkdir(exist_ok=True)
         (run.folder / "made/thing.txt").write_text(json.dumps({"steps": config.steps}))
         run.summary({"steps": config.steps})
     return 0
+
+
+def draw(run: Run, step: int) -> None:
+    from PIL import Image
+
+    look = run.folder / "watched" / f"step-{step:08d}"
+    look.mkdir(parents=True, exist_ok=True)
+    for i in range(2):
+        Image.new("RGB", (48, 48), (90 * i, 5 * step % 256, 120)).save(look / f"{i:05d}.png")
+    lines = [json.dumps({"prompt": f"{one} <hand>"}) + "\n" for one in ("left", "right")]
+    (run.folder / "watched/prompts.jsonl").write_text("".join(lines))
+    Image.new("RGB", (200, 100), "gray").save(run.pictures / f"step-{step:08d}.png")
+    run.event("info", f"drew step {step}")
 
 
 def newest(folder: Path) -> int:

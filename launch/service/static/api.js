@@ -111,7 +111,10 @@ export function make(tag, props = {}, ...children) {
   return made;
 }
 
-export function fault(error) {
+// What went wrong; a lost connection is told until it is back, all else until the next attempt.
+export function fault(error, connection = false) {
+  if (!error && connection && !at("fault").dataset.connection) return;
+  at("fault").dataset.connection = connection ? "lost" : "";
   at("fault").hidden = !error;
   at("fault").textContent = error ? (error.message ?? String(error)) : "";
 }
@@ -124,8 +127,9 @@ export function seldom(pause, what) {
     busy = true;
     try {
       await what();
+      fault(null, true);
     } catch (error) {
-      fault(error);
+      fault(error, true);
     }
     setTimeout(() => {
       busy = false;

@@ -5,7 +5,7 @@ import { make } from "./api.js";
 const GROUPS = [
   ["Pixel loss", /^pixel$/],
   ["Offline loss", /^(watch_)?offline$/],
-  ["Artifact frequency", /^(reward|second|artifact)\w*_frequency$|^artifact_frequency$/],
+  ["Artifact frequency", /^(reward|second|valid.artifact)_frequency$/],
   ["Guards (in spreads of the base)", /^change_/],
   ["Loss", /(^|_)loss$/],
 ];

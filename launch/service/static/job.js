@@ -75,7 +75,8 @@ function sections(title, values) {
   });
   if (!flat) return [...made, ...inner.flatMap(([name, one]) => sections(name, one))];
   const names = [...new Set(inner.flatMap(([, one]) => Object.keys(one)))];
-  if (names.length > 12) return [...made, ...inner.flatMap(([name, one]) => sections(name, one))];
+  const few = inner.some(([, one]) => 2 * Object.keys(one).length < names.length);
+  if (few || names.length > 12) return [...made, ...inner.flatMap(([name, one]) => sections(name, one))];
   const head = make("tr", {}, make("th"), ...names.map((name) => make("th", {}, name)));
   const lines = inner.map(([name, one]) => {
     return make("tr", {}, make("th", {}, name), ...names.map((column) => cell(one[column])));
@@ -141,13 +142,13 @@ async function follow() {
       const address = `${path}/events?stream=true&after=${encodeURIComponent(last)}`;
       for await (const event of stream(address, until.signal)) {
         pause = 1000;
-        fault(null);
+        fault(null, true);
         news();
         if (event === null) return void repicture();
         heard(event);
       }
     } catch (error) {
-      if (!document.hidden) fault(`no connection; trying again (${error.message})`);
+      if (!document.hidden) fault(`no connection; trying again (${error.message})`, true);
     }
     document.removeEventListener("visibilitychange", away);
     await new Promise((done) => setTimeout(done, pause));

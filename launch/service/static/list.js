@@ -1,6 +1,6 @@
 // The caller's jobs, the newest first, looked at again while the page is seen.
 
-import { at, fault, get, JOBS, left, make, seldom, status, steps, when } from "./api.js";
+import { at, get, JOBS, left, make, seldom, status, steps, when } from "./api.js";
 
 const PAGE = 20;
 let shown = PAGE;
@@ -34,7 +34,6 @@ async function jobs() {
   at("jobs").replaceChildren(...found.map(line));
   at("none").hidden = found.length > 0;
   at("more").hidden = !more;
-  fault(null);
 }
 
 const look = seldom(1000, jobs);

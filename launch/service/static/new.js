@@ -75,10 +75,9 @@ async function open() {
   fields = Object.entries(schema.properties).map(([name, said]) => {
     return field(name, said, name in one.inputs, needed.has(name), one.inputs[name] ?? "");
   });
-  const first = (name) => needed.has(name) || name === "detector" || name === "steps" || name === one.model;
-  const order = [one.model, one.training_file];
+  const usual = [one.model, one.training_file, "detector", "steps"];
+  const first = (name) => needed.has(name) || usual.includes(name);
   const main = fields.filter((each) => first(each.name));
-  main.sort((a, b) => (order.indexOf(b.name) - order.indexOf(a.name)));
   at("main").replaceChildren(...main.map((each) => each.label));
   at("rest").replaceChildren(...fields.filter((e) => !first(e.name)).map((e) => e.label));
   at("waiting").hidden = true;
