@@ -16,6 +16,11 @@ PATIENCE = 90_000
 NAME = "<b>first</b>"
 WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 BACK = "getComputedStyle(document.body).backgroundColor"
+HELD = """() => {
+    const held = new DataTransfer();
+    held.items.add(new File(["a left hand\\n"], "prompts.txt"));
+    return held;
+}"""
 DRAWN = "document.getElementById('before').naturalWidth"
 
 
@@ -34,6 +39,16 @@ def look(page: Page, met: dict, name: str, folder: Path | None) -> None:
         page.screenshot(path=folder / f"{name}-{met['scheme']}-{met['width']}.png", full_page=True)
 
 
+def upload(page: Page, dropped: bool) -> None:
+    """Prompts, by the file field or dropped."""
+    if not dropped:
+        prompts = {"name": "prompts.txt", "mimeType": "text/plain", "buffer": b"a left hand\n"}
+        page.set_input_files("#upload", files=[prompts])
+        return
+    held = page.evaluate_handle(HELD)
+    page.dispatch_event("#drop", "drop", {"dataTransfer": held})
+
+
 def create(page: Page, url: str, steps: int, met: dict, folder: Path | None) -> None:
     """From the list to the new job's page."""
     page.goto(url)
@@ -42,8 +57,7 @@ def create(page: Page, url: str, steps: int, met: dict, folder: Path | None) -> 
     page.locator("#create:enabled").wait_for()
     page.select_option("#method", "toy")
     page.locator("#set-seconds").wait_for(state="attached")
-    prompts = {"name": "prompts.txt", "mimeType": "text/plain", "buffer": b"a left hand\n"}
-    page.set_input_files("#upload", files=[prompts])
+    upload(page, dropped=met["width"] > 1000)
     page.locator("#uploads li", has_text="file-").wait_for()
     met["training_file"] = page.input_value("#set-prompts")
     page.fill("#set-steps", str(steps))
@@ -139,8 +153,8 @@ def asked(browser, url: str, token: str) -> dict:
         page.locator("#ask").wait_for()
         met["before"] = page.locator("#jobs tr").count()
         page.fill("#token", "dd_wrong")
-        page.click("#ask button")
-        page.locator("#ask").wait_for(state="hidden")
+        with page.expect_response(lambda one: one.status == 401):
+            page.click("#ask button")
         page.locator("#ask").wait_for()
         page.fill("#token", token)
         page.click("#ask button")

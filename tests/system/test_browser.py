@@ -82,13 +82,12 @@ def test_a_cancelled_job_offers_nothing_more(met):
     assert met["cancelled"]["asks"] == 0
 
 
-def test_with_tokens_the_page_asks_for_one(met, served, address):
+def test_with_tokens_the_page_asks_for_one(met, served, address):  # of the jobs made by then
     database = Database.open(default_db(served.root))
     _, token = Tokens(database).create("local", ("read", "write"), None)
     database.close()
-    met = call("browser", {"url": f"{address}/", "token": token})
-    assert met["before"] == met["others"] == 0
-    assert json.loads(met["file"]) == {"steps": 30}
-    faults = [one for one in met["said"] if "401" not in one]
-    assert faults == []
-    assert all(token not in url for url in met["called"])
+    asked = call("browser", {"url": f"{address}/", "token": token})
+    assert asked["before"] == asked["others"] == 0
+    assert json.loads(asked["file"]) == {"steps": 30}
+    assert [one for one in asked["said"] if "401" not in one] == []
+    assert all(token not in url for url in asked["called"])

@@ -43,7 +43,9 @@ function figure(title, names, curves) {
       svg("text", { x: LEFT - 5, y: y(value) + 4, "text-anchor": "end" }, short(value)),
     );
   }
-  for (const [step, anchor] of [[x0, "start"], [x1, "end"]]) {
+  const [first, last] = [Math.ceil(x0), Math.floor(x1)]; // the one step there is has a margin
+  const ends = first === last ? [[first, "middle"]] : [[first, "start"], [last, "end"]];
+  for (const [step, anchor] of ends) {
     const place = { x: x(step), y: HEIGHT - 5, "text-anchor": anchor };
     drawing.append(svg("text", place, short(step)));
   }

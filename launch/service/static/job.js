@@ -62,17 +62,16 @@ function tell(summary) {
 }
 
 function sections(title, values) {
-  const plain = Object.entries(values).filter(([, one]) => one === null || typeof one !== "object");
-  const inner = Object.entries(values).filter(([, one]) => one && typeof one === "object");
+  const many = (one) => one !== null && typeof one === "object";
+  const plain = Object.entries(values).filter(([, one]) => !many(one));
+  const inner = Object.entries(values).filter(([, one]) => many(one));
   const cell = (one) => make("td", {}, typeof one === "number" ? short(one) : String(one ?? "-"));
   const made = [];
   if (plain.length) {
     const lines = plain.map(([name, one]) => make("tr", {}, make("th", {}, name), cell(one)));
     made.push(make("h3", {}, title), make("table", {}, ...lines));
   }
-  const flat = inner.length > 1 && inner.every(([, one]) => {
-    return Object.values(one).every((value) => value === null || typeof value !== "object");
-  });
+  const flat = inner.length > 1 && inner.every(([, one]) => !Object.values(one).some(many));
   if (!flat) return [...made, ...inner.flatMap(([name, one]) => sections(name, one))];
   const names = [...new Set(inner.flatMap(([, one]) => Object.keys(one)))];
   const few = inner.some(([, one]) => 2 * Object.keys(one).length < names.length);
@@ -168,8 +167,8 @@ function heard(event) {
 function seen() {
   if (!document.hidden) return null;
   return new Promise((done) => {
-    const back = () => document.hidden || done(document.removeEventListener("visibilitychange", back));
-    document.addEventListener("visibilitychange", back);
+    const back = () => document.hidden || done();
+    document.addEventListener("visibilitychange", back, { once: true });
   });
 }
 

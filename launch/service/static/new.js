@@ -48,7 +48,8 @@ function field(name, schema, reference, needed, about) {
   if (about) label.append(make("span", { className: "quiet" }, about));
   if (reference) droppable(label, ([first]) => (input.value = first.id));
   const same = JSON.stringify(usual);
-  return { name, input, label, value: () => (JSON.stringify(value()) === same ? undefined : value()) };
+  const changed = () => (JSON.stringify(value()) === same ? undefined : value());
+  return { name, input, label, value: changed };
 }
 
 function read(text, list, loose) {
