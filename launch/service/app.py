@@ -6,7 +6,14 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from launch.service import figures_routes, files_routes, house_routes, jobs_routes, pages_routes
+from launch.service import (
+    figures_routes,
+    files_routes,
+    house_routes,
+    jobs_routes,
+    pages_routes,
+    score_routes,
+)
 from launch.service.faults import add_handlers
 from launch.service.guard import Guard, Route, add_routes, policies
 from launch.service.logs import answered
@@ -19,6 +26,7 @@ ROUTES: tuple[Route, ...] = (
     *files_routes.ROUTES,
     *house_routes.ROUTES,
     *pages_routes.ROUTES,
+    *score_routes.ROUTES,
 )
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 import types
 import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ PATIENCE = 180.0
 """Seconds that an answer may take; the first one waits for torch."""
 
 
+Questions = Mapping[str, Callable[..., Any]]
+"""What a child answers, by name."""
+
+
 class Unanswered(Exception):
     """The child broke or took too long: no fault of who asked."""
 
@@ -38,7 +43,15 @@ class Unanswered(Exception):
 class Checker:
     """Asks the child, which is started when there is something to ask. Safe for many threads."""
 
-    def __init__(self, offline: bool = True, idle: float = IDLE, patience: float = PATIENCE):
+    def __init__(
+        self,
+        offline: bool = True,
+        idle: float = IDLE,
+        patience: float = PATIENCE,
+        module: str = __name__,
+    ):
+        """`module` is what the child runs: one that calls `serve_questions`."""
+        self._module = module
         self._offline, self._idle, self._patience = offline, idle, patience
         self._child: subprocess.Popen[bytes] | None = None
         self._one = threading.Lock()
@@ -72,11 +85,11 @@ class Checker:
             if line:
                 return json.loads(line)
             self._end()
-        raise Unanswered("the process that checks settings has died")
+        raise Unanswered("the process that was asked has died")
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._child is None or self._child.poll() is not None:
-            words = [sys.executable, "-P", "-m", __name__, str(self._idle)]
+            words = [sys.executable, "-P", "-m", self._module, str(self._idle)]
             more = {"HF_HUB_OFFLINE": "1"} if self._offline else {}
             more |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
             self._child = subprocess.Popen(
@@ -105,7 +118,7 @@ class Fault(UserError):
 
 def _line(source: int, patience: float) -> bytes | None:
     """One line; empty where the other side is gone, None where it takes too long."""
-    line, until = b"", time.monotonic() + patience
+    line, until = bytearray(), time.monotonic() + patience
     while not line.endswith(b"\n"):
         left = until - time.monotonic()
         if left <= 0 or not select.select([source], [], [], left)[0]:
@@ -114,7 +127,7 @@ def _line(source: int, patience: float) -> bytes | None:
         if not part:
             return b""
         line += part
-    return line
+    return bytes(line)
 
 
 # In the child
@@ -220,26 +233,26 @@ QUESTIONS = {
 }
 
 
-def answer(question: dict[str, Any]) -> dict[str, Any]:
+def answer(questions: Questions, question: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"answer": QUESTIONS[question.pop("do")](**question)}
+        return {"answer": questions[question.pop("do")](**question)}
     except Fault as fault:
         return {"error": str(fault), "param": fault.param}
     except UserError as error:
         return {"error": str(error)}
 
 
-def main(idle: float) -> None:
-    """Until nobody asks any more."""
+def serve_questions(questions: Questions, idle: float) -> None:
+    """The child: until nobody asks any more."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     while True:
         line = _line(0, idle)
         if not line:
             return
-        answers.write(json.dumps(answer(json.loads(line))).encode() + b"\n")
+        answers.write(json.dumps(answer(questions, json.loads(line))).encode() + b"\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]))
+    serve_questions(QUESTIONS, float(sys.argv[1]))

@@ -66,8 +66,8 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Unanswered)
     def unanswered(request: Request, error: Unanswered) -> JSONResponse:
-        log.error("settings could not be checked: %s", error)
-        return answer(503, "settings cannot be checked now; try again.", "unavailable")
+        log.error("a child gave no answer: %s", error)
+        return answer(503, "this cannot be answered now; try again.", "unavailable")
 
     @app.exception_handler(exc.OperationalError)
     def busy(request: Request, error: exc.OperationalError) -> JSONResponse:

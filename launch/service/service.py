@@ -9,12 +9,14 @@ from core.errors import UserError
 from core.storage import lock_file, write_atomic
 from launch.launchers import LAUNCHERS
 from launch.launchers.slurm import Slurm
+from launch.service import scoring
 from launch.service.bell import Bell
 from launch.service.checker import Checker
 from launch.service.database import Database
 from launch.service.dispatch import Dispatcher
 from launch.service.metrics import Metrics
 from launch.service.requests import Requests
+from launch.service.scoring import Scoring
 from launch.service.shelf import Files
 from launch.service.store import Jobs
 from launch.service.supervise import Supervisor
@@ -65,6 +67,7 @@ class Service:
         self.tokens = Tokens(self.database)
         self.checker = Checker(offline=not plan.hub)
         self.unpacker = Checker()  # apart: a large archive must not hold up a question
+        self.scoring = Scoring(Checker(offline=True, module=scoring.__name__))
         self.requests = Requests(self.jobs, self.files, self.checker, root, plan.models, plan.hub)
         self.supervisor = Supervisor(
             self.jobs,
@@ -96,6 +99,7 @@ class Service:
         self.dispatcher.stop()
         self.checker.close()
         self.unpacker.close()
+        self.scoring.close()
         self.database.close()
         self.lock.close()
 

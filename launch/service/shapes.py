@@ -301,5 +301,5 @@ def _whole(moment: float | None) -> int | None:
 
 Answers = Mapping[int | str, dict[str, Any]]
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 422, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 422, 429, 503)
 }
