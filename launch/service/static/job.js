@@ -72,10 +72,11 @@ function sections(title, values) {
     made.push(make("h3", {}, title), make("table", {}, ...lines));
   }
   const flat = inner.length > 1 && inner.every(([, one]) => !Object.values(one).some(many));
-  if (!flat) return [...made, ...inner.flatMap(([name, one]) => sections(name, one))];
   const names = [...new Set(inner.flatMap(([, one]) => Object.keys(one)))];
   const few = inner.some(([, one]) => 2 * Object.keys(one).length < names.length);
-  if (few || names.length > 12) return [...made, ...inner.flatMap(([name, one]) => sections(name, one))];
+  if (!flat || few || names.length > 12) {
+    return [...made, ...inner.flatMap(([name, one]) => sections(name, one))];
+  }
   const head = make("tr", {}, make("th"), ...names.map((name) => make("th", {}, name)));
   const lines = inner.map(([name, one]) => {
     return make("tr", {}, make("th", {}, name), ...names.map((column) => cell(one[column])));
