@@ -5,6 +5,7 @@ is called looks into the job table, which is the truth, and may find that there 
 """
 
 import json
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -40,6 +41,11 @@ class Dispatcher:
         """Take up what was left, and go on."""
         global _current
         _current = self
+        said = logging.getLogger("dbos")  # into our log, in its form and without secrets
+        for handler in said.handlers[:]:
+            said.removeHandler(handler)
+        said.addHandler(logging.NullHandler())  # else it would add its own again
+        said.propagate = True
         DBOS(
             config={
                 "name": "diffdoctor",
@@ -47,7 +53,7 @@ class Dispatcher:
                 "serializer": _Json(),
                 "application_version": "1",  # else an upgrade would leave older work behind
                 "executor_id": "service",
-                "console_log_level": "ERROR",
+                "log_level": "ERROR",
             }
         )
         DBOS.launch()

@@ -3,6 +3,7 @@
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -13,6 +14,12 @@ from launch.service.service import Service
 
 LAST = 3
 """Seconds that open requests have at the end; streams are ended by the service itself."""
+
+QUIET: dict[str, Any] = {
+    "log_config": None,  # into our log, in its form
+    "log_level": "warning",
+    "access_log": False,  # a request's line may hold what is nobody's business
+}
 
 
 class Server(uvicorn.Server):
@@ -52,8 +59,7 @@ def serve(
     logs.set_up(style)
     config = uvicorn.Config(
         app,
-        log_level="warning",
-        access_log=False,  # a request's line may hold what is nobody's business
+        **QUIET,
         server_header=False,
         timeout_graceful_shutdown=LAST,
         lifespan="on",

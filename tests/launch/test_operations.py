@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -129,6 +131,28 @@ def test_a_line_of_json_is_one_line_whatever_is_in_it(capsys):
     assert [line["message"] for line in lines] == ['two\nlines "quoted"', "answered"]
     assert lines[0]["level"] == "error" and lines[0]["time"].endswith("+00:00")
     assert (lines[1]["route"], lines[1]["status"], lines[1]["ms"]) == ("/v1/files", 200, 12.3)
+
+
+def test_libraries_speak_in_our_log(tmp_path):
+    """A fault that the server and the queue meet themselves: in JSON, without its secret."""
+    script = f"""
+import logging, sys
+from launch.service import logs, serving
+from launch.service.dispatch import Dispatcher
+logs.set_up("json")
+queue = Dispatcher("sqlite:///{tmp_path}/jobs.sqlite", print)
+queue.start()
+serving.uvicorn.Config(None, **serving.QUIET)
+for name in ("dbos", "uvicorn.error"):
+    logging.getLogger(name).error("cannot reach postgresql://ada:s3same@host")
+    logging.getLogger(name).info("chatter")
+queue.stop()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["logger"] for line in lines] == ["dbos", "uvicorn.error"]
+    assert "s3same" not in done.stderr + done.stdout and "host" in done.stderr
 
 
 def test_requests_reach_the_log_without_their_words(tmp_path, caplog):
