@@ -241,7 +241,7 @@ def alone(tmp_path, words):
 
 
 def test_killed_and_started_again_it_adopts_the_trainer(alone):
-    made = alone.create(steps=160, seconds=0.1)
+    made = alone.create(steps=80, seconds=0.25)
     waits = alone.create(steps=2)
     alone.steps(made.id, 2)
     lease = Lease.read(alone.root / "jobs" / made.id)
@@ -252,10 +252,10 @@ def test_killed_and_started_again_it_adopts_the_trainer(alone):
     assert alone.openai.fine_tuning.jobs.retrieve(made.id).status == "running"
     assert alone.trainers() == [lease.pid]
     done = alone.ends(made.id)
-    assert (done.status, done.attempt, done.step) == ("succeeded", 1, 160)
+    assert (done.status, done.attempt, done.step) == ("succeeded", 1, 80)
     assert alone.ends(waits.id).status == "succeeded"
     said = alone.events(made.id)
-    assert sum(one.startswith("step ") for one in said) == 160  # none lost, none twice
+    assert sum(one.startswith("step ") for one in said) == 80  # none lost, none twice
 
 
 def test_a_trainer_that_died_without_a_server_is_started_again(alone):
