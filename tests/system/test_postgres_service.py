@@ -1,6 +1,7 @@
 """The whole service on a real PostgreSQL: submit, watch, pause, kill, adopt; its tests again."""
 
 import pytest
+import sqlalchemy as sa
 
 from tests.launch.test_service import *  # noqa: F403
 
@@ -13,8 +14,8 @@ def words(server):
     return lambda: ["--db", server.fresh(migrated=False)]
 
 
-def test_the_address_is_really_used(server, served):
-    engine = server.engine("test1")
+def test_the_address_is_really_used(served):
+    engine = sa.create_engine(served.words[-1])
     made = served.create(steps=1)
     with engine.connect() as c:
         assert made.id in c.exec_driver_sql("SELECT id FROM jobs").scalars().all()
