@@ -88,7 +88,9 @@ def folder(tmp_path):
 def test_the_folder_arrives_whole_and_without_hidden_files(server, folder):
     assert hub.push(folder, "me/x", "words") == f"{server.url}/me/x"
     assert set(server.files) == {"README.md", "inner/config.json"}
-    assert all(token == "Bearer hf_a_token" for _, token in server.calls)
+    # a client of another test may still be looking for a server that had this port before
+    tokens = {token for call, token in server.calls if call.startswith("/api/")}
+    assert tokens == {"Bearer hf_a_token"}
 
 
 @pytest.mark.parametrize(
