@@ -13,23 +13,11 @@ from launch.service.guard import READ, UPLOAD, WRITE, Route
 from launch.service.jobs_routes import After, House, Who
 from launch.service.uploads import Upload, receive
 
-FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(shapes.PURPOSES)},
-                    },
-                }
-            }
-        },
-    }
-}
+FORM = shapes.form(
+    ["file", "purpose"],
+    file={"type": "string", "format": "binary"},
+    purpose={"type": "string", "enum": list(shapes.PURPOSES)},
+)
 
 
 async def create_file(request: Request, who: Who, house: House) -> Any:

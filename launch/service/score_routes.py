@@ -12,29 +12,18 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 
 from core.errors import UserError
+from launch.service import shapes
 from launch.service.faults import Missing
 from launch.service.guard import Policy, Route, error_body
 from launch.service.jobs_routes import House, Who
 from launch.service.scoring import BYTES, Full
 
-FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "model"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "model": {"type": "string"},
-                        "threshold": {"type": "number", "default": 0.5},
-                    },
-                }
-            }
-        },
-    }
-}
+FORM = shapes.form(
+    ["file", "model"],
+    file={"type": "string", "format": "binary"},
+    model={"type": "string"},
+    threshold={"type": "number", "default": 0.5},
+)
 FIELDS = {"file", "model", "threshold"}
 WAIT = "2"
 """Seconds after which there may be room."""

@@ -303,3 +303,10 @@ Answers = Mapping[int | str, dict[str, Any]]
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 422, 429, 503)
 }
+
+
+def form(required: list[str], **fields: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAPI says of a multipart body that the route reads by itself."""
+    schema = {"type": "object", "required": required, "properties": fields}
+    body = {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    return {"requestBody": body}

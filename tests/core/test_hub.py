@@ -88,9 +88,14 @@ def folder(tmp_path):
 def test_the_folder_arrives_whole_and_without_hidden_files(server, folder):
     assert hub.push(folder, "me/x", "words") == f"{server.url}/me/x"
     assert set(server.files) == {"README.md", "inner/config.json"}
-    # a client of another test may still be looking for a server that had this port before
-    tokens = {token for call, token in server.calls if call.startswith("/api/")}
-    assert tokens == {"Bearer hf_a_token"}
+    calls = (
+        "repos/create",
+        "validate-yaml",
+        "models/me/x/preupload/main",
+        "models/me/x/commit/main",
+    )
+    ours = [call for call in server.calls if call[0] in {f"/api/{name}" for name in calls}]
+    assert ours == [(f"/api/{name}", "Bearer hf_a_token") for name in calls], server.calls
 
 
 @pytest.mark.parametrize(
