@@ -39,7 +39,7 @@ from detector.augment import Augmentation
 from diffdoctor.demo_data import write_generated, write_renders
 from miniature.bases import base_folder
 from miniature.label import label
-from miniature.prompts import split
+from miniature.prompts import category_of, split
 from miniature.render import to_sample
 from miniature.sample import draw_records, sample_records
 from miniature.slips import slipped
@@ -72,7 +72,7 @@ class Config(core.config.Config):
 
     out: Path = Path("runs/detector_table")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
-    labelled: int = Field(2000, ge=1)
+    labelled: int = Field(500, ge=1)
     real: int = Field(2000, ge=1)
     pool: int = Field(50_000, ge=3)
     candidates: int = Field(12_000, ge=3)
@@ -80,6 +80,8 @@ class Config(core.config.Config):
     hard: int = Field(200, ge=1)
     tested: int = Field(500, ge=1)
     """Held-out images of each grade, and renders."""
+    sound: int = Field(1000, ge=1)
+    """Held-out hands and faces of each grade; the sound ones among them are kept."""
     steps: int = Field(600, ge=1)
     batch: int = Field(32, ge=1)
     json_file: core.config.JsonFile = None
@@ -117,7 +119,7 @@ def write_data(data: Path, config: Config) -> None:
         base = str(base_folder(grade))
         write_generated(data / "test", base, held, config.tested, STEPS, seed=4)
     write_renders(data / "test", str(base_folder("newest")), held, config.tested, seed=5)
-    write_sound(data / "sound", data / "test")
+    write_sound(data / "sound", held, config.sound)
     for grade in GRADES:
         write_unlabelled(data / "pool", grade, train, config.pool // len(GRADES), seed=3)
         write_unlabelled(
@@ -169,13 +171,15 @@ def seen_by_people(samples: Sequence[Sample], seed: int) -> list[Any]:
     return [(255 * map[0]).round().byte().numpy() for map in maps]
 
 
-def write_sound(folder: Path, test: Path) -> None:
-    """The held-out hands and faces of the bases in which the oracle marks nothing."""
+def write_sound(folder: Path, prompts: Sequence[str], n: int) -> None:
+    """Of n held-out hands and faces of each grade, those in which the oracle marks nothing."""
+    prompts = [prompt for prompt in prompts if category_of(prompt) in ("hand", "face")]
+    drawn = folder.with_name(f"{folder.name}-images")
+    for grade in GRADES:
+        write_generated(drawn, str(base_folder(grade)), prompts, n, STEPS, seed=8)
     with ShardWriter(folder) as writer:
-        for sample in ShardStore(test):
-            sound = sample.mask is not None and not (sample.mask >= 128).any()
-            generated = sample.record.source == "human"
-            if generated and sound and sample.record.category in ("hand", "face"):
+        for sample in ShardStore(drawn):
+            if sample.mask is not None and not (sample.mask >= 128).any():
                 writer.write(sample)
 
 

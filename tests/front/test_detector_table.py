@@ -10,7 +10,8 @@ from core.shards import ShardStore
 
 @pytest.mark.slow
 def test_every_row_has_its_data_and_figures(tmp_path):
-    few = {"labelled": 20, "real": 10, "pool": 30, "candidates": 15, "hard": 5, "tested": 10}
+    few = {"labelled": 20, "real": 10, "pool": 30, "candidates": 15, "hard": 5}
+    few |= {"tested": 10, "sound": 10}
     config = bench.Config(out=tmp_path / "table", seeds=(0,), steps=2, batch=4, **few)
     assert bench.main(config) is None
     rows = json.loads((tmp_path / "table/table.json").read_text())
