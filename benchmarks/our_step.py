@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import core.config
 from base_models.checkpointing import recompute_blocks
+from base_models.layout import decoder_in_channels_last
 from base_models.load import load_base
 from base_models.sample import autocast
 from benchmarks.footprint import Footprint
@@ -78,6 +79,7 @@ def prepare(task: Task) -> tuple[Lesson, Update]:
     split = split_prompts(config.prompts, 1)
     texts = encode_texts(task.folder / "cache", model, config.base, split, device)
     model.drop_text_encoders()
+    decoder_in_channels_last(model)
     add_lora(model.network, task.rank, TARGETS, SEED)
     take_up(model.network, read_adapter(task.lora))
     opened = open_detector(task.detector)

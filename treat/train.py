@@ -19,6 +19,7 @@ from torch import Tensor
 
 import core.config
 from base_models.checkpointing import recompute_blocks
+from base_models.layout import decoder_in_channels_last
 from base_models.load import check_size, load_base
 from base_models.quantise import check_quantisation, quantise
 from base_models.sample import Precision, autocast
@@ -243,6 +244,7 @@ def open_model(
     if sharded():
         shard(model.network)
     model.to(device)
+    decoder_in_channels_last(model)
     return model, texts, real
 
 
