@@ -16,5 +16,5 @@ def decoder_in_channels_last(model: DiffusionModel) -> None:
     plain pipelines' bits, so this is for learning. On a GPU it was not measured.
     """
     vae: Any = model.vae
-    if vae.device.type == "cpu":
+    if next(model.network.parameters()).device.type == "cpu":
         nn.Module.to(vae.decoder, memory_format=torch.channels_last)
