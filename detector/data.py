@@ -113,6 +113,12 @@ def to_tensors(samples: Sequence[Sample], size: int | None = None) -> tuple[Imag
     return torch.cat([image for image, _ in pairs]), torch.cat([mask for _, mask in pairs])
 
 
+def to_pictures(samples: Sequence[Sample], size: int | None = None) -> Images:
+    """The images alone, whether labelled or not, else as `to_tensors`."""
+    unmarked = [replace(s, mask=np.zeros(s.image.shape[:2], np.uint8)) for s in samples]
+    return to_tensors(unmarked, size)[0]
+
+
 def training_batch(
     samples: Sequence[Sample],
     batch: int,

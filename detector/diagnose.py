@@ -31,7 +31,7 @@ from core.images import Picture, contact_sheet, read_image, write_image
 from core.storage import write_atomic
 from detector.measure import device, predict
 from detector.segformer import freeze
-from detector.storage import load_detector
+from detector.storage import open_detector
 
 THUMBNAIL = 192
 """Longer side, in pixels, of a picture on the sheet."""
@@ -70,7 +70,7 @@ class Finding:
 def main(config: Config) -> int | None:
     """Diagnose every image; exit code 1 when none could be read."""
     paths = list_images(config.images)
-    detector = freeze(load_detector(config.detector)).to(device(config.device))
+    detector = freeze(open_detector(config.detector)).to(device(config.device))
     _prepare(config.out, paths)
     findings, shown = [], Surest(config.sheet)
     for path in tqdm(paths, "diagnose", disable=len(paths) == 1):

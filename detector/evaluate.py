@@ -23,7 +23,7 @@ from core.storage import write_atomic
 from detector.data import Chosen, open_labelled, spread
 from detector.measure import by_group, device, predict_samples
 from detector.segformer import freeze
-from detector.storage import digest, load_detector
+from detector.storage import digest, open_detector
 
 SHOWN = {
     "images": "images",
@@ -64,7 +64,7 @@ class Config(core.config.Config):
 
 def main(config: Config) -> None:
     """Print the table; write the JSON if asked."""
-    detector = freeze(load_detector(config.detector)).to(device(config.device))
+    detector = freeze(open_detector(config.detector)).to(device(config.device))
     samples, records = open_labelled(config.data)
     samples, records = _thinned(samples, records, config.limit)
     figures = measure(

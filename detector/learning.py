@@ -8,10 +8,10 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.checkpoint import optimizer_tensors, restore_optimizer
 from core.contracts import ArtifactMap, Images
@@ -26,6 +26,8 @@ from detector.losses import LOSSES, Loss
 from detector.parallel import WHOLE, Share
 from detector.quotas import Quotas
 from detector.segformer import SegformerDetector, upsample
+
+N = TypeVar("N", bound=nn.Module)
 
 ADVERSARY, DROPOUT, JITTERED = 105, 106, 108
 MOST_SKIPPED = 5
@@ -45,7 +47,7 @@ def learning_rate(
 
 
 def make_optimizers(
-    detector: SegformerDetector, kind: OptimizerName, weight_decay: float
+    detector: nn.Module, kind: OptimizerName, weight_decay: float
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW for every weight; or Muon for what mixes many channels, AdamW for the rest."""
     weights = [p for p in detector.parameters() if p.requires_grad]
@@ -66,10 +68,10 @@ def mixes(weight: Tensor) -> bool:
 
 
 @dataclass
-class Learner:
+class Learner(Generic[N]):
     """Weights, their moments and their average: all the state that training has."""
 
-    detector: SegformerDetector
+    detector: N
     weight_decay: float = 0.01
     ema: float = 0.0
     """Decay of the average of weights and batch statistics; 0 keeps none."""
@@ -106,7 +108,7 @@ class Learner:
         return norm
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[SegformerDetector]:
+    def averaged(self) -> Iterator[N]:
         """The detector in eval mode, with the averaged weights while the block runs."""
         own = {name: t.detach().clone() for name, t in self._state().items()}
         self._put(self.average if self.ema else own)
@@ -266,7 +268,7 @@ class Alignment:
 
 
 def learn_step(
-    learner: Learner,
+    learner: Learner[SegformerDetector],
     samples: Sequence[Sample],
     augmentation: Augmentation,
     *,

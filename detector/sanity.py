@@ -38,7 +38,7 @@ from detector.diagnose import Finding, Surest, diagnose, look
 from detector.measure import device
 from detector.metrics import wilson
 from detector.segformer import freeze
-from detector.storage import digest, load_detector, read_description
+from detector.storage import digest, open_detector, read_description
 
 HARDLY = 0.1
 """A smaller difference between the two shares is hardly one; a treatment would follow noise."""
@@ -115,7 +115,7 @@ def main(config: Config) -> None:
     if config.base is not None:
         check_size(config.base, config.height, config.width)
     place = device(config.device)
-    detector = freeze(load_detector(config.detector)).to(place)
+    detector = freeze(open_detector(config.detector)).to(place)
     sheets = Surest(config.sheet), Surest(config.sheet)
     first = gathered(_of_files(detector, real, config.threshold), sheets[0], len(real), "real")
     if drawn is None:

@@ -5,7 +5,9 @@ layout, readers for the others, as for adapters. `detector.json` holds the
 configuration, the digest of the tensors, and the card: licence, data, seed, figures.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from safetensors.torch import save as save_tensors
 
 from core.errors import UserError
 from core.storage import write_atomic
+from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig
 from detector.segformer import (
     SegformerConfig,
     SegformerDetector,
@@ -46,7 +49,7 @@ class Description(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = FORMAT
-    config: SegformerConfig
+    config: SegformerConfig | HighlighterConfig
     sha256: str
     card: dict[str, Any] = {}
 
@@ -56,48 +59,59 @@ def save_detector(detector: SegformerDetector, folder: Path, card: dict[str, Any
 
     `card` is any JSON: data, seed, steps, metrics; the licence note is added.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make {folder} ({error.strerror}); choose another place."
-        ) from error
-    state = {name: t.detach().cpu().contiguous() for name, t in canonical_state(detector).items()}
-    payload = save_tensors(state, metadata={"format": "pt"})
-    description = Description(
-        config=detector.config,
-        sha256=hashlib.sha256(payload).hexdigest(),
-        card={"licence": LICENCE_NOTES[detector.config.backend], **card},
-    )
-    write_atomic(folder / TENSORS, payload)
-    write_atomic(folder / DESCRIPTION, (description.model_dump_json(indent=2) + "\n").encode())
-    return folder
+    licence = LICENCE_NOTES[detector.config.backend]
+    return _save(folder, detector.config, canonical_state(detector), {"licence": licence, **card})
+
+
+def save_highlighter(highlighter: Highlighter, folder: Path, card: dict[str, Any]) -> Path:
+    """The same of a flaw highlighter."""
+    return _save(folder, highlighter.config, highlighter.state_dict(), card)
 
 
 def load_detector(folder: Path) -> SegformerDetector:
-    """The detector of a folder (its own, or the run's that made it), in eval mode, verified first.
+    """The SegFormer of a folder (its own, or the run's that made it), in eval mode, verified first.
 
-    Raises `UserError` that names the cure for a missing folder, a damaged or foreign file and a
-    variant that this version does not know.
+    Raises `UserError` that names the cure for a missing folder, a damaged or foreign file, a
+    variant that this version does not know, and a flaw highlighter.
     """
-    folder = located(folder)
-    description = read_description(folder)
-    payload = _read(folder / TENSORS, folder)
-    if hashlib.sha256(payload).hexdigest() != description.sha256:
+    description, payload = _verified(folder)
+    if not isinstance(description.config, SegformerConfig):
         raise UserError(
-            f"{folder / TENSORS} is damaged (its digest is not the one in {DESCRIPTION}); "
-            "copy the folder again or train the detector again."
+            f"{folder} is a flaw highlighter, and a SegFormer is needed here: train one with "
+            "`diffdoctor detector train`."
         )
     detector = SegformerDetector(description.config)
-    try:
+    with _fitting(folder, f"{description.config.variant} detector"):
         load_canonical_state(detector, load_tensors(payload))
-    except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{folder / TENSORS} does not hold a {description.config.variant} detector "
-            f"({_first_line(error)}); train it again with `diffdoctor detector train`."
-        ) from error
     return detector.eval()
+
+
+def open_detector(folder: Path) -> SegformerDetector | FlawMap:
+    """Whatever detector a folder holds, as above; of a flaw highlighter its map."""
+    if isinstance(read_description(folder).config, SegformerConfig):
+        return load_detector(folder)
+    return FlawMap(load_highlighter(folder)).eval()
+
+
+def untrained(config: SegformerConfig | HighlighterConfig) -> SegformerDetector | FlawMap:
+    """The detector of a description, with random weights."""
+    if isinstance(config, SegformerConfig):
+        return SegformerDetector(config)
+    return FlawMap(Highlighter(config)).eval()
+
+
+def load_highlighter(folder: Path) -> Highlighter:
+    """The flaw highlighter of a folder, in eval mode; raises `UserError` as `load_detector`."""
+    description, payload = _verified(folder)
+    if not isinstance(description.config, HighlighterConfig):
+        raise UserError(
+            f"{folder} is no flaw highlighter: train one with `diffdoctor detector "
+            "train-highlighter`."
+        )
+    highlighter = Highlighter(description.config)
+    with _fitting(folder, f"{description.config.variant} highlighter"):
+        highlighter.load_state_dict(load_tensors(payload))
+    return highlighter.eval()
 
 
 def read_description(folder: Path) -> Description:
@@ -133,6 +147,49 @@ def located(folder: Path) -> Path:
     """A training run keeps its detector in `detector/`; either folder may be named."""
     inner = Path(folder) / "detector"
     return inner if (inner / DESCRIPTION).is_file() else Path(folder)
+
+
+def _save(
+    folder: Path, config: SegformerConfig | HighlighterConfig, state: dict[str, Any], card: Any
+) -> Path:
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {folder} ({error.strerror}); choose another place."
+        ) from error
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    payload = save_tensors(state, metadata={"format": "pt"})
+    sha256 = hashlib.sha256(payload).hexdigest()
+    description = Description(config=config, sha256=sha256, card=card)
+    write_atomic(folder / TENSORS, payload)
+    write_atomic(folder / DESCRIPTION, (description.model_dump_json(indent=2) + "\n").encode())
+    return folder
+
+
+def _verified(folder: Path) -> tuple[Description, bytes]:
+    """What a folder says of itself, and its tensors as bytes of the digest that it names."""
+    folder = located(folder)
+    description = read_description(folder)
+    payload = _read(folder / TENSORS, folder)
+    if hashlib.sha256(payload).hexdigest() != description.sha256:
+        raise UserError(
+            f"{folder / TENSORS} is damaged (its digest is not the one in {DESCRIPTION}); "
+            "copy the folder again or train the detector again."
+        )
+    return description, payload
+
+
+@contextlib.contextmanager
+def _fitting(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{located(folder) / TENSORS} does not hold a {what} ({_first_line(error)}); train it "
+            "again with `diffdoctor detector train`."
+        ) from error
 
 
 def _read(path: Path, folder: Path) -> bytes:

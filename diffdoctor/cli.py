@@ -66,6 +66,11 @@ COMMANDS = {
         "learn to see artifacts from images and masks",
         "diffdoctor detector train --data shards --out runs/detector",
     ),
+    "detector train-highlighter": Command(
+        "detector.train_highlighter",
+        "a classifier of real and generated images, whose Grad-CAM shows flaws",
+        "diffdoctor detector train-highlighter --data photographs drawn --out runs/highlighter",
+    ),
     "detector evaluate": Command(
         "detector.evaluate",
         "measure a detector on a labelled set, by source and category",

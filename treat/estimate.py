@@ -31,8 +31,9 @@ from core.counting import Cost, DryRun, norms_in_float32
 from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
+from detector.flaw_map import FlawMap
 from detector.segformer import SegformerDetector, freeze
-from detector.storage import read_description
+from detector.storage import read_description, untrained
 from treat import settings
 from treat.cache import CHUNK
 from treat.drawings import drawings
@@ -266,10 +267,10 @@ def count_reward(
             replay(chain, drawing.tape, pull * drawing.factor)
 
 
-def outline_of(folder: Path) -> SegformerDetector:
+def outline_of(folder: Path) -> SegformerDetector | FlawMap:
     """A detector's network on the meta device, by its description alone."""
     with torch.device("meta"):
-        return freeze(SegformerDetector(read_description(folder).config))
+        return freeze(untrained(read_description(folder).config))
 
 
 def table(found: Estimate) -> Table:

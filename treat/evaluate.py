@@ -24,7 +24,7 @@ from core.prompts import read_prompts
 from core.run import PAUSED, Run
 from core.storage import write_atomic
 from detector.measure import device
-from detector.storage import load_detector
+from detector.storage import open_detector
 from treat import figures, strengths
 from treat.adapter import read_adapter
 from treat.arms import BASE, Draw, Sampling, draw_arm, image_path, named, open_arms, plan
@@ -101,7 +101,7 @@ def main(
     swept = strengths.sweep(paths, config.strengths)
     arms = strengths.spread(open_arms(paths, config.step, config.beside), swept)
     check_control(config.control, paths)
-    detectors = {name: load_detector(Path(path)) for name, path in named(config.detectors).items()}
+    detectors = {name: open_detector(Path(path)) for name, path in named(config.detectors).items()}
     if judge is None:
         judge, judge_name = first_detector(detectors)
     draws = plan(read_prompts(config.prompts), config.n, config.seed)

@@ -1,0 +1,200 @@
+"""Train a flaw highlighter: real and generated images in, a folder that `open_detector` reads out.
+
+    diffdoctor detector train-highlighter --data photographs drawn --out runs/highlighter
+    diffdoctor detector diagnose image.png --detector runs/highlighter --out diagnosis
+
+It learns to tell the two apart; its Grad-CAM then shows by what (self-refining diffusion, arXiv
+2512.08774; `detector.flaw_map`). No mask is needed: samples of source `real` are the real ones, all
+others generated. Half of every batch is of either kind. The run folder resumes with the same
+command; `detector/` in it is the result. How the paper trained its own is unpublished.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+import core.config
+from core import checkpoint
+from core.contracts import Images
+from core.errors import UserError
+from core.heatmap import colourise, overlay
+from core.images import contact_sheet, write_image
+from core.order import batch_indices
+from core.run import PAUSED, Run
+from core.samples import Record, Sample
+from core.seeds import generator, mix
+from detector.augment import Augmentation
+from detector.data import Chosen, may_mirror, split_by_group, spread, to_pictures
+from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig, load_pretrained
+from detector.learning import Learner, learning_rate
+from detector.measure import device
+from detector.sources import open_data
+from detector.storage import save_highlighter
+
+REAL, ORDER, MIRROR, DROPOUT = "real", 121, 122, 123
+"""The source of real images; what a draw is for (`core.seeds`)."""
+PICTURED = 8
+UNFLIPPED = Augmentation().unflipped
+Kinds = tuple[Chosen, Chosen]
+"""Real samples, generated ones."""
+
+
+class Config(core.config.Config):
+    """Settings of a flaw highlighter's training."""
+
+    data: tuple[Path, ...]
+    """Shard folders, or folders with real/ and images/; both kinds are needed."""
+    out: Path
+    """Run folder; the same command resumes it."""
+    variant: str = "vgg16"
+    """A VGG of torchvision (the paper's is `vgg16`), or a convolutional network of timm."""
+    weights: Path | None = None
+    """Local file with the network's ImageNet weights, as torchvision or timm publish it (the paper
+    starts so). None: random weights."""
+    side: int | None = Field(None, ge=8)
+    """Shorter side that the network sees; 224 for ImageNet weights. None: as the images are."""
+    hidden: int = Field(256, ge=1)
+    """Width between the two fully connected layers."""
+    size: int | None = Field(None, ge=8)
+    """Resize all images to this square; needed where their sizes differ."""
+    steps: int = Field(1000, ge=1)
+    batch: int = Field(32, ge=2, multiple_of=2)
+    """Images of a step, half of them real."""
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup: int = Field(50, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    mixed_precision: bool = False
+    """Compute in bf16 where that is safe."""
+    device: str = "auto"
+    """`auto`, or a torch device."""
+    seed: int = Field(0, ge=0)
+    valid_share: float = Field(0.1, gt=0, lt=1)
+    """Share of the prompts and photographs that is held out and measured on."""
+    valid_limit: int = Field(512, ge=2)
+    valid_every: int = Field(250, ge=1)
+    checkpoint_every: int = Field(250, ge=1)
+
+
+def main(config: Config) -> int | None:
+    """Train to the end, or until a signal: then save and return `PAUSED`."""
+    samples, records = open_data(config.data)
+    train, valid = split(samples, records, config.valid_share, config.valid_limit, config.seed)
+    shape = HighlighterConfig(variant=config.variant, side=config.side, hidden=config.hidden)
+    highlighter = Highlighter(shape, config.seed)
+    if config.weights is not None:
+        load_pretrained(highlighter, config.weights)
+    with Run.start(config, config.out, "detector train-highlighter") as run:
+        learner = Learner(highlighter.to(device(config.device)).train(), config.weight_decay)
+        saved = checkpoint.load_newest(run.checkpoints, lambda text: run.event("warn", text))
+        if saved is not None:
+            learner.unpack(saved.tensors, saved.state)
+        start = 0 if saved is None else saved.step
+        for step in run.progress(range(start, config.steps), config.steps, start, "highlighter"):
+            figures, done = learn(learner, train, config, step), step + 1
+            if done % config.valid_every == 0 or done == config.steps:
+                figures |= measure(run, highlighter, valid, config, done)
+            run.log(done, **figures)
+            if run.interrupted or done % config.checkpoint_every == 0 or done == config.steps:
+                checkpoint.save(run.checkpoints, done, *learner.pack())
+            if run.interrupted and done < config.steps:
+                return PAUSED
+        figures = measure(run, highlighter, valid, config, config.steps)
+        card = {
+            "data": [path.resolve().name for path in config.data],
+            "samples": {"real": len(train[0]), "generated": len(train[1])},
+            "steps": config.steps,
+            "seed": config.seed,
+            "weights": None if config.weights is None else config.weights.name,
+            "held_out": figures,
+        }
+        save_highlighter(highlighter, run.folder / "detector", card)
+        run.summary({"detector": "detector", **figures})
+        run.event("info", f"the highlighter is in {run.folder / 'detector'}")
+    return None
+
+
+def split(
+    samples: Sequence[Sample], records: Sequence[Record], share: float, limit: int, seed: int
+) -> tuple[Kinds, Kinds]:
+    """What teaches and what is held out, of each kind; `UserError` where one is empty."""
+    sides = []
+    for positions, most in zip(split_by_group(records, share, seed), (None, limit), strict=True):
+        kinds: tuple[list[int], list[int]] = ([], [])
+        for i in positions:
+            kinds[records[i].source != REAL].append(i)
+        for kind, name in zip(kinds, ("real", "generated"), strict=True):
+            if not kind:
+                raise UserError(
+                    f"no {name} image {'teaches' if most is None else 'is held out'}: give more, "
+                    "of source real (`data import photographs`) and of any other."
+                )
+        half = None if most is None else most // 2
+        chosen = [Chosen(samples, [kind[i] for i in spread(len(kind), half)]) for kind in kinds]
+        sides.append((chosen[0], chosen[1]))
+    return sides[0], sides[1]
+
+
+def learn(
+    learner: Learner[Highlighter], kinds: Kinds, config: Config, step: int
+) -> dict[str, float]:
+    """Cross-entropy over half a batch of each kind; a pure function of samples, seed and step."""
+    images = torch.cat([drawn(samples, config, step) for samples in kinds])
+    target = torch.cat([torch.ones(config.batch // 2), torch.zeros(config.batch // 2)])
+    place = next(learner.detector.parameters()).device
+    rate = learning_rate(step, config.steps, config.learning_rate, config.warmup)
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        torch.manual_seed(mix(config.seed, DROPOUT, step))
+        with torch.autocast(place.type, torch.bfloat16, enabled=config.mixed_precision):
+            logits = learner.detector(images.to(place))
+        loss = F.binary_cross_entropy_with_logits(logits.float(), target.to(place))
+        norm = learner.update(loss, rate, config.clip, step)
+    return {"loss": loss.item(), "gradient_norm": norm, "learning_rate": rate}
+
+
+def drawn(samples: Sequence[Sample], config: Config, step: int) -> Images:
+    """Half a batch of one kind; some mirrored, where a mirror image is as good."""
+    places = batch_indices(len(samples), config.batch // 2, mix(config.seed, ORDER), step)
+    chosen = [samples[i] for i in places]
+    images = to_pictures(chosen, config.size)
+    mirrored = torch.rand(len(chosen), generator=generator(config.seed, MIRROR, step)) < 0.5
+    mirrored &= torch.tensor([may_mirror(sample.record, UNFLIPPED) for sample in chosen])
+    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+
+
+@torch.no_grad()
+def measure(
+    run: Run, highlighter: Highlighter, kinds: Kinds, config: Config, step: int
+) -> dict[str, float]:
+    """Share of the held-out images of each kind that are told right; a sheet of flaw maps."""
+    highlighter.eval()
+    place = next(highlighter.parameters()).device
+    logits = []
+    for samples in kinds:
+        parts = range(0, len(samples), config.batch)
+        rows = [
+            [samples[i] for i in range(at, min(at + config.batch, len(samples)))] for at in parts
+        ]
+        found = [highlighter(to_pictures(row, config.size).to(place)).cpu() for row in rows]
+        logits.append(torch.cat(found))
+    shown = to_pictures([kinds[1][i] for i in range(min(PICTURED, len(kinds[1])))], config.size)
+    maps = FlawMap(highlighter).flaw_maps(shown.to(place)).cpu()
+    write_image(run.pictures / f"step-{step:08d}.png", sheet(shown, maps))
+    highlighter.train()
+    right = (logits[0] > 0).float().mean().item(), (logits[1] <= 0).float().mean().item()
+    return {"valid/real": right[0], "valid/generated": right[1], "valid/balanced": sum(right) / 2}
+
+
+def sheet(images: Images, maps: Tensor) -> Tensor:
+    """A row for each generated image: itself, its flaw map, both."""
+    columns = (images, colourise(maps), overlay(images, maps))
+    rows = [[column[i] for column in columns] for i in range(len(images))]
+    return contact_sheet(rows, columns=("generated", "flaw map", "overlay"))
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m detector.train_highlighter")
