@@ -36,6 +36,13 @@ def dynamic_shift(scheduler: Any, tokens: int) -> float:
     return tokens * slope + (low - slope * base)
 
 
+def euler(
+    latents: Latents, velocity: Latents, sigma: Tensor, following: Tensor
+) -> tuple[Latents, Latents]:
+    """The latents after a step from sigma to the `following` one, and x0-hat before it."""
+    return latents + (following - sigma) * velocity, latents - sigma * velocity
+
+
 def decode(vae: Any, latents: Latents) -> Images:
     z = latents / vae.config.scaling_factor + vae.config.shift_factor
     return vae.decode(z.to(vae.dtype), return_dict=False)[0].float() * 0.5 + 0.5

@@ -136,15 +136,20 @@ class Flux:
         self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
     ) -> Latents:
         """Euler: x + (sigma_next - sigma) v, in float32."""
-        v = self._velocity(latents, schedule.timesteps[i].expand(len(latents)), conditioning)
-        return latents + (schedule.sigmas[i + 1] - schedule.sigmas[i]) * v
+        return self.move(latents, i, schedule, conditioning)[0]
 
     def clean_estimate(
         self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
     ) -> Latents:
         """x0-hat = x - sigma v."""
+        return self.move(latents, i, schedule, conditioning)[1]
+
+    def move(
+        self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
+    ) -> tuple[Latents, Latents]:
+        """What `step` and `clean_estimate` return, from one pass."""
         v = self._velocity(latents, schedule.timesteps[i].expand(len(latents)), conditioning)
-        return latents - schedule.sigmas[i] * v
+        return flow.euler(latents, v, schedule.sigmas[i], schedule.sigmas[i + 1])
 
     def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
         """(1 - sigma) x0 + sigma eps."""

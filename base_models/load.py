@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from base_models import flux, kolors, sd, sd3, sdxl, unet
+from base_models import flux, kolors, sd, sd3, sdxl, unconditional, unet
 from base_models.latents import check_places, check_sides
 from core.contracts import DiffusionModel
 from core.errors import UserError
@@ -32,6 +32,10 @@ class Family(NamedTuple):
     """A loaded pipeline and the family's options -> `DiffusionModel`."""
     grain: Callable[[int], int]
     """Pixels on the side of a latent cell -> what the sides of an image must divide by."""
+    autoencoder: str | None = "vae"
+    """Its folder; None: the base draws pixels."""
+    halving: str | None = None
+    """Folder of a network that asks for cells which divide by its own halvings."""
 
 
 FAMILIES = {
@@ -40,6 +44,9 @@ FAMILIES = {
     "StableDiffusionPipeline": Family(sd.from_pipeline, unet.grain),
     "StableDiffusion3Pipeline": Family(sd3.StableDiffusion3, sd3.grain),
     "KolorsPipeline": Family(kolors.from_pipeline, unet.grain),
+    "DDPMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet"),
+    "DDIMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet"),
+    "LDMPipeline": Family(unconditional.latents, unconditional.grain, "vqvae", "unet"),
 }
 """By `_class_name` in model_index.json, which is also the class in diffusers."""
 LIBRARIES = {"diffusers", "transformers", "kolors"}
@@ -167,12 +174,19 @@ def check_size(base: str, height: int, width: int) -> None:
     """
     path = locate(base, weights=False)
     family = FAMILIES[check_base(path, weights=Path(base).expanduser().exists())]
-    channels = read_json(_folder(path) / "vae" / "config.json").get("block_out_channels", [0])
-    grain = family.grain(2 ** (len(channels) - 1))
+    grain = family.grain(_halvings(path, family.autoencoder)) * _halvings(path, family.halving)
     check_sides(height, width, grain)
     transformer = _folder(path) / "transformer/config.json"
     places = read_json(transformer).get("pos_embed_max_size") if transformer.is_file() else None
     check_places(height, width, places, grain)
+
+
+def _halvings(path: Path, part: str | None) -> int:
+    """2 for every level but the first of a network, by its config; 1 without one."""
+    if part is None:
+        return 1
+    config = read_json(_folder(path) / part / "config.json")
+    return unconditional.halvings({"block_out_channels": [0], **config})
 
 
 def _names_repository(base: str) -> bool:

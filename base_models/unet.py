@@ -8,18 +8,16 @@ from is of unit deviation; the first step scales it.
 Legend: b batch, h w pixels, c y x latent channels and cells, n text tokens.
 """
 
-import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from base_models.latents import check_sides, starting_noise
-from base_models.samplers import one_step_scheduler
-from core import seeds as seeding
+from base_models.samplers import StepSampler, one_step_scheduler
 from core.contracts import Conditioning, Images, Latents, Schedule
 from core.errors import UserError
 
@@ -59,7 +57,7 @@ class UNetModel:
         self.network = pipeline.unet
         self.vae = pipeline.vae
         self.scheduler = one_step_scheduler(pipeline.scheduler)
-        self._samplers: dict[tuple[int, torch.device], Any] = {}
+        self.sampler = StepSampler(self.scheduler)
         self.text: Text | None = text
         self.guidance = guidance
         self.learn_empty = learn_empty
@@ -122,18 +120,9 @@ class UNetModel:
     # Sampling
 
     def schedule(self, steps: int, height: int, width: int) -> Schedule:
-        """The scheduler's own times, and sigma = sqrt((1 - abar) / abar) at each."""
+        """See `StepSampler`: the scheduler's own times and sigmas."""
         self._latent_size(height, width)
-        sampler = self._sampler(steps)
-        if len(sampler.timesteps) != steps:
-            raise UserError(f"This base's scheduler has no {steps} steps: choose another number.")
-        if isinstance(sampler, EulerDiscreteScheduler):
-            sigmas = sampler.sigmas
-        else:
-            last = sampler.final_alpha_cumprod[None]
-            abar = torch.cat([sampler.alphas_cumprod[sampler.timesteps.cpu()], last])
-            sigmas = ((1 - abar) / abar) ** 0.5
-        return Schedule(sigmas, sampler.timesteps.float(), height, width)
+        return self.sampler.schedule(steps, height, width, self.device)
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Latents:
         """As the pipeline draws it before scaling, a pure function of each seed."""
@@ -144,47 +133,24 @@ class UNetModel:
         self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
     ) -> Latents:
         """The scheduler's own step, in float32."""
-        return self._move(latents, i, schedule, conditioning)[0]
+        return self.move(latents, i, schedule, conditioning)[0]
 
     def clean_estimate(
         self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
     ) -> Latents:
         """x0-hat, as the scheduler takes it from epsilon or v."""
-        return self._move(latents, i, schedule, conditioning)[1]
+        return self.move(latents, i, schedule, conditioning)[1]
 
-    def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
-        """x0 + sigma eps for Euler (over its first deviation at step 0), DDIM's law for DDIM."""
-        sampler, sigma = self._sampler(schedule.steps), schedule.sigmas[i].to(clean)
-        noisy = clean + sigma * noise
-        if isinstance(sampler, EulerDiscreteScheduler):
-            return noisy / sampler.init_noise_sigma if i == 0 else noisy
-        return noisy / (1 + sigma**2).sqrt()
-
-    def _move(
+    def move(
         self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
     ) -> tuple[Latents, Latents]:
-        """The latents after step i, and x0-hat before it."""
-        sampler = self._sampler(schedule.steps, at=i)
-        t = sampler.timesteps[i]
-        x = latents * sampler.init_noise_sigma if i == 0 else latents
-        prediction = self._guided(sampler.scale_model_input(x, t), t, conditioning)
-        return sampler.step(prediction, t, x, return_dict=False)
+        """What `step` and `clean_estimate` return, from one pass."""
+        predict = partial(self._guided, conditioning=conditioning)
+        return self.sampler.move(predict, latents, i, schedule.steps)
 
-    def _sampler(self, steps: int, at: int = 0) -> Any:
-        """A scheduler that stands before step `at`: a copy, because it counts what it is asked."""
-        if not 1 <= steps <= self.scheduler.config.num_train_timesteps:
-            raise UserError(
-                f"{steps} sampling steps are not between 1 and "
-                f"{self.scheduler.config.num_train_timesteps}, the steps this base was trained on."
-            )
-        key = steps, self.device  # set up once, with real numbers, also for a dry run
-        if key not in self._samplers:
-            self._samplers[key] = copy.copy(self.scheduler)
-            self._samplers[key].set_timesteps(steps, device=self.device)
-        sampler = copy.copy(self._samplers[key])
-        if isinstance(sampler, EulerDiscreteScheduler):
-            sampler.set_begin_index(at)
-        return sampler
+    def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
+        """See `StepSampler.noised`."""
+        return self.sampler.noised(clean, i, schedule, noise)
 
     def _guided(self, x: Latents, t: Tensor, conditioning: Conditioning) -> Latents:
         """empty + guidance (said - empty), guidance 1 + w of Ho and Salimans (arXiv 2207.12598)."""
@@ -232,27 +198,9 @@ class UNetModel:
     def offline_loss(
         self, clean: Latents, conditioning: Conditioning, seeds: Sequence[int]
     ) -> Float[Tensor, ""]:
-        """Mean of |prediction - target|^2 at x = sqrt(abar) x0 + sqrt(1 - abar) eps, unguided.
-
-        t uniform over the training steps (Ho et al. 2020, arXiv 2006.11239, equation 14). Target:
-        eps, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022, arXiv 2202.00512).
-        """
-        t, eps = self._draw_times(clean, seeds)
-        abar = self.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1).to(clean)
-        signal, noise = abar.sqrt(), (1 - abar).sqrt()
-        velocity = self.scheduler.config.prediction_type == "v_prediction"
-        target = signal * eps - noise * clean if velocity else eps
-        x = signal * clean + noise * eps
-        return (self._predict(x, t.to(clean.device), conditioning) - target).square().mean()
-
-    def _draw_times(
-        self, clean: Latents, seeds: Sequence[int]
-    ) -> tuple[Int[Tensor, " b"], Latents]:
-        generators = [seeding.generator(seed) for seed in seeds]
-        steps = self.scheduler.config.num_train_timesteps
-        t = torch.cat([torch.randint(steps, (1,), generator=g) for g in generators])
-        eps = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in generators])
-        return t, eps.to(clean)
+        """See `StepSampler.loss`; unguided."""
+        predict = partial(self._predict, said=conditioning)
+        return self.sampler.loss(predict, clean, seeds)
 
     def lora_targets(self, preset: str) -> list[str]:
         """`attention` (of the image and of the text), or `attention+mlp`."""

@@ -95,6 +95,12 @@ class DiffusionModel(Protocol):
         """x0-hat at step i."""
         ...
 
+    def move(
+        self, latents: Latents, i: int, schedule: Schedule, conditioning: Conditioning
+    ) -> tuple[Latents, Latents]:
+        """The latents after step i, and x0-hat before it, from one pass through the network."""
+        ...
+
     def noised(self, clean: Latents, i: int, schedule: Schedule, noise: Latents) -> Latents:
         """`clean` under unit `noise` at the level of step i, as `clean_estimate` takes it.
 

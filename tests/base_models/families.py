@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from base_models import flux, kolors, sd, sdxl
+from base_models import flux, kolors, sd, sdxl, unconditional
 from base_models.sd3 import StableDiffusion3
 from tests.tiny import SIZE, T5_TOKENS, tiny_pipeline, unets
+from tests.tiny import unconditional as plain
 from tests.tiny.sd3 import tiny_sd3
 
 HEIGHT, WIDTH = SIZE, SIZE + 16
@@ -64,6 +65,20 @@ CASES = {
     "kolors, unguided": Kolors(unets.tiny_kolors, options=UNGUIDED),
     "kolors, v": Kolors(lambda: unets.tiny_kolors(unets.kolors_euler(**V))),
 }
+
+Pixels = functools.partial(Case, wrap=unconditional.pixels, scaled=lambda pixels: pixels)
+Ldm = functools.partial(Case, wrap=unconditional.latents, scaled=lambda z: z * 0.7)
+UNCONDITIONAL = {
+    "ddpm": Pixels(plain.tiny_ddpm),
+    "ddpm, v": Pixels(lambda: plain.tiny_ddpm(plain.ddpm(**V))),
+    "ddpm, cosine, learnt variances": Pixels(plain.tiny_improved),
+    "ddpm, as DDIMPipeline": Pixels(plain.tiny_ddim),
+    "ldm": Ldm(plain.tiny_ldm),
+    "ldm, v": Ldm(lambda: plain.tiny_ldm(plain.ddim(**plain.LDM, **V))),
+    "ldm, AutoencoderKL": Ldm(lambda: plain.tiny_ldm(vq=False)),
+}
+"""Nothing that concerns prompts holds of these."""
+EVERY = CASES | UNCONDITIONAL
 
 
 def draw(model, prompts=PROMPTS, seeds=(3, 4), steps=3):

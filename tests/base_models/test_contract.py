@@ -9,7 +9,16 @@ from core import seeds as seeding
 from core.contracts import DiffusionModel
 from core.errors import UserError
 from tests import chain
-from tests.base_models.families import CASES, HEIGHT, PROMPTS, WIDTH, draw, pipeline_images
+from tests.base_models.families import (
+    CASES,
+    EVERY,
+    HEIGHT,
+    PROMPTS,
+    UNCONDITIONAL,
+    WIDTH,
+    draw,
+    pipeline_images,
+)
 from tests.chain import equal, gradients, inputs, plain, split, with_adapters
 from tests.tiny import SIZE, T5_TOKENS
 from treat.drawings import redraw_step
@@ -17,12 +26,17 @@ from treat.lora import lora_parameters
 from treat.offline import cache_prompts
 from treat.step import Chain, scaled_input
 
-every = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+prompted = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+every = pytest.mark.parametrize("case", EVERY.values(), ids=EVERY.keys())
 PLAIN = ("flux", "sdxl", "sd", "sd3", "kolors")
-family = pytest.mark.parametrize("case", [CASES[name] for name in PLAIN], ids=PLAIN)
+PLAIN_OF_ALL = (*PLAIN, "ddpm", "ldm")
+prompted_family = pytest.mark.parametrize("case", [CASES[name] for name in PLAIN], ids=PLAIN)
+family = pytest.mark.parametrize("case", [EVERY[n] for n in PLAIN_OF_ALL], ids=PLAIN_OF_ALL)
+SAME = ("sdxl, DDIM", "sd, Euler", "ddpm, as DDIMPipeline")
+"""Variants that walk the same path as their plain family."""
 
 
-@every
+@prompted
 def test_images_equal_the_plain_pipeline(case):
     pipeline = case.pipeline()
     model = case.model(pipeline)
@@ -32,14 +46,28 @@ def test_images_equal_the_plain_pipeline(case):
     assert (draw(model, ["a bicycle", "a sign"]) - images).abs().max() > 1e-3  # control: the text
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in (*PLAIN, "sdxl, DDIM", "sd, Euler")])
+@pytest.mark.parametrize("name", [n for n in EVERY if n not in (*PLAIN_OF_ALL, *SAME)])
 def test_the_variants_differ_so_that_equality_means_something(name):
-    """But for Euler and DDIM, which walk the same path."""
-    images = draw(CASES[name].model())
-    assert (images - draw(CASES[name.partition(",")[0]].model())).abs().max() > 1e-3
+    images = draw(EVERY[name].model())
+    assert (images - draw(EVERY[name.partition(",")[0]].model())).abs().max() > 1e-3
 
 
 @every
+def test_one_pass_gives_the_step_and_the_clean_estimate(case):
+    model = case.model()
+    noise, schedule, text = inputs(model, 4, SIZE)
+    passes = []
+    model.network.register_forward_pre_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        for i in (0, 3):
+            after, clean = model.move(noise, i, schedule, text)
+            assert torch.equal(after, model.step(noise, i, schedule, text))
+            assert torch.equal(clean, model.clean_estimate(noise, i, schedule, text))
+            assert not torch.equal(after, clean) or i == 3
+    assert len(passes) == 6
+
+
+@prompted
 @pytest.mark.parametrize("steps", [1, 7])
 def test_schedule_equals_the_plain_pipelines(case, steps):
     pipeline = case.pipeline()
@@ -59,7 +87,7 @@ def test_schedule_equals_the_plain_pipelines(case, steps):
     assert (schedule.sigmas.diff() < 0).all()
 
 
-@every
+@prompted
 def test_latents_are_shifted_and_scaled(case):
     model = case.model()
     images = torch.rand(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -128,7 +156,8 @@ def perfect(model, clean, noise, sigma):
     abar = 1 / (1 + sigma**2)
     v = abar.sqrt() * noise - (1 - abar).sqrt() * clean
     is_v = model.scheduler.config.prediction_type == "v_prediction"
-    model._guided = lambda *_: v if is_v else noise
+    asked = "_predict" if model.family in ("ddpm", "ldm") else "_guided"
+    setattr(model, asked, lambda *_, **__: v if is_v else noise)
 
 
 def flux_prediction(pipeline, clean, eps, u, text):
@@ -185,7 +214,7 @@ def unet_prediction(pipeline, clean, eps, t, text):
     return prediction, v if pipeline.scheduler.config.prediction_type == "v_prediction" else eps
 
 
-@every
+@prompted
 def test_offline_loss_written_out_by_hand(case):
     pipeline = case.pipeline()
     model = case.model(pipeline)
@@ -241,7 +270,8 @@ def test_noisy_latents_are_the_networks_first_argument(case):
 @family
 def test_gradient_reaches_the_adapters_and_nothing_else(case):
     model = case.model()
-    modules = (model.network, model.vae, *model._text_encoders())
+    readers = [] if case in UNCONDITIONAL.values() else model._text_encoders()
+    modules = (model.network, model.vae, *readers)
     weights = [weight for module in modules for weight in module.parameters()]
     assert not any(weight.requires_grad for weight in weights)
     with_adapters(model)
@@ -254,7 +284,7 @@ def test_gradient_reaches_the_adapters_and_nothing_else(case):
     assert len(adapters) > 8 and all(found.abs().sum() > 0 for found in gradients(model))
 
 
-@family
+@prompted_family
 def test_rows_of_conditioning_are_all_that_a_step_needs(case, tmp_path):
     """Cached on disk and put together anew, after the text encoders are gone."""
     model = case.model()
@@ -297,7 +327,7 @@ def test_is_a_diffusion_model(case):
     assert not isinstance(torch.nn.Identity(), DiffusionModel)
 
 
-@family
+@prompted_family
 def test_sizes_that_do_not_divide(case):
     model = case.model()
     grain = 4 if model.family in ("flux", "sd3") else 8
