@@ -20,6 +20,7 @@ from core.errors import UserError
 WHERE = "scheduler/scheduler_config.json"
 Predict = Callable[[Latents, Tensor], Latents]
 """Scaled noisy latents and their training step -> epsilon or v."""
+Amplify = Callable[[Latents], tuple[Latents, Latents]]
 
 
 @final
@@ -62,11 +63,18 @@ class StepSampler:
             return noisy / sampler.init_noise_sigma if i == 0 else noisy
         return noisy / (1 + sigma**2).sqrt()
 
-    def loss(self, predict: Predict, clean: Latents, seeds: Sequence[int]) -> Float[Tensor, ""]:
+    def loss(
+        self,
+        predict: Predict,
+        clean: Latents,
+        seeds: Sequence[int],
+        amplify: Amplify = lambda noise: (noise, noise),
+    ) -> Float[Tensor, ""]:
         """Mean of |prediction - target|^2 at x = sqrt(abar) x0 + sqrt(1 - abar) eps.
 
         t uniform over the training steps (Ho et al. 2020, arXiv 2006.11239, equation 14). Target:
         eps, or v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022, arXiv 2202.00512).
+        `amplify`: eps -> what stands for it in x, and in the target.
         """
         generators = [seeding.generator(seed) for seed in seeds]
         steps = self.scheduler.config.num_train_timesteps
@@ -75,8 +83,9 @@ class StepSampler:
         abar = self.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1).to(clean)
         signal, noise = abar.sqrt(), (1 - abar).sqrt()
         velocity = self.scheduler.config.prediction_type == "v_prediction"
-        target = signal * eps - noise * clean if velocity else eps
-        x = signal * clean + noise * eps
+        added, asked = amplify(eps)
+        target = signal * asked - noise * clean if velocity else asked
+        x = signal * clean + noise * added
         return (predict(x, t.to(clean.device)) - target).square().mean()
 
     def _at(self, steps: int, device: torch.device, at: int = 0) -> Any:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from base_models.latents import check_sides, starting_noise
-from base_models.samplers import StepSampler, one_step_scheduler
+from base_models.samplers import Amplify, StepSampler, one_step_scheduler
 from core.contracts import Conditioning, Images, Latents, Schedule
 from core.errors import UserError
 
@@ -144,6 +144,12 @@ class Unconditional:
     ) -> Float[Tensor, ""]:
         """See `StepSampler.loss`: the simple loss, without the variances' own."""
         return self.sampler.loss(self._predict, clean, seeds)
+
+    def amplified_loss(
+        self, clean: Latents, seeds: Sequence[int], amplify: Amplify
+    ) -> Float[Tensor, ""]:
+        """The same with another noise, for `treat.self_refining`."""
+        return self.sampler.loss(self._predict, clean, seeds, amplify)
 
     def lora_targets(self, preset: str) -> list[str]:
         """`attention`, or `attention+mlp`: besides, the residual blocks' convolutions."""

@@ -47,10 +47,10 @@ def learning_rate(
 
 
 def make_optimizers(
-    detector: nn.Module, kind: OptimizerName, weight_decay: float
+    model: nn.Module, kind: OptimizerName, weight_decay: float
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW for every weight; or Muon for what mixes many channels, AdamW for the rest."""
-    weights = [p for p in detector.parameters() if p.requires_grad]
+    weights = [p for p in model.parameters() if p.requires_grad]
     inner = [p for p in weights if kind == "muon" and mixes(p)]
     taken = {id(p) for p in inner}
     rest = [p for p in weights if id(p) not in taken]
@@ -71,7 +71,7 @@ def mixes(weight: Tensor) -> bool:
 class Learner(Generic[N]):
     """Weights, their moments and their average: all the state that training has."""
 
-    detector: N
+    model: N
     weight_decay: float = 0.01
     ema: float = 0.0
     """Decay of the average of weights and batch statistics; 0 keeps none."""
@@ -81,7 +81,7 @@ class Learner(Generic[N]):
     average: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizers = make_optimizers(self.detector, self.optimizer, self.weight_decay)
+        self.optimizers = make_optimizers(self.model, self.optimizer, self.weight_decay)
         self.average = {name: t.detach().clone() for name, t in self._state().items()}
 
     def update(
@@ -91,10 +91,10 @@ class Learner(Generic[N]):
 
         A gradient that is not finite changes nothing; the fifth in a row raises `UserError`.
         """
-        self.detector.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
-        share.average_gradients([p for p in self.detector.parameters() if p.requires_grad])
-        norm = torch.nn.utils.clip_grad_norm_(self.detector.parameters(), clip).item()
+        share.average_gradients([p for p in self.model.parameters() if p.requires_grad])
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip).item()
         (value,) = share.mean([loss.item()], loss.device)
         if not math.isfinite(norm) or not math.isfinite(value):
             self._skip(step)
@@ -109,16 +109,21 @@ class Learner(Generic[N]):
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[N]:
-        """The detector in eval mode, with the averaged weights while the block runs."""
+        """The model in eval mode, with the averaged weights while the block runs."""
         own = {name: t.detach().clone() for name, t in self._state().items()}
         self._put(self.average if self.ema else own)
-        training = self.detector.training
-        self.detector.eval()
+        training = self.model.training
+        self.model.eval()
         try:
-            yield self.detector
+            yield self.model
         finally:
             self._put(own)
-            self.detector.train(training)
+            self.model.train(training)
+
+    def settle(self) -> None:
+        """The averaged weights for good; nothing is learnt any more."""
+        self._put(self.average if self.ema else self._state())
+        self.model.eval()
 
     def pack(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Tensors by file stem, and JSON state, for `core.checkpoint.save`."""
@@ -144,7 +149,7 @@ class Learner(Generic[N]):
         self.skipped = state["skipped"]
 
     def _state(self) -> dict[str, Tensor]:
-        return self.detector.state_dict()
+        return self.model.state_dict()
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
@@ -164,7 +169,7 @@ class Learner(Generic[N]):
                 self.average[name].copy_(tensor)
 
     def _skip(self, step: int) -> None:
-        self.detector.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.skipped += 1
         if self.skipped >= MOST_SKIPPED:
             raise UserError(
@@ -285,7 +290,7 @@ def learn_step(
     share: Share = WHOLE,
 ) -> dict[str, float]:
     """Batch, augmentation, loss, update: step `step` of the training; returns its figures."""
-    detector = learner.detector
+    detector = learner.model
     device = next(detector.parameters()).device
     images, target = training_batch(
         samples,

@@ -193,13 +193,13 @@ def _rate(config: Config, step: int) -> float:
 
 def _resume(run: Run, learner: Learner, share: Share) -> int:
     """The step to go on from, the same on every process; raises `UserError` where it is not."""
-    share.equalise(learner.detector)
+    share.equalise(learner.model)
     with share.main_first():  # which sets a damaged checkpoint aside
         saved = checkpoint.load_newest(run.checkpoints, lambda text: run.event("warn", text))
     if saved is not None:
         learner.unpack(saved.tensors, saved.state)
     start = 0 if saved is None else saved.step
-    place = next(learner.detector.parameters()).device
+    place = next(learner.model.parameters()).device
     if share.mean([start], place) != [start]:
         raise UserError(
             f"{run.folder} is not the same on every machine: put --out where all see it."

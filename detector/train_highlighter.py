@@ -145,12 +145,12 @@ def learn(
     """Cross-entropy over half a batch of each kind; a pure function of samples, seed and step."""
     images = torch.cat([drawn(samples, config, step) for samples in kinds])
     target = torch.cat([torch.ones(config.batch // 2), torch.zeros(config.batch // 2)])
-    place = next(learner.detector.parameters()).device
+    place = next(learner.model.parameters()).device
     rate = learning_rate(step, config.steps, config.learning_rate, config.warmup)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(mix(config.seed, DROPOUT, step))
         with torch.autocast(place.type, torch.bfloat16, enabled=config.mixed_precision):
-            logits = learner.detector(images.to(place))
+            logits = learner.model(images.to(place))
         loss = F.binary_cross_entropy_with_logits(logits.float(), target.to(place))
         norm = learner.update(loss, rate, config.clip, step)
     return {"loss": loss.item(), "gradient_norm": norm, "learning_rate": rate}

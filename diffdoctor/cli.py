@@ -41,6 +41,11 @@ COMMANDS = {
         "same prompts, same seeds: base against adapters, with intervals and a report",
         "diffdoctor evaluate --base FOLDER --adapters treated=runs/treat --prompts held_out.txt",
     ),
+    "self-refine": Command(
+        "treat.self_refining.train",
+        "train a base on with its own flaws in sight: the sister method, self-refining diffusion",
+        "diffdoctor self-refine --base FOLDER --data shards --highlighter H --out runs/refined",
+    ),
     "export": Command(
         "diffdoctor.export",
         "an adapter as a LoRA file or merged into its base; a detector for any project",

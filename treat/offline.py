@@ -51,10 +51,11 @@ class RealImages:
         return RealImages(captions, lambda i: self.picture(chosen[i]), name)
 
 
-def read_offline(path: Path, limit: int | None = None) -> RealImages:
+def read_offline(path: Path, limit: int | None = None, captioned: bool = True) -> RealImages:
     """Open a folder of images, of shards or of Parquet files, at most `limit` samples of it.
 
-    Raises `UserError` for a missing folder, no images, or images without captions.
+    Raises `UserError` for a missing folder, no images, or, where they must be `captioned`, images
+    of a folder without captions.
     """
     path = Path(path)
     if not path.exists():
@@ -62,8 +63,8 @@ def read_offline(path: Path, limit: int | None = None) -> RealImages:
     if path.is_dir() and any(path.glob("*.manifest.jsonl")):
         return _shards(path, limit)
     if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
-        return _folder(path, limit)
-    return _parquet(path, limit) if parquet_files(path) else _folder(path, limit)
+        return _folder(path, limit, captioned)
+    return _parquet(path, limit) if parquet_files(path) else _folder(path, limit, captioned)
 
 
 def _shards(path: Path, limit: int | None) -> RealImages:
@@ -83,10 +84,10 @@ def _parquet(path: Path, limit: int | None) -> RealImages:
     return RealImages(captions, lambda i: from_uint8(rows.picture(i)[None]), name)
 
 
-def _folder(path: Path, limit: int | None) -> RealImages:
+def _folder(path: Path, limit: int | None, captioned: bool) -> RealImages:
     files = list_images(path)[:limit]
     said = _metadata(path / "metadata.jsonl")
-    captions = [said.get(file.name) or _sidecar(file) for file in files]
+    captions = [said.get(file.name) or _sidecar(file, captioned) for file in files]
     name = digest([str(path.resolve()), *map(_stamp, files), *captions])
     return RealImages(captions, lambda i: read_image(files[i])[None], name)
 
@@ -111,8 +112,10 @@ def _metadata(path: Path) -> dict[str, str]:
         ) from error
 
 
-def _sidecar(file: Path) -> str:
+def _sidecar(file: Path, needed: bool) -> str:
     note = file.with_suffix(".txt")
+    if not note.is_file() and not needed:
+        return ""
     if not note.is_file():
         raise UserError(
             f"{file} has no caption: write it to {note.name}, or to metadata.jsonl beside it."

@@ -66,10 +66,10 @@ def trained(steps, term=None):
 def test_the_gradient_can_be_taught():
     learner, _ = trained(20)
     measured = reference_batch(PAIRS, 8, seed=5, step=0)
-    before = misalignment(learner.detector, *measured).item()
+    before = misalignment(learner.model, *measured).item()
     for step in range(20):
-        learner.update(misalignment(learner.detector, *measured), 3e-4, 1.0, step)
-    assert misalignment(learner.detector, *measured).item() < before - 0.1
+        learner.update(misalignment(learner.model, *measured), 3e-4, 1.0, step)
+    assert misalignment(learner.model, *measured).item() < before - 0.1
 
 
 def test_a_step_reports_the_term_and_learns_from_it():

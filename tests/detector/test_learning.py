@@ -54,12 +54,12 @@ def test_the_rate_rises_then_falls_to_zero():
 
 def test_a_step_that_is_not_finite_changes_nothing_and_the_fifth_stops():
     learner = new()
-    before = {name: t.clone() for name, t in learner.detector.named_parameters()}
-    bad = next(learner.detector.parameters()).sum() * float("nan")
+    before = {name: t.clone() for name, t in learner.model.named_parameters()}
+    bad = next(learner.model.parameters()).sum() * float("nan")
     for step in range(MOST_SKIPPED - 1):
         learner.update(bad, 1e-3, 1.0, step)
-        bad = next(learner.detector.parameters()).sum() * float("nan")
-    assert all(torch.equal(before[n], p) for n, p in learner.detector.named_parameters())
+        bad = next(learner.model.parameters()).sum() * float("nan")
+    assert all(torch.equal(before[n], p) for n, p in learner.model.named_parameters())
     with pytest.raises(UserError, match=r"step 4.*--learning-rate"):
         learner.update(bad, 1e-3, 1.0, MOST_SKIPPED - 1)
 
@@ -67,12 +67,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_fifth_stops():
 def test_the_average_follows_and_the_own_weights_come_back():
     learner = new(ema=0.9)
     steps(learner, 3)
-    own = {name: t.clone() for name, t in learner.detector.state_dict().items()}
+    own = {name: t.clone() for name, t in learner.model.state_dict().items()}
     with learner.averaged() as detector:
         assert not detector.training
         inside = {name: t.clone() for name, t in detector.state_dict().items()}
-    assert learner.detector.training
-    assert all(torch.equal(own[n], t) for n, t in learner.detector.state_dict().items())
+    assert learner.model.training
+    assert all(torch.equal(own[n], t) for n, t in learner.model.state_dict().items())
     assert any(not torch.equal(own[n], t) for n, t in inside.items())
 
 
@@ -101,14 +101,14 @@ def test_muon_takes_what_mixes_channels_and_leaves_nothing_out():
     assert shapes and all(min(shape[:2]) > 1 for shape in shapes)
     assert any(len(shape) == 4 for shape in shapes)  # kernels too
     ids = [id(p) for parameters in by_name.values() for p in parameters]
-    assert sorted(ids) == sorted(id(p) for p in learner.detector.parameters())
+    assert sorted(ids) == sorted(id(p) for p in learner.model.parameters())
 
 
 def test_hardening_raises_the_loss_and_leaves_the_detector_alone():
     learner = new()
     steps(learner, 4)
-    detector = learner.detector
-    learner.detector.zero_grad(set_to_none=True)
+    detector = learner.model
+    learner.model.zero_grad(set_to_none=True)
     before = {name: t.clone() for name, t in detector.state_dict().items()}
     images, target = to_tensors(SAMPLES[:4])
     settings = Augmentation(adversarial=0.5, adversarial_step=0.05)

@@ -1,0 +1,37 @@
+"""The forward process: more noise where the mean flaw map is high.
+
+The paper adds the map to the noise, in what the network sees and in what it should predict:
+eps + lambda M (arXiv 2512.08774). Its two releases do otherwise, and are here by name: `input`
+multiplies what the network sees by 1 + lambda M and asks for the plain noise; `target` asks for
+eps + lambda M of what it does not see.
+
+Legend: b batch, h w pixels, c y x channels and cells of what is noised.
+"""
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.contracts import Latents
+
+Variant = Literal["paper", "input", "target"]
+
+
+def amplified(
+    noise: Latents, flaws: Float[Tensor, "1 1 h w"], weight: float, variant: Variant
+) -> tuple[Latents, Latents]:
+    """What stands for the noise in x_t, and in the target."""
+    where = weight * fitted(flaws, noise.shape[-2], noise.shape[-1]).to(noise)
+    if variant == "input":
+        return noise * (1 + where), noise
+    more = noise + where
+    return (noise if variant == "target" else more), more
+
+
+def fitted(flaws: Float[Tensor, "1 1 h w"], y: int, x: int) -> Float[Tensor, "1 1 y x"]:
+    """The map on another grid; bilinear."""
+    if tuple(flaws.shape[-2:]) == (y, x):
+        return flaws
+    return F.interpolate(flaws, size=(y, x), mode="bilinear", antialias=True)
