@@ -43,8 +43,8 @@ COMMANDS = {
     ),
     "self-refine": Command(
         "treat.self_refining.train",
-        "train a base on with its own flaws in sight: the sister method, self-refining diffusion",
-        "diffdoctor self-refine --base FOLDER --data shards --highlighter H --out runs/refined",
+        "train a base on with its own flaws in sight (self-refining diffusion)",
+        "diffdoctor self-refine --base B --data shards --highlighter H --out runs/refined",
     ),
     "export": Command(
         "diffdoctor.export",
