@@ -22,8 +22,8 @@ from miniature.text import make_clip_tokenizer, make_t5_tokenizer
 
 GRADES = ("newest", "middle", "oldest")
 """Of the FLUX base."""
-BASES = (*GRADES, "sdxl", "kolors")
-"""Names of the folders."""
+BASES = (*GRADES, "sdxl", "kolors", "ddpm", "ldm")
+"""Names of the folders; the last two are built, not shipped."""
 SHIPPED = Path(__file__).parent / "bases"
 DETECTORS = Path(__file__).parent / "detectors"
 """`first` and `second`, which share no image (`benchmarks.starters`); `sdxl` and `kolors`
@@ -41,6 +41,11 @@ def base_folder(base: str) -> Path:
             "`diffdoctor miniature build` makes them."
         )
     return folder
+
+
+def autoencoder_folder(folder: Path) -> Path:
+    """Where a pipeline keeps it: LDM's calls it `vqvae`, whatever it is."""
+    return folder / ("vqvae" if (folder / "vqvae").is_dir() else "vae")
 
 
 def is_pipeline(folder: Path) -> bool:

@@ -2,6 +2,8 @@
 
     diffdoctor miniature build --out runs/bases --run runs/build
     diffdoctor miniature build sdxl --out runs/bases --run runs/build-sdxl
+    diffdoctor miniature build ldm --autoencoder newest --out runs/bases --run runs/build-ldm
+    diffdoctor miniature build ddpm --out runs/bases --run runs/build-ddpm
 
 The run folder keeps every finished stage, and checkpoints of autoencoder and network; the same
 command takes up where it stopped. Hours on two cores, minutes on a GPU; nothing is downloaded.
@@ -52,8 +54,10 @@ def main(config: Config) -> int:
 
 def make(run: Run, config: Config, place: torch.device) -> None:
     """All stages in order; raises `Stopped` where a signal came."""
-    autoencoder = stages.stage_vae(run, config)
-    nn.Module.to(autoencoder, place)
+    pixels = FAMILIES[config.family].pixels
+    autoencoder = None if pixels else stages.stage_vae(run, config)
+    if autoencoder is not None:
+        nn.Module.to(autoencoder, place)
     readers = stages.stage_readers(run, config)
     pool = stages.stage_pool(run, config, autoencoder)
     told = FAMILIES[config.family].conditioning(readers)
@@ -65,14 +69,15 @@ def make(run: Run, config: Config, place: torch.device) -> None:
                 stages.keep_tensors(network, path)
         if run.interrupted:
             raise stages.Stopped
-    decoder = stages.stage_decoder(run, config, autoencoder, pool)
-    publish(run, config, decoder.cpu(), readers)
+    if autoencoder is not None:
+        autoencoder = stages.stage_decoder(run, config, autoencoder, pool).cpu()
+    publish(run, config, autoencoder, readers)
 
 
 def publish(
-    run: Run, config: Config, autoencoder: AutoencoderKL, readers: dict[str, nn.Module]
+    run: Run, config: Config, autoencoder: AutoencoderKL | None, readers: dict[str, nn.Module]
 ) -> None:
-    """Write the pipeline folders."""
+    """Write the pipeline folders; without an autoencoder, of a base that draws pixels."""
     family = FAMILIES[config.family]
     network: Any = family.make_network()
     for grade in reversed(grade_steps(config)):  # the newest first: the others share its parts

@@ -13,15 +13,18 @@ from base_models.load import check_base
 from core.errors import UserError
 from detector.measure import device
 from miniature import vae
-from miniature.bases import base_folder
+from miniature.bases import autoencoder_folder, base_folder
 from miniature.families import FAMILIES
 
 
 class Config(core.config.Config):
     """A base model: hours on two cores, minutes on a GPU. The same command resumes."""
 
-    family: Annotated[Literal["flux", "sdxl", "kolors"], tyro.conf.Positional] = "flux"
-    """Architecture: `flux` gives three grades, the others one base each."""
+    family: Annotated[Literal["flux", "sdxl", "kolors", "ddpm", "ldm"], tyro.conf.Positional] = (
+        "flux"
+    )
+    """Architecture: `flux` gives three grades, the others one base each. `ddpm` (pixels) and `ldm`
+    read no prompt."""
     out: Path = Path("runs/bases")
     """Where the pipeline folders go; what ships is in miniature/bases."""
     run: Path = Path("runs/build")
@@ -32,8 +35,8 @@ class Config(core.config.Config):
     new_readers: bool = False
     """With `start`: teach its text encoders on, because the law's prompts have changed since."""
     autoencoder: Path | None = None
-    """The same, of any family, of which only the autoencoder is taken over: `newest` for sdxl and
-    kolors, so that all share one."""
+    """The same, of any family, of which only the autoencoder is taken over: `newest` for sdxl,
+    kolors and ldm, so that all share one."""
     kin: Path | None = None
     """sdxl and kolors: a base of the other, by name or folder. The network begins from its weights
     where name and shape are the same: all but what reads the text."""
@@ -73,6 +76,8 @@ class Config(core.config.Config):
 
 def check(config: Config) -> None:
     """Refuse what cannot be built, before anything is made."""
+    if FAMILIES[config.family].pixels and config.autoencoder:
+        raise UserError(f"{config.family} draws pixels: leave --autoencoder out.")
     if config.start and config.autoencoder:
         raise UserError("start already brings its autoencoder: leave --autoencoder out.")
     if config.new_readers and not config.start:
@@ -88,7 +93,7 @@ def check(config: Config) -> None:
             "--steps enough for both."
         )
     for given in (config.start, config.autoencoder):
-        if given:
+        if given and not FAMILIES[config.family].pixels:
             check_autoencoder(base_folder(str(given)))
     if config.start:
         found = check_base(base_folder(str(config.start)))
@@ -129,7 +134,8 @@ def check_out(config: Config) -> None:
 
 def check_autoencoder(folder: Path) -> None:
     """Other latents than the miniature's fit no network of it."""
-    known = json.loads((folder / "vae/config.json").read_text())
+    config = autoencoder_folder(folder) / "config.json"
+    known = json.loads(config.read_text()) if config.is_file() else {}
     ours = dict(vae.make_vae().config)
     if any(known.get(name) != ours[name] for name in ("latent_channels", "layers_per_block")):
         raise UserError(f"the autoencoder of {folder} is none of the miniature's: name another.")

@@ -27,7 +27,7 @@ CELL = 4
 """Pixels on the side of a latent cell."""
 POOLED = 64
 TIME_WIDTH = 16
-WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def make_unet(**text: Any) -> UNet2DConditionModel:
@@ -81,25 +81,39 @@ def epsilon_loss(
     said: dict[str, Tensor],
     g: torch.Generator,
 ) -> Float[Tensor, ""]:
+    """See `noise_loss`; `said`: `text` (b, n, d) and `pooled` (b, e), on the latents' device."""
+
+    def predict(x: Latents, t: Tensor) -> Latents:
+        return network(
+            x,
+            t,
+            encoder_hidden_states=said["text"],
+            added_cond_kwargs={"text_embeds": said["pooled"], "time_ids": sizes(clean)},
+            return_dict=False,
+        )[0]
+
+    return noise_loss(predict, scheduler, clean, g)
+
+
+def noise_loss(
+    predict: Callable[[Latents, Tensor], Latents],
+    scheduler: Any,
+    clean: Latents,
+    g: torch.Generator,
+) -> Float[Tensor, ""]:
     """Mean squared error of the noise at x = sqrt(abar) x0 + sqrt(1 - abar) eps.
 
-    `said`: `text` (b, n, d) and `pooled` (b, e), on the latents' device; g may be elsewhere.
+    On the device of `clean`; g may be elsewhere.
     """
     t = times(len(clean), len(scheduler.alphas_cumprod), g).to(clean.device)
     noise = torch.randn(clean.shape, generator=g, device=g.device).to(clean)
     abar = signal(scheduler, clean.device)[t].view(-1, 1, 1, 1)
-    prediction = network(
-        abar.sqrt() * clean + (1 - abar).sqrt() * noise,
-        t,
-        encoder_hidden_states=said["text"],
-        added_cond_kwargs={"text_embeds": said["pooled"], "time_ids": sizes(clean)},
-        return_dict=False,
-    )[0]
+    prediction = predict(abar.sqrt() * clean + (1 - abar).sqrt() * noise, t)
     return (prediction.float() - noise).square().mean()
 
 
 @functools.cache
-def signal(scheduler: EulerDiscreteScheduler, place: torch.device) -> Float[Tensor, " t"]:
+def signal(scheduler: Any, place: torch.device) -> Float[Tensor, " t"]:
     """abar of every training step, kept on a device: a CUDA graph takes nothing from the host."""
     return scheduler.alphas_cumprod.to(place)
 
@@ -122,12 +136,13 @@ def unshifted(vae: AutoencoderKL) -> AutoencoderKL:
     return own
 
 
-def save_pipeline(folder: Path, pipeline: Any) -> None:
+def save_pipeline(folder: Path, pipeline: Any, autoencoder: str = "vae") -> None:
     """Write a whole pipeline: the network in fp16, all else in fp32.
 
-    The autoencoder's weights become a link where the newest FLUX grade beside it has the same.
+    The weights of the `autoencoder` (its folder) become a link where the newest FLUX grade beside
+    it has the same.
     """
-    weights, shared = folder / WEIGHTS, folder.parent / "newest" / WEIGHTS
+    weights, shared = folder / autoencoder / WEIGHTS, folder.parent / "newest/vae" / WEIGHTS
     weights.unlink(missing_ok=True)  # else an older link would be written through
     pipeline.save_pretrained(folder, safe_serialization=True)
     halve(folder / "unet")

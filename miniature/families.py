@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from core.contracts import Latents
 from miniature.flux import Flux
 from miniature.kolors import Kolors
 from miniature.sdxl import Sdxl
+from miniature.unconditional import Unconditional
 
 
 class Family(Protocol):
@@ -33,8 +33,17 @@ class Family(Protocol):
 
     @property
     def guided(self) -> bool:
-        """Sampled with classifier-free guidance: captions are dropped while it learns, and
-        latents are scaled without being shifted, as its pipeline does."""
+        """Sampled with classifier-free guidance: captions are dropped while it learns."""
+        ...
+
+    @property
+    def pixels(self) -> bool:
+        """It learns pixels, without an autoencoder."""
+        ...
+
+    @property
+    def shifted(self) -> bool:
+        """Latents are shifted before they are scaled, as its pipeline does."""
         ...
 
     def make_readers(self) -> dict[str, nn.Module]:
@@ -77,10 +86,16 @@ class Family(Protocol):
         ...
 
     def save(
-        self, folder: Path, network: nn.Module, vae: AutoencoderKL, readers: dict[str, nn.Module]
+        self, folder: Path, network: nn.Module, vae: Any, readers: dict[str, nn.Module]
     ) -> None:
-        """Write a pipeline folder."""
+        """Write a pipeline folder; `vae` is an `AutoencoderKL`, or None for pixels."""
         ...
 
 
-FAMILIES: dict[str, Family] = {"flux": Flux(), "sdxl": Sdxl(), "kolors": Kolors()}
+FAMILIES: dict[str, Family] = {
+    "flux": Flux(),
+    "sdxl": Sdxl(),
+    "kolors": Kolors(),
+    "ddpm": Unconditional(pixels=True),
+    "ldm": Unconditional(pixels=False),
+}

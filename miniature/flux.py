@@ -24,7 +24,8 @@ class Flux:
     """One of the miniature's families; see `miniature.families`."""
 
     pipeline, network_folder = "FluxPipeline", "transformer"
-    guided = False
+    guided = pixels = False
+    shifted = True
 
     def make_readers(self) -> dict[str, nn.Module]:
         return {CLIP: text.make_clip(), T5: text.make_t5(text.make_t5_tokenizer())}

@@ -33,7 +33,7 @@ class Kolors:
     """One of the miniature's families; see `miniature.families`."""
 
     pipeline, network_folder = "KolorsPipeline", "unet"
-    guided = True
+    guided, pixels, shifted = True, False, False
 
     def __init__(self) -> None:
         self.scheduler = epsilon.make_scheduler(beta_end=0.014, steps=1100)

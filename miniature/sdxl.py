@@ -31,7 +31,7 @@ class Sdxl:
     """One of the miniature's families; see `miniature.families`."""
 
     pipeline, network_folder = "StableDiffusionXLPipeline", "unet"
-    guided = True
+    guided, pixels, shifted = True, False, False
 
     def __init__(self) -> None:
         self.scheduler = epsilon.make_scheduler(beta_end=0.012, steps=1000)

@@ -19,7 +19,7 @@ from core.seeds import generator, mix
 from core.storage import write_atomic
 from detector.measure import device
 from miniature import flow, vae
-from miniature.bases import base_folder
+from miniature.bases import autoencoder_folder, base_folder
 from miniature.build_settings import Config, grade_steps, taken_over
 from miniature.families import FAMILIES
 from miniature.graph import GraphedUpdate, Work
@@ -58,7 +58,8 @@ def stage_vae(run: Run, config: Config) -> AutoencoderKL:
     model, path = fresh(vae.make_vae, config.seed, VAE), run.folder / "vae.safetensors"
     folder = taken_over(config)
     if folder and not path.exists():
-        keep_weights(AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True), path)
+        known = autoencoder_folder(folder)
+        keep_weights(AutoencoderKL.from_pretrained(known, local_files_only=True), path)
     if not path.exists():
         nn.Module.to(model, device(config.device))
         images = vae_images(config.seed)
@@ -169,33 +170,47 @@ def take_over(model: nn.Module, folder: Path) -> None:
 
 
 @torch.no_grad()
-def stage_pool(run: Run, config: Config, autoencoder: AutoencoderKL) -> dict[str, Tensor]:
-    """Latents and prompt numbers of all training renders, the stamped ones last."""
+def stage_pool(run: Run, config: Config, autoencoder: AutoencoderKL | None) -> dict[str, Tensor]:
+    """Latents and prompt numbers of all training renders, the stamped ones last.
+
+    Without an autoencoder the latents are 8-bit pixels.
+    """
     path = run.folder / "pool.safetensors"
     if not path.exists():
         numbers = {prompt: i for i, prompt in enumerate(all_prompts())}
         latents, said = [], []
         stamped = round(config.pool * STAMPED_POOL)
-        nn.Module.to(autoencoder, memory_format=torch.channels_last)
-        drawn = renders(config, stamped, autoencoder.device)
+        drawn = renders(config, stamped, device(config.device))
         for images, told in unless_stopped(run, drawn, "latents"):
-            images = images.contiguous(memory_format=torch.channels_last)
-            mode = vae.posterior(autoencoder, images).mode()
-            latents.append(mode.half().contiguous().cpu())
+            latents.append(learnt_of(images, autoencoder))
             said += [numbers[prompt] for prompt in told]
         stack = torch.cat(latents)
-        mean, std = latent_scale(config, stack[:-stamped].float())
+        mean, std = latent_scale(config, stack[:-stamped])
         pool = {"latents": stack, "prompts": torch.tensor(said), "stamped": torch.tensor(stamped)}
         keep_tensors(pool | {"mean": mean, "std": std}, path)
     return load_file(path)
 
 
+def learnt_of(images: Tensor, autoencoder: AutoencoderKL | None) -> Tensor:
+    """What a base learns of images: latents (the mode, in half precision), or 8-bit pixels."""
+    if autoencoder is None:
+        return images.mul(255).round().to(torch.uint8).cpu()
+    nn.Module.to(autoencoder, memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return vae.posterior(autoencoder, images).mode().half().contiguous().cpu()
+
+
 def latent_scale(config: Config, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation that latents are shifted and scaled by; those taken over stay."""
-    folder = taken_over(config)
+    """Mean and deviation that latents are shifted and scaled by; those taken over stay.
+
+    Of 8-bit pixels, those that bring them to [-1, 1].
+    """
+    if clean.dtype == torch.uint8:
+        return torch.tensor(127.5), torch.tensor(127.5)
+    folder, clean = taken_over(config), clean.float()
     if folder is None:
         return clean.mean(), clean.std()
-    known = json.loads((folder / "vae/config.json").read_text())
+    known = json.loads((autoencoder_folder(folder) / "config.json").read_text())
     return torch.tensor(known["shift_factor"]), torch.tensor(1 / known["scaling_factor"])
 
 
@@ -239,7 +254,7 @@ def stage_network(
     if begun:
         yield begun, mean
     latents, told = pool["latents"].to(place), {name: t.to(place) for name, t in told.items()}
-    shift, std = 0.0 if family.guided else float(pool["mean"]), float(pool["std"])
+    shift, std = float(pool["mean"]) if family.shifted else 0.0, float(pool["std"])
 
     def work(clean: Tensor, given: dict[str, Tensor], g: torch.Generator) -> Tensor:
         for optimizer in optimizers:
