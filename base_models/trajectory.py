@@ -1,0 +1,87 @@
+"""One sampling, written down: what entered each step and what the model took for the clean image.
+
+Every family's x_t is signal x0 + noise eps, whatever it predicts (epsilon, v, velocity), so that a
+trajectory of any of them reads alike. Divided by its signal, x_t is x0 + ratio eps (Karras et al.
+2022, arXiv 2206.00364), which knows no families.
+
+Legend: b batch, c y x latent channels and cells, s steps written down, T sampling steps.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.contracts import DiffusionModel, Latents, Schedule
+
+
+class Level(NamedTuple):
+    """x = signal x0 + noise eps."""
+
+    signal: float
+    noise: float
+
+    @property
+    def ratio(self) -> float:
+        """sqrt((1 - abar) / abar); infinite for pure noise."""
+        return self.noise / self.signal if self.signal else float("inf")
+
+
+@dataclass
+class Trajectory:
+    """The steps taken so far, the first of T first."""
+
+    levels: list[Level]
+    """Of all T steps, and of what the last one leaves."""
+    entering: list[Latents] = field(default_factory=list)
+    clean: list[Latents] = field(default_factory=list)
+    """x0-hat."""
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.levels) - 1
+
+    def add(self, entering: Latents, clean: Latents) -> None:
+        self.entering.append(entering)
+        self.clean.append(clean)
+
+
+def levels(model: DiffusionModel, schedule: Schedule) -> list[Level]:
+    """Read off `noised`, which is linear in image and noise."""
+    nothing = torch.zeros(1, 1, 1, 1, device=schedule.sigmas.device)
+    one = nothing + 1
+    return [
+        Level(
+            model.noised(one, i, schedule, nothing).item(),
+            model.noised(nothing, i, schedule, one).item(),
+        )
+        for i in range(schedule.steps + 1)
+    ]
+
+
+def noise_in(latents: Latents, clean: Latents, level: Level) -> Latents:
+    """eps-hat: what is left of the latents without x0-hat."""
+    return (latents - level.signal * clean) / level.noise
+
+
+def joined(clean: Latents, eps: Latents, level: Level) -> Latents:
+    """signal x0 + noise eps."""
+    return level.signal * clean + level.noise * eps
+
+
+def weighted_scores(trajectory: Trajectory) -> Float[Tensor, "s b c y x"]:
+    """w s = -ratio eps-hat = x0-hat - x_t / signal, for w = (1 - abar) / sqrt(abar).
+
+    s = -eps-hat / sqrt(1 - abar) is the score (ASCED, arXiv 2503.16218). A step that starts from
+    pure noise has none, for w is infinite there: NaN.
+    """
+    scores = [
+        clean - entering / level.signal if level.signal else torch.full_like(clean, float("nan"))
+        for entering, clean, level in zip(
+            trajectory.entering, trajectory.clean, trajectory.levels, strict=False
+        )
+    ]
+    return torch.stack(scores)
