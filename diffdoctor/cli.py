@@ -46,6 +46,16 @@ COMMANDS = {
         "train a base on with its own flaws in sight (self-refining diffusion)",
         "diffdoctor self-refine --base B --data shards --highlighter H --out runs/refined",
     ),
+    "correct": Command(
+        "diffdoctor.correction",
+        "same seeds before and after a corrector that works while the base draws",
+        "diffdoctor correct --base FOLDER --corrector asced --judges second=runs/second",
+    ),
+    "calibrate": Command(
+        "treat.calibrate",
+        "what ASCED leaves open (T_d, gamma), found for one base",
+        "diffdoctor calibrate --base FOLDER --judges second=runs/second --out asced.json",
+    ),
     "export": Command(
         "diffdoctor.export",
         "an adapter as a LoRA file or merged into its base; a detector for any project",
@@ -248,7 +258,7 @@ COMMANDS = {
     ),
     "miniature build": Command(
         "miniature.build",
-        "build a base model (flux, sdxl, kolors) from nothing but the law",
+        "build a base model (flux, sdxl, kolors, ddpm, ldm) from nothing but the law",
         "diffdoctor miniature build --out bases",
     ),
     "miniature sample": Command(

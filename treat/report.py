@@ -61,8 +61,10 @@ def render(
     summary: Mapping[str, Any],
     pairs: Sequence[Pair],
     curves: Sequence[Curve] = (),
+    further: Sequence[str] = (),
 ) -> str:
-    """The page. `summary` holds the arms by name, `differences` and how intervals were made."""
+    """The page. `summary` holds the arms by name, `differences` and how intervals were made;
+    `further` is HTML of our own that stands before the pictures."""
     arms = list(pairs[0].images) if pairs else []
     data = json.dumps([_pair_data(pair) for pair in pairs]).replace("<", "\\u003c")
     body = [
@@ -75,6 +77,7 @@ def render(
     ]
     if curves:
         body += ["<h2>Curves</h2>", '<div class="curves">', *map(svg, curves), "</div>"]
+    body += further
     if pairs:
         body += ["<h2>Before and after</h2>", _controls(arms), '<div id="gallery"></div>']
     script = f"<script>const PAIRS={data};{SCRIPT}</script>" if pairs else ""

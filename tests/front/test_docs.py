@@ -20,7 +20,8 @@ def commands(name: str) -> list[str]:
     return [line for line in kept if line.startswith("diffdoctor ") and line != "diffdoctor"]
 
 
-ALL = [line for name in ("README.md", "docs/data.md", "docs/service.md") for line in commands(name)]
+PAGES = ("README.md", "docs/data.md", "docs/service.md", "docs/sister_methods.md")
+ALL = [line for name in PAGES for line in commands(name)]
 
 
 @pytest.mark.parametrize("line", ALL)

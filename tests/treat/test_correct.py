@@ -1,0 +1,208 @@
+"""The real programs on tiny bases: pairs, masks, curves, resume, calibration and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from base_models.load import load_base
+from base_models.trajectory import Level, Trajectory
+from core.errors import UserError
+from core.image_files import list_images
+from core.images import read_images, write_image
+from core.run import PAUSED, Run
+from detector.score_dynamics import Window
+from detector.segformer import SegformerConfig, SegformerDetector
+from detector.storage import save_detector
+from tests.tiny import SIZE
+from tests.tiny.unconditional import tiny_ddpm, tiny_ldm
+from treat import calibrate, correct
+from treat.correctors.acceleration import drawing, mean_curves, region_curves
+from treat.correctors.calibration import read_calibration
+from treat.correctors.opening import open_corrector
+
+
+def bright(images, prompts):
+    """A judge that anybody can check."""
+    return (images.mean(dim=1, keepdim=True) > 0.5).float()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two bases without prompts and a detector that sees something."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_ddpm(sample_size=SIZE).save_pretrained(folder / "ddpm")
+    tiny_ldm(vq=False).save_pretrained(folder / "ldm")
+    detector = SegformerDetector(SegformerConfig(variant="nano", prior=0.3), seed=1)
+    head = detector.network.decode_head.classifier.weight
+    head.data = torch.randn(head.shape, generator=torch.Generator().manual_seed(1)) * 0.5
+    save_detector(detector, folder / "detector", {})
+    return folder
+
+
+def settings(world, out, **changes):
+    few = {"n": 3, "batch": 2, "sampling_steps": 10, "height": SIZE, "width": SIZE, "shown": 2}
+    return correct.Config(**{"base": str(world / "ddpm"), "out": out, **few, **changes})
+
+
+@pytest.fixture(scope="module")
+def done(world, tmp_path_factory):
+    """A finished correction, its settings and its folder."""
+    config = settings(world, tmp_path_factory.mktemp("done") / "run", set=("gamma=0.5",))
+    assert correct.main(config, bright) is None
+    return config, config.out
+
+
+def test_pairs_masks_and_figures_are_there(done):
+    config, out = done
+    before, after = (read_images(list_images(out / "images" / n)) for n in ("base", "asced"))
+    masks = read_images(list_images(out / "masks"))[:, :1] > 0.5
+    assert len(before) == len(after) == len(masks) == 3
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["area_changed"] == pytest.approx(masks.float().mean().item(), abs=1e-3)
+    area = float(bright(before, []).mean())
+    assert summary["arms"]["base"]["artifact_area"] == pytest.approx(area, abs=1e-6)
+    assert "asced - base" in summary["differences"] and summary["relative_cost"] > 0
+    assert summary["window"] == {"t_c": 0.48, "t_d": 1.0}
+    changed = [bool(m.any()) for m in masks]
+    for was, now, touched in zip(before, after, changed, strict=True):
+        assert torch.equal(was, now) != touched  # the same seed: what was not corrected is the same
+    assert any(changed) and summary["images_changed"] == pytest.approx(np.mean(changed))
+    page = (out / "report.html").read_text()
+    assert "Score acceleration" in page and "Mutation" in page and "itself" not in page
+    assert (out / "acceleration.svg").read_text() in page
+    assert (out / "sheet.png").stat().st_size > 1000
+
+
+def test_the_same_command_draws_only_what_is_missing(done):
+    config, out = done
+    kept, lost = out / "images/asced/000000.png", out / "images/asced/000002.png"
+    content, time = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    correct.main(config, bright)
+    assert lost.read_bytes() == content and kept.stat().st_mtime_ns == time
+    with pytest.raises(UserError, match="other settings"):
+        correct.main(config.model_copy(update={"set": ("gamma=0.7",)}), bright)
+
+
+def test_a_stopped_run_says_so_and_goes_on_to_the_same_images(world, done, tmp_path, monkeypatch):
+    config, out = done
+    stopped = config.model_copy(update={"out": tmp_path / "run"})
+    looks = iter([False] * 2 + [True])
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
+    assert correct.main(stopped, bright) == PAUSED
+    assert not (tmp_path / "run/summary.json").exists()
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: False))
+    assert correct.main(stopped, bright) is None
+    for arm in ("base", "asced"):
+        for path in list_images(out / "images" / arm):
+            again = tmp_path / "run/images" / arm / path.name
+            assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_detector_leads_on_latents_and_judges_itself_only_with_a_warning(world, tmp_path):
+    config = settings(
+        world, tmp_path / "run", base=str(world / "ldm"), corrector="guide",
+        detector=str(world / "detector"), set=("threshold=0.2",), n=2,
+    )  # fmt: skip
+    assert correct.main(config) is None
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert "detector itself" in summary["judge"] and summary["images_changed"] == 1
+    assert "also judges" in (tmp_path / "run/events.jsonl").read_text()
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_drawn(world, tmp_path):
+    out = tmp_path / "run"
+    for given, says in (
+        ({"corrector": "sargd"}, "give --detector FOLDER"),
+        ({"sampling_steps": 4}, "give more steps"),
+        ({"set": ("gama=1",)}, "it has gamma"),
+        ({"corrector": "guide", "calibration": tmp_path / "a.json"}, "is for --corrector asced"),
+        ({"calibration": tmp_path / "a.json"}, "a.json is missing"),
+        ({"height": SIZE + 1}, "divide by 2"),
+    ):
+        with pytest.raises(UserError, match=says):
+            correct.main(settings(world, out, **given), bright)
+    with pytest.raises(UserError, match="nobody judges"):
+        correct.main(settings(world, out))
+    assert not out.exists()
+
+
+def test_a_calibration_is_found_and_used(world, tmp_path):
+    config = calibrate.Config(
+        base=str(world / "ddpm"), out=tmp_path / "asced.json", n=3, batch=2, sampling_steps=10,
+        height=SIZE, width=SIZE, t_d=(1.0, 0.7), factor=(1.0, 2.0), gamma=(0.5, 1.0),
+    )  # fmt: skip
+    calibrate.main(config, bright)
+    found = read_calibration(config.out, config.base, 10, "paper")
+    assert len(found.bank) == 9 and all(value > 0 for value in found.bank)
+    overlaps = [one for one in found.tried if "iou" in one]
+    best = max(overlaps, key=lambda one: one["iou"])
+    assert len(overlaps) == 4 and (found.t_d, found.factor) == (best["t_d"], best["factor"])
+    areas = {one["gamma"]: one["area"] for one in found.tried if "area" in one}
+    assert set(areas) == {None, 0.5, 1.0}
+    assert areas[found.gamma] == min(areas[0.5], areas[1.0])
+    used = settings(world, tmp_path / "run", calibration=config.out, set=("gamma=0.9",))
+    opened = open_corrector(correct.wanted(used), None)
+    corrector = opened.make(model_of(used))
+    assert opened.window.t_d == found.t_d
+    assert (corrector.gamma, corrector.t_d) == (0.9, found.t_d)  # what is said goes first
+    assert (corrector.find.bank, corrector.find.factor) == (found.bank, found.factor)
+    for wrong in (("other", 10, "paper"), (config.base, 25, "paper"), (config.base, 10, "code")):
+        with pytest.raises(UserError, match="calibrate again"):
+            read_calibration(config.out, *wrong)
+    config.out.write_text("{}")
+    with pytest.raises(UserError, match="is no calibration"):
+        read_calibration(config.out, config.base, 10, "paper")
+
+
+def model_of(config):
+    return load_base(config.base)
+
+
+def test_bayes_fits_on_a_folder_of_real_images(world, tmp_path):
+    (tmp_path / "real").mkdir()
+    for i in range(2):
+        image = torch.rand(3, SIZE + 8, SIZE, generator=torch.Generator().manual_seed(i))
+        write_image(tmp_path / f"real/{i}.png", image)
+    config = settings(
+        world, tmp_path / "run", corrector="bayes", real=tmp_path / "real",
+        set=("samples=2", "every=3"), n=2,
+    )  # fmt: skip
+    assert correct.main(config, bright) is None
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert 0 < summary["area_changed"] < 0.6
+    with pytest.raises(UserError, match="give --real FOLDER"):
+        correct.main(settings(world, tmp_path / "other", corrector="bayes"), bright)
+
+
+def walked(rises_at: int) -> Trajectory:
+    """x0-hat moves by 1 everywhere at every step, and by 5 within a square at one step."""
+    noiseless = Trajectory([Level(1.0, 0.0)] * 11)
+    clean, place = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    place[..., :4, :4] = 1
+    for i in range(10):
+        clean = clean + 1 + (4 * place if i == rises_at else 0)
+        noiseless.add(torch.zeros_like(clean), clean)
+    return noiseless
+
+
+def test_curves_rise_and_fall_where_the_score_does():
+    maps = torch.zeros(1, 1, 16, 16)
+    maps[..., :8, :8] = 1
+    (curve,) = region_curves(walked(4), maps)
+    mean = 1 + 4 / 4  # a quarter of the image moves by 5
+    expected = [1.0] * 9
+    expected[3] = 5 / mean
+    assert curve["artifact"] == pytest.approx(expected)
+    expected[3] = 1 / mean
+    assert curve["sound"] == pytest.approx(expected)
+    figures = mean_curves([curve, {"sound": [9.0] * 9}])
+    assert figures["images"] == 1  # the other has no artifact
+    jumps = figures["artifact"]["acceleration"]
+    assert jumps[2] == pytest.approx(1.5) and jumps[3] == pytest.approx(-1.5)
+    svg = drawing(figures, Window(t_d=0.9), 10)
+    assert svg.count("<polyline") == 2 and svg.count("stroke-dasharray") == 2
+    assert all(phase in svg for phase in ("Mutation", "Refinement"))
+    assert drawing(mean_curves([{}]), Window(), 10) == ""

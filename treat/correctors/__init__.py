@@ -1,0 +1,74 @@
+"""In: a base model that is drawing, and what finds its artifacts. Out: images corrected on the way.
+
+Nothing is trained. Each corrector is one file or class and one line below, all of one signature
+(`treat.correctors.moment`): called after every step, it gives back what enters the next.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from core.errors import UserError
+from treat.correctors.asced import Asced, StateReplacement
+from treat.correctors.bayes import Bayes
+from treat.correctors.clipping import ScoreClipping
+from treat.correctors.guided import Guide, PalTtc, Sargd
+from treat.correctors.moment import Corrector
+
+CORRECTORS: dict[str, Any] = {
+    "asced": Asced,
+    "state_replacement": StateReplacement,
+    "score_clipping": ScoreClipping,
+    "bayes": Bayes,
+    "sargd": Sargd,
+    "trajectory": PalTtc,
+    "guide": Guide,
+}
+
+
+def make(name: str, settings: dict[str, Any], **parts: Any) -> Corrector:
+    """A corrector by its name, with its own numbers; `UserError` for a part that it lacks.
+
+    Of the `parts` it takes what it asks for: `find` (a mask from anywhere), `detector` (that leads
+    it), `laplace` (BayesDiff's last layer).
+    """
+    kind = CORRECTORS[name]
+    asked = {field.name for field in fields(kind)}
+    detector: Any = parts.get("detector")
+    if "detector" in asked and detector is None:
+        raise UserError(
+            f"'{name}' is led by a detector that looks at images: give --detector FOLDER."
+        )
+    if kind is Guide and not detector.differentiable:
+        raise UserError("'guide' follows a detector's gradient, and this one has none.")
+    return kind(**{part: found for part, found in parts.items() if part in asked}, **settings)
+
+
+def settings_of(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE words as a corrector's numbers; `UserError` for a name or value that is none."""
+    known = defaults(name)
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or key not in known:
+            close = get_close_matches(key, known, n=1) or [", ".join(known)]
+            raise UserError(f"'{word}' is no setting of '{name}': it has {close[0]} (NAME=VALUE).")
+        kind = type(known[key])
+        try:
+            found[key] = kind(text)
+        except ValueError as error:
+            raise UserError(f"{key} of '{name}' is a number, not '{text}'.") from error
+    return found
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The numbers of a corrector, but for its variant."""
+    return {
+        field.name: field.default
+        for field in fields(CORRECTORS[name])
+        if isinstance(field.default, int | float)
+    }
+
+
+__all__ = ["CORRECTORS", "defaults", "make", "settings_of"]

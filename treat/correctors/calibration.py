@@ -1,0 +1,53 @@
+"""What a calibration found for one base and number of steps, as a file: written here, read here.
+
+A `Calibration` file is JSON: the score bank's means, T_d, gamma, and the figures that chose them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from core.errors import UserError
+from core.storage import read_json, write_atomic
+
+
+class Calibration(BaseModel):
+    """Of the corrector `asced` in one variant, on one base at so many steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    steps: int
+    variant: str
+    bank: list[float]
+    """Mean |Delta(w s)| of each of the T - 1 differences, over all images."""
+    factor: float
+    """tau over the paper's."""
+    t_d: float
+    gamma: float
+    images: int
+    tried: list[dict[str, Any]] = []
+    """Every setting that was drawn, with its figures."""
+
+
+def write_calibration(path: Path, found: Calibration) -> None:
+    write_atomic(path, (found.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_calibration(path: Path, base: str, steps: int, variant: str) -> Calibration:
+    """Raise `UserError` for a file that is none, or is of another base, steps or variant."""
+    try:
+        found = Calibration.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path} is no calibration: `diffdoctor calibrate` writes one.") from error
+    for name, said, here in (
+        ("base", found.base, base),
+        ("sampling_steps", found.steps, steps),
+        ("variant", found.variant, variant),
+    ):
+        if said != here:
+            raise UserError(
+                f"{path} was calibrated for {name} {said}, not {here}: calibrate again."
+            )
+    return found

@@ -1,0 +1,98 @@
+"""A corrector by its name and words in; what makes it, once a base model is there, out.
+
+Everything a person can get wrong is said before any weight of the base is read.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from core.contracts import Detector, DiffusionModel
+from core.errors import UserError
+from core.image_files import list_images
+from core.images import read_image
+from core.seeds import mix
+from detector.score_dynamics import T_C, Variant, Window, check_window
+from treat.correctors import defaults, last_layer, make, settings_of
+from treat.correctors.calibration import read_calibration
+from treat.correctors.find import ByDetector, ByDynamics
+from treat.correctors.moment import Corrector
+from treat.offline import RealImages, read_offline
+from treat.offline import fit as fitted
+
+FITTED, TIMES, PRIOR = 64, 4, 1.0
+"""Real images that BayesDiff's last layer is fitted on, noised so often each, and the weights'
+prior precision."""
+LAPLACE = 73
+"""What a draw is for; see `core.seeds`."""
+
+
+class Wanted(NamedTuple):
+    """What a person asked for."""
+
+    name: str
+    variant: Variant
+    words: Sequence[str]
+    """NAME=VALUE each."""
+    base: str
+    prompted: bool
+    steps: int
+    height: int
+    width: int
+    seed: int
+    calibration: Path | None = None
+    real: Path | None = None
+
+
+class Opened(NamedTuple):
+    make: Callable[[DiffusionModel], Corrector]
+    """To be called while the model still has its text encoders."""
+    window: Window
+    """In which dynamics are read."""
+
+
+def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
+    """Raise `UserError` for what cannot be made. `detector` finds, or None: score dynamics do."""
+    settings = settings_of(wanted.name, wanted.words)
+    bank, factor = None, 1.0
+    if wanted.calibration is not None:
+        if wanted.name != "asced":
+            raise UserError("a calibration is for --corrector asced: leave --calibration out.")
+        known = read_calibration(wanted.calibration, wanted.base, wanted.steps, wanted.variant)
+        bank, factor = known.bank, known.factor
+        settings = {"t_d": known.t_d, "gamma": known.gamma, **settings}
+    if wanted.name == "asced":
+        settings["variant"] = wanted.variant
+    if wanted.name == "bayes" and wanted.real is None:
+        raise UserError("'bayes' fits its last layer on real images: give --real FOLDER.")
+    numbers = {"t_c": T_C, "t_d": 1.0, **defaults(wanted.name), **settings}
+    window = Window(numbers["t_c"], numbers["t_d"])
+    if "t_c" in defaults(wanted.name):
+        check_window(window, wanted.steps)
+    find = ByDynamics(wanted.variant, bank, factor) if detector is None else ByDetector(detector)
+    if wanted.name == "bayes":
+        real = real_images(Path(str(wanted.real)), wanted.prompted)
+        return Opened(lambda m: make("bayes", settings, laplace=fit(m, real, wanted)), window)
+    corrector = make(wanted.name, settings, find=find, detector=detector)
+    return Opened(lambda model: corrector, window)
+
+
+def real_images(path: Path, prompted: bool) -> RealImages:
+    """At most `FITTED`; of a base without prompts a plain folder of images will do."""
+    if prompted:
+        return read_offline(path, FITTED)
+    files = list_images(path)[:FITTED]
+    return RealImages([""] * len(files), lambda i: read_image(files[i])[None], str(path))
+
+
+def fit(model: DiffusionModel, real: RealImages, wanted: Wanted) -> last_layer.Laplace:
+    """BayesDiff's last layer, from every image at several times and noises."""
+    place = model.schedule(wanted.steps, wanted.height, wanted.width).timesteps.device
+    pictures = [fitted(real.picture(i), wanted.height, wanted.width) for i in range(len(real))]
+    clean = torch.cat([model.encode(picture.to(place)) for picture in pictures])
+    rows = {name: part.to(place) for name, part in model.encode_prompts(real.captions).items()}
+    again = {name: part.repeat(TIMES, *[1] * (part.ndim - 1)) for name, part in rows.items()}
+    seeds = [mix(wanted.seed, LAPLACE, i) for i in range(TIMES * len(real))]
+    return last_layer.fit(model, clean.repeat(TIMES, 1, 1, 1), again, seeds, PRIOR)
