@@ -29,7 +29,7 @@ from core.storage import read_json, write_atomic
 from detector.measure import device
 from detector.score_dynamics import Variant, Window
 from detector.segformer import freeze
-from detector.storage import load_detector
+from detector.storage import open_detector
 from treat.arms import BASE, Draw, encode, image_path, named, plan
 from treat.correctors.acceleration import drawing, mean_curves, region_curves, shown_mask
 from treat.correctors.moment import Corrector
@@ -113,10 +113,10 @@ def main(
     check_size(config.base, config.height, config.width)
     place = device(config.device)
     leads = None if config.detector == DYNAMICS else Path(config.detector)
-    judges = {name: load_detector(Path(path)) for name, path in named(config.judges).items()}
-    opened = open_corrector(wanted(config), leads and freeze(load_detector(leads)).to(place))
+    judges = {name: open_detector(Path(path)) for name, path in named(config.judges).items()}
+    opened = open_corrector(wanted(config), leads and freeze(open_detector(leads)).to(place))
     if judge is None:
-        own = {} if leads is None else {ITSELF: load_detector(leads)}
+        own = {} if leads is None else {ITSELF: open_detector(leads)}
         judge, judge_name = first_detector(judges or own)
     draws = plan(prompts_of(config), config.n or (16 if config.prompts is None else None),
                  config.seed)  # fmt: skip
