@@ -1,6 +1,5 @@
 """Who is let in: every route, every kind of token, hosts and origins, sizes, and owners apart."""
 
-
 import pytest
 from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
@@ -233,5 +232,3 @@ def test_a_file_in_use_stays(made):
     client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel", headers=mine)
     assert client.delete(f"/v1/files/{file_id}", headers=mine).json()["deleted"]
     assert not (service.root / "files" / file_id).exists()
-
-
