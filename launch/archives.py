@@ -4,6 +4,8 @@ Nothing that an archive says about itself is believed: names are looked at one b
 are counted as they come out.
 """
 
+import errno
+import io
 import os
 import shutil
 import stat
@@ -18,8 +20,15 @@ MOST = 200_000
 """Members of an archive."""
 DEEPEST = 16
 LONGEST = 200
-"""Characters of a part of a name, and sixteen of them of a whole one."""
+"""Bytes of a part of a name, and sixteen of them of a whole one."""
+LIST = 24 << 20
+"""Bytes of the list of members, which is read at once: some 120 for each of `MOST`."""
+TAKEN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Kinds of compression. Of others `zipfile` unpacks as much at once as there is: of bzip2, which
+makes 200 MB of 277 bytes, more than there is memory."""
 CHUNK = 1 << 20
+ODD = {errno.EEXIST, errno.EINVAL, errno.ENOTDIR}
+"""Faults of an archive, not of the disk: a file that is a folder too, a place before the start."""
 MEANT = {"images", "masks", "real"}
 """Folders that mean something to who reads the data, also where one stands alone."""
 
@@ -33,20 +42,29 @@ def pack(folder: Path, archive: Path) -> None:
                 packed.write(path, name.as_posix())
 
 
-def unpack(archive: Path, into: Path, room: int) -> None:
-    """Make the folder `into` of an archive, whole or not at all.
+class Archive(io.FileIO):
+    """A file whose list of members is read only where it is of a sane length."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > LIST:
+            raise UserError(f"the archive's list of members has {size} bytes, more than {LIST}.")
+        return super().read(size)
+
+
+def unpack(archive: Path, into: Path, room: int) -> int:
+    """Make the folder `into` of an archive, whole or not at all; the bytes that it holds.
 
     Takes regular files only, `room` bytes in all. Raises `UserError` for anything else. Where all
     stands in one folder, as archivers often have it, that folder is left out.
     """
     if into.is_dir():
-        return
+        return sum(one.stat().st_size for one in into.rglob("*") if one.is_file())
     staging = into.with_name(f".{into.name}.staging")
     if staging.exists():
         remove_tree(staging)
     staging.mkdir(parents=True)
     try:
-        _extract(archive, staging, room)
+        left = _extract(archive, staging, room)
         inner = list(staging.iterdir())
         alone = len(inner) == 1 and inner[0].is_dir() and inner[0].name not in MEANT
         (inner[0] if alone else staging).rename(into)
@@ -54,14 +72,20 @@ def unpack(archive: Path, into: Path, room: int) -> None:
         raise UserError(f"the archive is damaged or of another kind ({error}).") from error
     except RuntimeError as error:  # zipfile's word for a password
         raise UserError("the archive is encrypted: send it without a password.") from error
+    except OSError as error:
+        if error.errno not in ODD:
+            raise
+        raise UserError(f"the archive's members do not fit ({error.strerror}).") from error
     finally:
         if staging.exists():
             remove_tree(staging)
     sync_folder(into.parent)
+    return room - left
 
 
-def _extract(archive: Path, staging: Path, room: int) -> None:
-    with zipfile.ZipFile(archive) as packed:
+def _extract(archive: Path, staging: Path, room: int) -> int:
+    """The room that is left."""
+    with Archive(archive) as file, zipfile.ZipFile(file) as packed:
         members = packed.infolist()
         if len(members) > MOST:
             raise UserError(f"the archive has {len(members)} members, more than {MOST}.")
@@ -76,6 +100,7 @@ def _extract(archive: Path, staging: Path, room: int) -> None:
             room = _write(packed, member, staging / name, room)
         if not taken:
             raise UserError("the archive holds no file.")
+    return room
 
 
 def checked_name(member: zipfile.ZipInfo) -> PurePosixPath:
@@ -84,8 +109,10 @@ def checked_name(member: zipfile.ZipInfo) -> PurePosixPath:
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise UserError(f"the archive's member {shown} is a link or a device.")
-    parts = name.rstrip("/").split("/")
-    strange = any(part in ("", ".", "..") or len(part) > LONGEST for part in parts)
+    if member.compress_type not in TAKEN:
+        raise UserError(f"the archive's member {shown} is not stored or deflated: pack it anew so.")
+    parts = name.removesuffix("/").split("/")
+    strange = any(part in ("", ".", "..") or len(part.encode()) > LONGEST for part in parts)
     if strange or "\\" in name or ":" in name or not name.isprintable() or len(parts) > DEEPEST:
         raise UserError(f"the archive's member {shown} has a name that is no plain path.")
     return PurePosixPath(*parts)

@@ -175,8 +175,9 @@ def estimate(module: str, settings: dict[str, Any]) -> Any:
     return {**plain(asdict(found)), "peak": found.peak}
 
 
-def unpack(archive: str, into: str, room: int) -> None:
-    archives.unpack(Path(archive), Path(into), room)
+def unpack(archive: str, into: str, room: int) -> int:
+    """The bytes that it holds unpacked."""
+    return archives.unpack(Path(archive), Path(into), room)
 
 
 def config_class(module: str) -> type[BaseModel]:

@@ -7,6 +7,7 @@ few known endings.
 import hashlib
 import os
 import shutil
+import threading
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -40,18 +41,23 @@ class Files:
         self.root = root
         self.quota = quota
         """Bytes that one owner's uploads may hold together."""
+        self._coming: dict[str, Room] = {}
+        self._one = threading.Lock()
         for name in ("files", "incoming"):
             (root / name).mkdir(exist_ok=True)
 
     def incoming(self, owner: str) -> "Incoming":
         """A file to be filled; raises `UserError` where the owner's or the disk's room is used."""
-        room = self.quota - self.stored(owner)
         free = shutil.disk_usage(self.root).free - SPARE
-        if room <= 0:
-            raise UserError("your files fill the room that is yours: delete some.")
         if free <= 0:
             raise UserError("the service's disk is full: tell who runs it.")
-        return Incoming(self.root / "incoming" / new_id("part"), min(room, free))
+        with self._one:
+            coming = self._coming.get(owner)
+            if coming is None or not coming.open:
+                coming = self._coming[owner] = Room(min(self.room(owner), free))
+            if coming.left <= 0:
+                raise UserError("your files fill the room that is yours: delete some.")
+            return Incoming(self.root / "incoming" / new_id("part"), coming)
 
     def keep(self, part: "Incoming", owner: str, name: str, purpose: str) -> Row:
         """Give what has come in its place and its row."""
@@ -86,12 +92,17 @@ class Files:
         with self.read() as c:
             return page(c, t.files, chosen, after, limit)
 
-    def stored(self, owner: str) -> int:
-        """Bytes that an owner has uploaded."""
+    def room(self, owner: str) -> int:
+        """Bytes that an owner may still bring, archives counted packed and unpacked."""
         chosen = (t.files.c.owner == owner, t.files.c.job_id.is_(None))
+        taken = sa.func.sum(t.files.c.bytes + t.files.c.unpacked)
         with self.read() as c:
-            query = sa.select(sa.func.coalesce(sa.func.sum(t.files.c.bytes), 0)).where(*chosen)
-            return int(c.execute(query).scalar_one())
+            query = sa.select(sa.func.coalesce(taken, 0)).where(*chosen)
+            return self.quota - int(c.execute(query).scalar_one())
+
+    def has_unpacked(self, file_id: str, size: int) -> None:
+        with self.write() as c:
+            c.execute(t.files.update().where(t.files.c.id == file_id).values(unpacked=size))
 
     def of_jobs(self, job_ids: Sequence[str]) -> dict[str, list[str]]:
         """Ids of the files that jobs made."""
@@ -135,19 +146,45 @@ class Files:
                 remove_tree(folder)
 
 
+class Room:
+    """Bytes that uploads of one owner share which come at the same time."""
+
+    def __init__(self, left: int):
+        self.left, self.open = left, 0
+        self._one = threading.Lock()
+
+    def begin(self) -> None:
+        with self._one:
+            self.open += 1
+
+    def take(self, size: int) -> bool:
+        with self._one:
+            if size > self.left:
+                return False
+            self.left -= size
+            return True
+
+    def end(self, unused: int) -> None:
+        with self._one:
+            self.open -= 1
+            self.left += unused
+
+
 class Incoming:
     """A file that grows as a request's body arrives; removed unless it is kept."""
 
-    def __init__(self, path: Path, room: int):
+    def __init__(self, path: Path, room: Room):
         self.path, self.room, self.size = path, room, 0
         self._stream: BinaryIO = path.open("xb")
         self._sha = hashlib.sha256()
+        self._kept = False
+        room.begin()
 
     def write(self, content: bytes) -> None:
         """Raises `UserError` where there is no room for it."""
-        self.size += len(content)
-        if self.size > self.room:
+        if not self.room.take(len(content)):
             raise UserError("there is no room for this file: delete others, or ask for more room.")
+        self.size += len(content)
         self._sha.update(content)
         try:
             self._stream.write(content)
@@ -163,12 +200,14 @@ class Incoming:
         os.fsync(self._stream.fileno())
         self._stream.close()
         self.path.rename(target)
+        self._kept = True
         sync_folder(target.parent)
         sync_folder(target.parent.parent)
 
     def close(self) -> None:
         self._stream.close()
         self.path.unlink(missing_ok=True)
+        self.room.end(0 if self._kept else self.size)
 
 
 def result_rows(job: Row, folder: Path, patterns: Sequence[str], root: Path) -> list[Row]:

@@ -114,8 +114,10 @@ class Supervisor:
         if not path.is_file() or path.stat().st_size != row["bytes"]:
             raise UserError(f"the file {file_id} is damaged: upload it again.")
         if path.suffix == ".zip":
+            room = self.files.room(owner) + row["unpacked"]
             into = str(unpacked(path))
-            self.checker.ask("unpack", archive=str(path), into=into, room=self.files.quota)
+            taken = self.checker.ask("unpack", archive=str(path), into=into, room=room)
+            self.files.has_unpacked(file_id, taken)
 
     def start(self, job_id: str, attempt: int) -> None:
         """Wait for a slot, then have a trainer started; `Refused` if none is wanted any more."""

@@ -110,6 +110,7 @@ files = sa.Table(
     _text("filename", 256),
     _text("purpose", 64),
     sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("unpacked", sa.BigInteger, nullable=False, server_default="0"),  # bytes, of a .zip
     _text("sha256", 64),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("place", sa.Text, nullable=False),  # beneath the root

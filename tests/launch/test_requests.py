@@ -1,11 +1,7 @@
 """What strangers send: names, paths, archives, forms; nothing of it leaves its place."""
 
-import io
 import os
-import stat
 import string
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +12,6 @@ from pydantic import Field
 
 import core.config
 from core.errors import UserError
-from launch import archives
 from launch.methods import METHODS
 from launch.service.checker import Checker, Fault, free_settings
 from launch.service.requests import Asked, placed
@@ -325,95 +320,3 @@ def test_known_endings():
     assert ending("Prompts.JSONL") == ".jsonl"
     with pytest.raises(UserError, match="of no use here"):
         ending("a.tar.gz")
-
-
-# Archives
-
-
-def zipped(*members, **options):
-    """Bytes of an archive; a member is a name, its content, and perhaps a kind of file."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", options.get("method", zipfile.ZIP_DEFLATED)) as archive:
-        for name, content, *kind in members:
-            info = zipfile.ZipInfo("x")
-            info.filename = name  # as it is, without zipfile's own mending
-            info.external_attr = (kind[0] if kind else stat.S_IFREG | 0o644) << 16
-            info.compress_type = options.get("method", zipfile.ZIP_DEFLATED)
-            with warnings.catch_warnings(action="ignore"):  # of a name that comes twice
-                archive.writestr(info, content)
-    return packed.getvalue()
-
-
-HOSTILE = {
-    "up": zipped(("../evil", b"x")),
-    "deep up": zipped(("a/b/../../../evil", b"x")),
-    "absolute": zipped(("/tmp/evil", b"x")),
-    "backslash": zipped(("..\\evil", b"x")),
-    "drive": zipped(("C:evil", b"x")),
-    "link": zipped(("link", b"/etc/passwd", stat.S_IFLNK | 0o777)),
-    "link then through it": zipped(("d", b"/tmp", stat.S_IFLNK | 0o777), ("d/evil", b"x")),
-    "fifo": zipped(("pipe", b"", stat.S_IFIFO | 0o644)),
-    "device": zipped(("null", b"", stat.S_IFCHR | 0o644)),
-    "twice": zipped(("a", b"1"), ("a", b"2")),
-    "twice but for case": zipped(("a", b"1"), ("A", b"2")),
-    "a file as a folder": zipped(("a", b"1"), ("a/b", b"2")),
-    "nothing": zipped(),
-    "only folders": zipped(("a/", b"", stat.S_IFDIR | 0o755)),
-    "newline": zipped(("a\nb", b"x")),
-    "dot": zipped(("./a", b"x")),
-    "empty part": zipped(("a//b", b"x")),
-    "long": zipped(("a" * 300, b"x")),
-    "deep": zipped(("a/" * 40 + "b", b"x")),
-    "bomb": zipped(("bomb", b"\0" * (32 << 20))),
-    "many": zipped(*((f"{i}", b"x" * 60_000) for i in range(200)), method=zipfile.ZIP_STORED),
-    "no archive": b"PK\x03\x04 nonsense",
-    "empty": b"",
-    "cut short": zipped(("a", b"x" * 1000))[:-40],
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_archives_leave_nothing(tmp_path, name):
-    archive, into = tmp_path / "a.zip", tmp_path / "in/out"
-    into.parent.mkdir()
-    archive.write_bytes(HOSTILE[name])
-    with pytest.raises((UserError, OSError)):
-        archives.unpack(archive, into, room=10 << 20)
-    assert list(into.parent.iterdir()) == [] and not (tmp_path / "evil").exists()
-
-
-def test_a_lie_about_a_size_does_not_help(tmp_path):
-    content = bytearray(zipped(("a", b"\0" * (32 << 20))))
-    for place in (content.find(b"PK\x01\x02") + 24, content.find(b"PK\x03\x04") + 22):
-        content[place : place + 4] = (100).to_bytes(4, "little")
-    (tmp_path / "a.zip").write_bytes(bytes(content))
-    with pytest.raises(UserError):
-        archives.unpack(tmp_path / "a.zip", tmp_path / "out", room=1 << 20)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_goes_out_and_comes_back(tmp_path):
-    source = tmp_path / "labels"
-    for name in ("images/a.png", "masks/a.png", ".hidden", "images/.part"):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_text(name)
-    archives.pack(source, tmp_path / "a.zip")
-    archives.unpack(tmp_path / "a.zip", tmp_path / "out", 1 << 20)
-    found = sorted(one.relative_to(tmp_path / "out").as_posix()
-                   for one in (tmp_path / "out").rglob("*") if one.is_file())  # fmt: skip
-    assert found == ["images/a.png", "masks/a.png"]
-
-
-@pytest.mark.parametrize(
-    ("names", "found"),
-    [
-        (["labels/images/a", "labels/masks/a"], {"images", "masks"}),
-        (["images/a"], {"images"}),
-        (["a", "d/b"], {"a", "d"}),
-        (["d/a", "__MACOSX/d/._a"], {"a"}),
-    ],
-)
-def test_a_single_outer_folder_is_left_out(tmp_path, names, found):
-    (tmp_path / "a.zip").write_bytes(zipped(*((name, b"x") for name in names)))
-    archives.unpack(tmp_path / "a.zip", tmp_path / "out", 1 << 20)
-    assert {one.name for one in (tmp_path / "out").iterdir()} == found
