@@ -81,7 +81,11 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str = "the sett
 
 def to_yaml(config: BaseModel) -> str:
     """The settings as YAML text that `load_config` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json")
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) == values:
+        return text
+    return yaml.safe_dump(values, sort_keys=False)  # of U+0085 the reader makes a space
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Trainer:
     def run_program(self, job: Job, program: Program) -> tuple[int, str]:
         """Its exit code, and what it gave as the reason of a failure."""
         settings = self.folder / ".settings.yaml"
-        write_atomic(settings, yaml.safe_dump(program.settings, allow_unicode=True).encode())
+        write_atomic(settings, yaml.safe_dump(program.settings).encode())  # what is odd, escaped
         words = [sys.executable, "-P", "-m", program.module, *program.words]
         parent = os.getpid()
         with (self.folder / LOG).open("ab") as log:

@@ -69,6 +69,10 @@ def add_handlers(app: FastAPI) -> None:
         log.error("a child gave no answer: %s", error)
         return answer(503, "this cannot be answered now; try again.", "unavailable")
 
+    @app.exception_handler(exc.DataError)
+    def strange(request: Request, error: exc.DataError) -> JSONResponse:
+        return answer(400, "the request holds a character that no text has here.", "invalid_value")
+
     @app.exception_handler(exc.OperationalError)
     def busy(request: Request, error: exc.OperationalError) -> JSONResponse:
         log.error("the database: %s", error.orig)

@@ -4,10 +4,10 @@ Every route carries a policy: an app with one that does not is not made. The ord
 origin, then who asks, then the size of what is sent; then only the route's own code runs.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -22,6 +22,8 @@ from launch.service.tokens import LOCAL, Caller, Tokens
 
 SMALL = 1 << 20
 """Bytes of a body that is no upload."""
+HOST = re.compile(r"(?:\[([0-9A-Fa-f:]+)\]|([A-Za-z0-9.-]+))(?::\d{1,5})?")
+"""A name or an address, and perhaps a port."""
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -77,8 +79,9 @@ def policies(app: FastAPI, routes: Sequence[Route]) -> list[tuple[APIRoute, Poli
 
 
 def error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """An error in OpenAI's shape."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """An error in OpenAI's shape; of half characters, which a request may hold, question marks."""
+    said = [text and text.encode(errors="replace").decode() for text in (message, param)]
+    return {"error": {"message": said[0], "type": kind, "param": said[1], "code": code}}
 
 
 class Guard:
@@ -121,7 +124,8 @@ class Guard:
         if len(headers.getlist("host")) != 1:
             return _refused(400, "a request names one Host.", "invalid_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers["host"]:
+        ours = f"http://{headers['host']}", f"https://{headers['host']}"  # behind a proxy
+        if origin is not None and origin not in ours:
             return _refused(403, "pages of other places may not call this service.", "origin")
         _, policy = self._rule(scope)
         if policy.scope is None and not self._local():
@@ -146,7 +150,8 @@ class Guard:
 
     def _by_host(self, scope: Scope, host: str) -> JSONResponse | None:
         """Without tokens a page of elsewhere could reach us by a name that it moved here."""
-        name = urlsplit(f"//{host}").hostname
+        found = HOST.fullmatch(host)
+        name = found and (found[1] or found[2]).lower()
         if self.open_to is None or name not in self.open_to:
             return _refused(403, f"this service is not called {host}.", "invalid_host")
         scope.setdefault("state", {})["caller"] = LOCAL

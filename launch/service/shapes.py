@@ -1,9 +1,10 @@
 """Rows of the tables in; what goes over the wire out, in the shapes of OpenAI's fine-tuning API."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from launch.service.database import Page, Row
 from launch.service.states import FINAL, State
@@ -19,6 +20,18 @@ Metadata = Annotated[
 Name = Annotated[str, StringConstraints(max_length=256)]
 
 
+def _whole(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON can spell halves of characters, which nothing can write down."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a text in it holds half a character") from error
+    return values
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(_whole)]
+
+
 class Request(BaseModel):
     """What comes in: unknown names are refused."""
 
@@ -28,7 +41,7 @@ class Request(BaseModel):
 class CreateJob(Request):
     """A job to be done. `method` is {"type": NAME, NAME: {settings}}; see GET /v1/methods."""
 
-    method: dict[str, Any]
+    method: Settings
     """{"type": "pixel_reward", "pixel_reward": {"detector": "file-...", "steps": 200}}"""
     model: Name | None = None
     training_file: Name | None = None
@@ -36,7 +49,7 @@ class CreateJob(Request):
     seed: int | None = Field(None, ge=0, lt=2**63)
     suffix: Annotated[str, StringConstraints(max_length=64)] | None = None
     metadata: Metadata | None = None
-    hyperparameters: dict[str, Any] | None = None
+    hyperparameters: Settings | None = None
     """Of older clients; the settings stand in `method`."""
     integrations: None = None
     dry_run: bool = False
@@ -232,7 +245,7 @@ def job_shape(row: Row, results: list[str]) -> dict[str, Any]:
     return {
         "id": row["id"],
         "created_at": int(row["created_at"]),
-        "finished_at": _whole(row["finished_at"] if row["state"] in FINAL else None),
+        "finished_at": _seconds(row["finished_at"] if row["state"] in FINAL else None),
         "model": row["model"],
         "fine_tuned_model": model_name(row) if done else None,
         "method": {"type": row["method"], row["method"]: row["asked"]},
@@ -245,7 +258,7 @@ def job_shape(row: Row, results: list[str]) -> dict[str, Any]:
         "result_files": results,
         "seed": row["seed"],
         "organization_id": row["owner"],
-        "estimated_finish": _whole(finish),
+        "estimated_finish": _seconds(finish),
         "metadata": row["metadata"],
         "user_provided_suffix": row["suffix"],
         "step": row["step"],
@@ -295,7 +308,7 @@ def page_of(page: Page, shape: Any) -> dict[str, Any]:
     return listed([shape(row) for row in page.rows], page.more)
 
 
-def _whole(moment: float | None) -> int | None:
+def _seconds(moment: float | None) -> int | None:
     return None if moment is None else int(moment)
 
 

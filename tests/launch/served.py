@@ -19,23 +19,18 @@ ENDED = {"succeeded", "failed", "cancelled"}
 class Served:
     """Starts at once; `start` after `stop` or `kill` starts it on the same root and port."""
 
-    def __init__(self, base: Path, *words: str, port: int = 0, token: str | None = None):
-        self.root, self.log = base / "root", base / "server.log"
+    def __init__(
+        self, base: Path, *words: str, port: int = 0, token: str | None = None, forks=None
+    ):
+        """`forks`: a `forking.Forks`, by which it starts at once."""
+        self.root, self.log, self.forks = base / "root", base / "server.log", forks
         self.words, self.port, self.token = words, port, token
         self.process = None
         self.start()
 
     def start(self, *more: str) -> None:
-        command = [sys.executable, "-m", "tests.launch.serving", "--root", str(self.root)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--port", str(self.port), *self.words, *more],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                text=True,
-            )
+        words = ["--root", str(self.root), "--port", str(self.port), *self.words, *more]
+        self.process = self.forks.start(words, self.log) if self.forks else self.popen(words)
         said = self.process.stdout.readline()
         match = re.search(r"http://[^:]+:(\d+)", said)
         assert match, f"{said}{self.log.read_text()}"
@@ -45,6 +40,14 @@ class Served:
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key=self.token or "none"
         )
         until(lambda: self.http.get("/health").is_success, 30, httpx2.TransportError)
+
+    def popen(self, words: list[str]):
+        command = [sys.executable, "-m", "tests.launch.serving", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
+            )
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
