@@ -60,9 +60,17 @@ class Route(NamedTuple):
     """Further arguments of FastAPI's `add_api_route`."""
 
 
+SCHEME = {"token": {"type": "http", "scheme": "bearer"}}
+"""How a token is given, in OpenAPI's words."""
+
+
 def add_routes(app: FastAPI, routes: Iterable[Route]) -> None:
     for one in routes:
-        app.add_api_route(one.path, one.endpoint, methods=[one.method], **one.options)
+        said = one.options.get("openapi_extra", {})
+        if one.policy.scope is not None:
+            said = {**said, "security": [dict.fromkeys(SCHEME, [])]}
+        options = {**one.options, "openapi_extra": said}
+        app.add_api_route(one.path, one.endpoint, methods=[one.method], **options)
 
 
 def policies(app: FastAPI, routes: Sequence[Route]) -> list[tuple[APIRoute, Policy]]:
@@ -112,6 +120,10 @@ class Guard:
             return
         send = self._told(scope, _with_headers(send))
         refusal = await self._refusal(scope)
+        known = self._methods(scope)
+        if refusal is None and known and scope["method"] not in known:
+            told = f"{scope['method']} is not for this address."
+            refusal = _refused(405, told, "method_not_allowed", {"allow": ", ".join(known)})
         if refusal is not None:
             await refusal(scope, receive, send)
             return
@@ -173,8 +185,13 @@ class Guard:
             if match is Match.FULL:
                 return path, policy
             if match is Match.PARTIAL:
-                partial = path, policy._replace(body=0)
+                partial = path, policy
         return partial
+
+    def _methods(self, scope: Scope) -> list[str]:
+        """What the routes of an address take; none where it leads nowhere."""
+        here = [route for route, _ in self.rules if route.matches(scope)[0] is not Match.NONE]
+        return sorted({name for one in here for name in getattr(one, "methods", None) or ()})
 
     def _told(self, scope: Scope, send: Send) -> Send:
         heard, begun = self.heard, time.monotonic()
@@ -197,8 +214,8 @@ def caller_of(request: Request) -> Caller:
 def _refused(
     status: int, message: str, code: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    kind = "authentication_error" if status == 401 else "permission_error"
-    body = error_body(message, kind if status != 400 else "invalid_request_error", None, code)
+    kinds = {401: "authentication_error", 403: "permission_error"}
+    body = error_body(message, kinds.get(status, "invalid_request_error"), None, code)
     return JSONResponse(body, status, headers)
 
 

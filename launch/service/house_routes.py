@@ -6,16 +6,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from launch.methods import METHODS
 from launch.service import shapes
 from launch.service.faults import Missing
-from launch.service.guard import PUBLIC, READ, Route
+from launch.service.guard import PUBLIC, READ, SCHEME, Route
 from launch.service.jobs_routes import House, Who
 from launch.service.metrics import TYPE
 from launch.service.states import State
 
+TEXT = {"text/plain": {"schema": {"type": "string"}}}
 NEWEST = 100
 """Jobs of an owner that are looked through for what they made."""
 
@@ -95,7 +96,9 @@ def method_schema(name: str, house: House) -> Any:
 
 
 def openapi(request: Request) -> Any:
-    return JSONResponse(request.app.openapi())
+    spec = request.app.openapi()
+    spec["components"]["securitySchemes"] = SCHEME
+    return JSONResponse(spec)
 
 
 def docs(request: Request) -> HTMLResponse:
@@ -139,7 +142,8 @@ def _shown(schema: Any) -> str:
 ROUTES = [
     Route("GET", "/health", health, PUBLIC),
     Route("GET", "/version", read_version, PUBLIC),
-    Route("GET", "/metrics", metrics, READ, {"response_class": PlainTextResponse}),
+    Route("GET", "/metrics", metrics, READ,
+          {"response_class": Response, "responses": {200: {"content": TEXT}}}),
     Route("GET", "/v1/models", list_models, READ, {"response_model": shapes.Models}),
     Route("GET", "/v1/models/{model_id}", retrieve_model, READ,
           {"response_model": shapes.ModelShape}),

@@ -31,6 +31,7 @@ AT_ONCE = 8
 ALIVE = 15.0
 """Seconds of silence after which a stream says that it is still there."""
 TAIL = 256 << 10
+STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def service_of(request: Request) -> Service:
@@ -258,7 +259,7 @@ ROUTES = [
         for name, act in (("cancel", cancel_job), ("pause", pause_job), ("resume", resume_job))
     ),
     Route("GET", f"{JOBS}/{{job_id}}/events", list_events, READ,
-          {"response_model": shapes.Events}),
+          {"response_model": shapes.Events, "responses": {200: {"content": STREAM}}}),
     Route("GET", f"{JOBS}/{{job_id}}/checkpoints", list_checkpoints, READ,
           {"response_model": shapes.Checkpoints}),
     Route("GET", f"{JOBS}/{{job_id}}/log", read_log, READ, {"response_model": shapes.Log}),

@@ -95,5 +95,6 @@ def decoded(text: str) -> bytes:
 
 ROUTES = [
     Route("POST", "/v1/score", score, Policy("write", body=BYTES + (1 << 16)),
-          {"response_model": ScoreShape, "openapi_extra": FORM}),
+          {"response_model": ScoreShape, "openapi_extra": FORM,
+           "responses": {200: {"content": {"image/png": {}}}}}),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Words of `diffdoctor serve` in, a line of JSON each; that service in a process of its own, at once.
+"""Words of `diffdoctor serve` in, a JSON line each; that service in a process of its own, at once.
 
 Run as a program with the libraries loaded once, so that services can be killed by the hundred; the
 settings of jobs are checked within the service. `Forks` is its other end.
