@@ -11,9 +11,9 @@ import json
 import os
 import pickle
 import pickletools
-import runpy
 import struct
 import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -122,11 +122,11 @@ def _npy(content):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
 
 
-def _zipped(**members):
+def _zipped(members):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as target:
         for name, content in members.items():
-            target.writestr(name.replace("__", ".").replace("_main_", "__main__"), content)
+            target.writestr(name, content)
     return out.getvalue()
 
 
@@ -186,10 +186,10 @@ def made(sentinel: Path) -> dict[str, Payload]:
         "torch, before 1.6": Payload(_torch_old(system), "torch"),
         "torch, a tar": Payload(_torch_tar(system), "torch"),
         "numpy, an array": Payload(_npy(system), "numpy"),
-        "numpy, an archive": Payload(_zipped(weight__npy=_npy(system)), "numpy"),
+        "numpy, an archive": Payload(_zipped({"weight.npy": _npy(system)}), "numpy"),
         "gzip": Payload(gzip.compress(system), "gzip"),
         "zlib": Payload(zlib.compress(system), "zlib"),
-        "zip that runs": Payload(_zipped(_main___py=code), "run"),
+        "zip that runs": Payload(_zipped({"__main__.py": code}), "run"),
         "python": Payload(code.encode(), "run"),
         "python, of one expression": Payload(
             f"__import__('os').system({touch!r})".encode(), "eval"
@@ -227,7 +227,7 @@ def _header(content):
 def _run(content, folder):
     path = folder / "run.py"
     path.write_bytes(content)
-    runpy.run_path(str(path))
+    subprocess.run([sys.executable, path], capture_output=True)
 
 
 def _eval(content, folder=None):
@@ -240,7 +240,9 @@ def _eval(content, folder=None):
 
 
 def _torch(content, folder):
-    torch.load(io.BytesIO(content), weights_only=False)
+    path = folder / "a.pt"  # of a tar torch wants a file
+    path.write_bytes(content)
+    torch.load(path, weights_only=False)
 
 
 RAW = {
