@@ -23,6 +23,7 @@ from core.config import from_mapping, read_yaml, to_yaml
 from core.errors import UserError
 from core.interrupts import Interrupts
 from core.storage import append_line, lock_file, read_lines, sync_folder, write_atomic
+from core.wishes import take
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ PAUSED = 75
 """Exit code of a program that stopped on a signal after saving (EX_TEMPFAIL: run it again)."""
 PREPARED = {
     "run.lock", "config.yaml", "job.json", "lease.json", "stop.json", "outcome.json", "log.txt",
+    "sample.now", "save.now",
 }  # fmt: skip
 """What may lie in a folder before its run begins: a launcher's files and our own first ones."""
 
@@ -91,6 +93,10 @@ class Run:
     def interrupted(self) -> bool:
         """True once SIGTERM, SIGINT or SIGUSR1 has asked the program to save and stop."""
         return self._signals.received
+
+    def wishes(self) -> frozenset[str]:
+        """What a person has asked for since the last look (`core.wishes`); told once."""
+        return take(self.folder) if self.main_process else frozenset()
 
     def log(self, step: int, **figures: Any) -> None:
         """Append one line of figures (numbers or one-element tensors) and fsync it.

@@ -241,6 +241,16 @@ COMMANDS = {
         "let a paused job go on where it saved",
         "diffdoctor jobs resume ftjob-0123456789abcdef01234567",
     ),
+    "jobs sample": Command(
+        "launch.commands.jobs_sample",
+        "have a running job draw its pictures now",
+        "diffdoctor jobs sample ftjob-0123456789abcdef01234567",
+    ),
+    "jobs save": Command(
+        "launch.commands.jobs_save",
+        "have a running job save a checkpoint now",
+        "diffdoctor jobs save ftjob-0123456789abcdef01234567",
+    ),
     "jobs download": Command(
         "launch.commands.jobs_download",
         "what a job made, verified, into a folder",

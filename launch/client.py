@@ -120,6 +120,14 @@ class Client:
     def resume(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"{JOBS}/{job_id}/resume")
 
+    def sample(self, job_id: str) -> dict[str, Any]:
+        """Have a running job draw its pictures after the step it is in."""
+        return self._json("POST", f"{JOBS}/{job_id}/sample")
+
+    def save(self, job_id: str) -> dict[str, Any]:
+        """Have a running job save a checkpoint after the step it is in."""
+        return self._json("POST", f"{JOBS}/{job_id}/save")
+
     def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
         return self._json("GET", f"{JOBS}/{job_id}/checkpoints", params={"limit": 100})["data"]
 

@@ -3,6 +3,7 @@
 job.json      service -> trainer  what to run, and the number of the attempt: the fencing token
 lease.json    trainer -> anyone   who works here; `.lease.lock` is flocked for as long
 stop.json     service -> trainer  save and stop (pause), or only stop (cancel)
+*.now         anyone -> program   pictures or a checkpoint after the present step (`core.wishes`)
 outcome.json  trainer -> service  how the attempt ended; a trainer that dies leaves none
 log.txt       what the program printed
 

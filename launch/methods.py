@@ -7,6 +7,8 @@ is named by a string: it stands above or beside this package, and only child pro
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from core.wishes import WISHES
+
 
 class Method(NamedTuple):
     """One program as a kind of job.
@@ -43,6 +45,8 @@ class Method(NamedTuple):
     """Folder within the run folder that a later job gets when it names this one; None: nothing."""
     total: str | None = None
     """The setting that says how many steps there are."""
+    wishes: tuple[str, ...] = ()
+    """What may be asked of it while it runs, of `core.wishes.WISHES`."""
     estimate: str | None = None
     """Module whose `estimate(config)` counts the memory."""
     module: str = "diffdoctor.cli"
@@ -63,6 +67,7 @@ METHODS: dict[str, Method] = {
         model="variant",
         results=("detector/*", "summary.json"),
         total="steps",
+        wishes=WISHES,
     ),
     "pixel_reward": Method(
         does="train a LoRA adapter of a base model from a frozen detector's artifact map",
@@ -89,6 +94,7 @@ METHODS: dict[str, Method] = {
         then=("export", "--run", "{out}", "--out", "{out}/export"),
         results=("export/*", "summary.json"),
         total="steps",
+        wishes=WISHES,
         estimate="treat.estimate",
     ),
     "export": Method(

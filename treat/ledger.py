@@ -5,12 +5,14 @@ Main process: looks, draws, writes. The others are told what they need to go the
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 
 from core import checkpoint
 from core.images import write_image
+from core.memory import in_use
 from core.processes import this_process
 from core.run import PAUSED, Run
 from treat.guard import FEWEST, PREFIX, Guard
@@ -51,6 +53,7 @@ class Ledger:
         }
         self.patience = patience
         self.place = this_process()
+        self.together = together and self.place.num_processes > 1
         self.draws = self.place.is_main_process or together
         """Whether this process takes part in drawings: a network that is shared out needs all."""
         self.step = 0
@@ -70,7 +73,8 @@ class Ledger:
             watched = self._watched(0)
             self._look(watched)
             self._report_detector(watched)
-            self._picture()
+            if self.every["picture"]:
+                self._picture()
             return
         load_lora_state(self.network, found.tensors["adapter"])
         self.update.restore(found.tensors["optimizer"], found.state["update"])
@@ -106,18 +110,23 @@ class Ledger:
         return done[0]
 
     def record(self, step: int, figures: Mapping[str, float], seconds: float) -> None:
-        """Log an update, with a look, a picture and a checkpoint where they are due."""
+        """Log an update, with a look, a picture and a checkpoint where due or asked for."""
         self.step = step
         if figures["skipped"]:
             self.run.event("warn", f"step {step} was not finite and changed nothing", step=step)
         watched = self._watched(step)
         self.last = {**figures, **watched}
-        self.run.log(step, **figures, **watched, seconds=seconds)
-        better = self._look(watched)
-        if self._due("picture"):
+        held = in_use(self.update.total.device)
+        self.run.log(step, **figures, **watched, seconds=seconds, **held)
+        better, asked = self._look(watched), self._asked()
+        if "sample" in asked:
+            self._sample(watched)
+        elif self._due("picture"):
             self._picture()
-        if better or self._due("checkpoint"):
+        if better or "save" in asked or self._due("checkpoint"):
             self.save()
+        if "save" in asked:
+            self.run.event("info", f"saved after step {step}, as asked", step=step)
 
     def remaining(self) -> range:
         """The updates still to be made."""
@@ -177,12 +186,22 @@ class Ledger:
     def _due(self, what: str) -> bool:
         return bool(self.every[what]) and self.step % self.every[what] == 0
 
+    def _asked(self) -> frozenset[str]:
+        """A person's wishes, the same on every process that draws."""
+        said = [self.run.wishes()]
+        if self.together:
+            broadcast_object_list(said)
+        return said[0]
+
+    @property
+    def _kept(self) -> Path | None:
+        return self.run.folder / "watched" if self.place.is_main_process else None
+
     def _watched(self, step: int) -> dict[str, float]:
         """The same figures on every process."""
         if not self._due("watch"):
             return {}
-        kept = self.run.folder / "watched" if self.place.is_main_process else None
-        said = [self.watcher.figures(kept, step) if self.draws else {}]
+        said = [self.watcher.figures(self._kept, step) if self.draws else {}]
         if self.place.num_processes > 1:
             broadcast_object_list(said)
         if step == 0:
@@ -224,8 +243,19 @@ class Ledger:
         told += ": it cannot tell them apart, and what it teaches is no mend" if blind else ""
         self.run.event("warn" if blind else "info", told, drawn=drawn, real=real)
 
+    def _sample(self, watched: Mapping[str, float]) -> None:
+        """What this run draws at all, before it is due; the pictures, where it draws nothing.
+
+        No figure comes of it: the best step and the guard are what they would be without.
+        """
+        if self.every["watch"] and not watched and self.draws:
+            self.watcher.draw(self._kept, self.step)
+        if self.every["picture"] or not self.every["watch"]:
+            self._picture()
+        self.run.event("info", f"drew after step {self.step}, as asked", step=self.step)
+
     def _picture(self) -> None:
-        if not self.every["picture"] or not self.draws:
+        if not self.draws:
             return
         begun, picture = time.perf_counter(), self.watcher.picture()
         if self.place.is_main_process:

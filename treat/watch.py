@@ -16,7 +16,7 @@ from torch import Tensor
 from base_models.sample import decode
 from core import seeds as seeding
 from core.contracts import ArtifactMap, Conditioning, Detector, Images
-from core.heatmap import overlay
+from core.heatmap import overlay, write_map
 from core.images import contact_sheet, read_images, write_image
 from core.storage import write_atomic
 from treat.guard import FIT, SECOND, changes, sharpness
@@ -112,18 +112,11 @@ class Watcher:
         The images stay in `kept`, so that a judge who must not take part can read them later. None:
         another process keeps them, and this one only draws along.
         """
-        texts = self.sampler.texts
-        images = self.sampler(texts.held, self._seeds(len(texts.held)))
+        images, first = self.draw(kept, step)
         lost = {} if self.real is None or not len(self.real.held) else self._offline(self.real)
         if kept is None:
             return lost
-        said = texts.said(texts.held)
-        base, look = (kept / f"step-{number:08d}" for number in (0, step))
-        look.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in said]
-        write_atomic(kept / "prompts.jsonl", "".join(lines).encode())
-        for i, image in enumerate(images):
-            write_image(look / f"{i:05d}.png", image)
+        said = self.sampler.texts.said(self.sampler.texts.held)
         weights = lora_parameters(self.sampler.model.network)
         figures = {
             "sharpness": sharpness(images).mean().item(),
@@ -131,7 +124,8 @@ class Watcher:
         }
         seen = {}
         for name, detector in self.detectors.items():
-            maps = self._maps(detector, images, said)
+            maps = first.pop(name, None)
+            maps = self._maps(detector, images, said) if maps is None else maps
             figures |= scores(maps, name)
             if name == SECOND:
                 seen[SECOND] = maps.mean((1, 2, 3))
@@ -139,8 +133,31 @@ class Watcher:
             seen[FIT] = self._fit(self.scorer, images, said)
             figures[FIT] = seen[FIT].mean().item()
         if step:
-            figures |= self._changes(images, seen, base)
+            figures |= self._changes(images, seen, kept / f"step-{0:08d}")
         return figures | lost
+
+    def draw(self, kept: Path | None, step: int) -> tuple[Images, dict[str, ArtifactMap]]:
+        """Images of what is watched, the first detector's maps by its name; both stay in `kept`.
+
+        kept/prompts.jsonl  kept/step-00000025/00000.png  kept/step-00000025/maps/00000.png
+
+        None: as with `figures`, and no maps.
+        """
+        texts, maps = self.sampler.texts, {}
+        images = self.sampler(texts.held, self._seeds(len(texts.held)))
+        if kept is None:
+            return images, maps
+        said, look = texts.said(texts.held), kept / f"step-{step:08d}"
+        (look / "maps").mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in said]
+        write_atomic(kept / "prompts.jsonl", "".join(lines).encode())
+        for name, detector in list(self.detectors.items())[:1]:
+            maps[name] = self._maps(detector, images, said)
+            for i, one in enumerate(maps[name]):
+                write_map(look / f"maps/{i:05d}.png", one)
+        for i, image in enumerate(images):
+            write_image(look / f"{i:05d}.png", image)
+        return images, maps
 
     def real_frequency(self) -> float | None:
         """Share of held-out real images that the reward's detector flags, as the base shows them.

@@ -13,12 +13,11 @@ from typing import Any
 
 from starlette.responses import Response
 
-from launch.methods import METHODS
 from launch.service import shapes
 from launch.service.database import Row
 from launch.service.faults import Missing
 from launch.service.guard import READ, Route
-from launch.service.jobs_routes import JOBS, House, Who, found
+from launch.service.jobs_routes import JOBS, House, Who, found, run_folder
 
 POINTS = 400
 """Of one curve: more than a screen has room for."""
@@ -88,12 +87,6 @@ def read_picture(job_id: str, name: str, who: Who, house: House) -> Any:
     if content is None:
         raise Missing("picture", name)
     return Response(content, media_type="image/png")
-
-
-def run_folder(house: Any, row: Row) -> Path:
-    """Where the job's program works, which writes pictures of its own making only."""
-    folder = house.supervisor.folder(row["id"])
-    return folder / METHODS[row["method"]].place if row["method"] in METHODS else folder
 
 
 def picture_place(name: str) -> str | None:

@@ -83,6 +83,7 @@ def method_shape(name: str) -> dict[str, Any]:
         "validation_file": one.validation_file,
         "model": one.model,
         "needs_training_file": one.needs_training_file,
+        "wishes": list(one.wishes),
     }
 
 

@@ -168,6 +168,8 @@ class MethodShape(BaseModel):
     validation_file: str | None
     model: str | None
     needs_training_file: bool
+    wishes: list[str]
+    """What may be asked of a running job: POST .../jobs/ID/sample, .../save."""
 
 
 class Log(BaseModel):

@@ -21,6 +21,8 @@ from launch.commands import (
     jobs_logs,
     jobs_pause,
     jobs_resume,
+    jobs_sample,
+    jobs_save,
     jobs_show,
     jobs_watch,
     login,
@@ -109,8 +111,12 @@ def test_a_persons_path(run, tmp_path):
 def test_pause_resume_cancel(run, served):
     job = made(run, "--set", "steps=500", "seconds=0.1")
     served.steps(job, 1)
+    assert "running" in run(jobs_sample, job)[1]
+    assert "running" in run(jobs_save, job)[1]
     assert "pausing" in run(jobs_pause, job)[1]
     served.ends(job, {"paused"})
+    for program in (jobs_sample, jobs_save):
+        assert "the job is paused" in run(program, job)[1]
     assert "queued" in run(jobs_resume, job)[1]
     assert "cancelled" in run(jobs_cancel, job)[1]
     code, said = run(jobs_watch, job)

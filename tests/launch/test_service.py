@@ -101,6 +101,27 @@ def test_pause_and_resume_is_the_same_job(served, jobs):
     assert sum(one.startswith("step ") for one in said) == 60  # each once
 
 
+def test_one_set_of_pictures_a_wish_of_a_job_that_runs(served, jobs):
+    def ask(wish, job_id):
+        return served.http.post(f"/v1/fine_tuning/jobs/{job_id}/{wish}")
+
+    def drawn(job_id):
+        return sum("drew step" in one for one in served.events(job_id))
+
+    made = served.create(steps=60, seconds=0.2, pictures=True)
+    served.steps(made.id, 2)
+    for number in (2, 3):  # step 1 draws by itself
+        assert ask("sample", made.id).json()["status"] == "running"
+        until(lambda number=number: drawn(made.id) == number, 20)
+    served.steps(made.id, jobs.retrieve(made.id).step + 3)
+    assert drawn(made.id) == 3
+    assert ask("save", made.id).is_success
+    assert sum(one.startswith("asked for ") for one in served.events(made.id)) == 3
+    jobs.cancel(made.id)
+    refused = ask("sample", made.id)
+    assert refused.status_code == 400 and "cancelled" in refused.json()["error"]["message"]
+
+
 def test_cancel_is_at_once_and_for_good(served, jobs):
     made = served.create(steps=600, seconds=0.1)
     served.steps(made.id, 1)

@@ -17,6 +17,7 @@ import core.config
 from core.errors import UserError
 from core.run import PAUSED, Run
 from core.storage import append_line
+from core.wishes import WISHES
 
 METHOD = {
     "does": "counts",
@@ -30,6 +31,7 @@ METHOD = {
     "needs_training_file": False,
     "results": ("summary.json", "made/*"),
     "total": "steps",
+    "wishes": WISHES,
 }
 
 
@@ -78,10 +80,11 @@ def main(config: Config) -> int:
             (run.checkpoints / f"step-{step:08d}").mkdir()
             if config.fault == "crash":
                 os._exit(7)
+            wishes = run.wishes()
+            if config.pictures and (step in (1, config.steps) or "sample" in wishes):
+                draw(run, 0 if step == 1 else step)
             if run.interrupted:
                 return PAUSED
-            if config.pictures and step in (1, config.steps):
-                draw(run, 0 if step == 1 else step)
         (run.folder / "made").mkdir(exist_ok=True)
         (run.folder / "made/thing.txt").write_text(json.dumps({"steps": config.steps}))
         run.summary({"steps": config.steps})

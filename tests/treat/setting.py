@@ -13,6 +13,7 @@ from detector.storage import save_detector
 from tests.tiny import SIZE, save_tiny
 from treat.train import Config
 
+MEASURED = {"time", "seconds", "host_memory", "device_memory"}
 THINGS = ["hand", "face", "bicycle", "sign", "tree"]
 
 
@@ -76,9 +77,6 @@ def digest(folder: Path, step: int, stems=("adapter", "optimizer", "rng")) -> st
 
 
 def losses(folder: Path) -> dict[int, dict]:
-    """Figures by step, without the clock's."""
+    """Figures by step, without the clock's and the machine's."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {
-        line["step"]: {k: v for k, v in line.items() if k not in ("time", "seconds")}
-        for line in lines
-    }
+    return {line["step"]: {k: v for k, v in line.items() if k not in MEASURED} for line in lines}
