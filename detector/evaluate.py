@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 import core.config
-from core.contracts import Detector
 from core.run import plain
 from core.samples import Record, Sample
 from core.storage import write_atomic
 from detector.data import Chosen, open_labelled, spread
 from detector.measure import by_group, device, predict_samples
+from detector.metrics import reliability
 from detector.segformer import freeze
 from detector.storage import digest, open_detector
 
@@ -67,27 +67,13 @@ def main(config: Config) -> None:
     detector = freeze(open_detector(config.detector)).to(device(config.device))
     samples, records = open_labelled(config.data)
     samples, records = _thinned(samples, records, config.limit)
-    figures = measure(
-        detector, samples, records, config.batch, threshold=config.threshold, size=config.size
-    )
+    maps, target = predict_samples(detector, samples, config.batch, config.size)
+    figures = by_group(maps, target, records, config.threshold)
     if config.json_file is not None:
         result = {"detector": digest(config.detector), "threshold": config.threshold, **figures}
+        result["reliability"] = reliability(maps, target)
         write_atomic(config.json_file, (json.dumps(plain(result), indent=2) + "\n").encode())
     Console(width=max(WIDTH, Console().width)).print(table(figures))
-
-
-def measure(
-    detector: Detector,
-    samples: Sequence[Sample],
-    records: Sequence[Record],
-    batch: int = 32,
-    *,
-    threshold: float = 0.5,
-    size: int | None = None,
-) -> Figures:
-    """Kind of group -> group -> figure -> value; `overall` holds the one group `all`."""
-    maps, target = predict_samples(detector, samples, batch, size)
-    return by_group(maps, target, records, threshold)
 
 
 def table(figures: Figures) -> Table:

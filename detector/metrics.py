@@ -135,6 +135,28 @@ def calibration_error(prediction: ArtifactMap, target: ArtifactMap, bins: int = 
     return (gap.abs().sum() / p.numel()).item()
 
 
+def reliability(
+    prediction: ArtifactMap, target: ArtifactMap, bins: int = 15
+) -> list[dict[str, float]]:
+    """The bins of `calibration_error` that hold any pixel: what was predicted there on the mean,
+    and what is labelled."""
+    p, c = prediction.flatten().double(), target.flatten().double()
+    place = (p * bins).long().clamp(0, bins - 1)
+    pixels = torch.bincount(place, minlength=bins)
+    sums = [torch.bincount(place, values, minlength=bins) for values in (p, c)]
+    return [
+        {
+            "low": i / bins,
+            "high": (i + 1) / bins,
+            "pixels": int(pixels[i]),
+            "predicted": (sums[0][i] / pixels[i]).item(),
+            "labelled": (sums[1][i] / pixels[i]).item(),
+        }
+        for i in range(bins)
+        if pixels[i]
+    ]
+
+
 def image_auroc(prediction: ArtifactMap, target: ArtifactMap) -> float:
     """AUROC of the map's maximum against "the target reaches 0.5 somewhere"."""
     return auroc(image_scores(prediction), image_scores(target) >= BINARY)

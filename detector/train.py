@@ -23,14 +23,16 @@ from core.contracts import ArtifactMap, Images
 from core.errors import UserError
 from core.heatmap import colourise, overlay
 from core.images import contact_sheet, write_image
+from core.memory import in_use
 from core.processes import this_process
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
 from detector.augment import Augmentation
 from detector.data import Chosen, mean_artifact, open_labelled, split_by_group, spread, to_tensors
+from detector.held_out import write_held_out
 from detector.learning import Alignment, Learner, OptimizerName, learn_step, learning_rate
 from detector.losses import LossName
-from detector.measure import device, predict_samples
+from detector.measure import device, predict, predict_samples
 from detector.metrics import all_metrics
 from detector.parallel import Share, own_share, share_out
 from detector.quotas import Quotas, make_quotas
@@ -76,15 +78,19 @@ def main(config: Config) -> int | None:
         )
         done, stop = step + 1, share.any(run.interrupted, place)
         if share.main:  # the others wait where they need it next
+            asked = run.wishes()
             if valid and (done % config.valid_every == 0 or done == config.steps):
                 figures |= _validate(run, learner, valid, config.size, config.batch, done)
-            run.log(done, **figures)
-            if stop or done % config.checkpoint_every == 0 or done == config.steps:
+            elif "sample" in asked:
+                _sample(run, learner, valid, config.size, done)
+            run.log(done, **figures, **in_use(place))
+            due = done % config.checkpoint_every == 0 or done == config.steps
+            if stop or due or "save" in asked:
                 checkpoint.save(run.checkpoints, done, *learner.pack())
         if stop and done < config.steps:
             return PAUSED
     if share.main:
-        _finish(run, learner, valid, config, _counted(records))
+        _finish(run, learner, valid, config, records)
     return None
 
 
@@ -219,6 +225,21 @@ def _validate(
     return {f"valid/{name}": value for name, value in all_metrics(maps, target).items()}
 
 
+def _sample(
+    run: Run, learner: Learner, valid: Sequence[Sample], size: int | None, step: int
+) -> None:
+    """The sheet alone, for whoever asked for it between two measurements."""
+    n = min(PICTURED, len(valid))
+    if not n:
+        run.event("warn", "no image is held out, so there is none to draw", step=step)
+        return
+    images, target = to_tensors([valid[i] for i in range(n)], size)
+    with learner.averaged() as detector:
+        maps = predict(detector, images, n)
+    write_image(run.pictures / f"step-{step:08d}.png", sheet(images, target, maps))
+    run.event("info", f"drew after step {step}, as asked", step=step)
+
+
 def sheet(images: Images, target: ArtifactMap, maps: ArtifactMap) -> torch.Tensor:
     """A row for each image: itself, its label, its map, its overlay."""
     columns = (images, colourise(target), colourise(maps), overlay(images, maps))
@@ -227,14 +248,16 @@ def sheet(images: Images, target: ArtifactMap, maps: ArtifactMap) -> torch.Tenso
 
 
 def _finish(
-    run: Run, learner: Learner, valid: Sequence[Sample], config: Config, counts: dict[str, Any]
+    run: Run, learner: Learner, valid: Chosen, config: Config, records: Sequence[Record]
 ) -> None:
-    """Export the averaged weights as `detector/` and write the summary."""
-    figures = {}
+    """Export the averaged weights as `detector/`; write what they make of the held-out images."""
+    figures, counts = {}, _counted(records)
     with learner.averaged() as detector:
         if len(valid):
             maps, target = predict_samples(detector, valid, config.batch, config.size)
             figures = all_metrics(maps, target)
+            held = [records[i] for i in valid.positions]
+            write_held_out(run.folder, valid, held, maps, target, size=config.size)
         card = {
             "data": [path.resolve().name for path in config.data],
             "samples": counts,

@@ -65,7 +65,7 @@ METHODS: dict[str, Method] = {
         words=frozenset({"variant", "device", "augmentation.unflipped"}),
         training_file="data",
         model="variant",
-        results=("detector/*", "summary.json"),
+        results=("detector/*", "summary.json", "held_out.json"),
         total="steps",
         wishes=WISHES,
     ),

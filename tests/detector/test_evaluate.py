@@ -33,6 +33,7 @@ def test_figures_reach_the_table_and_the_json(detector, tmp_path, capsys):
     assert figures["overall"]["all"]["images"] == 8 and len(figures["detector"]) == 64
     assert figures["source"]["real"]["pixel_ap"] is None  # no artifact there: not defined
     assert set(figures["category"]) == {"bar", "disc"}
+    assert sum(one["pixels"] for one in figures["reliability"]) == 8 * 32 * 32
 
 
 def test_json_is_an_option_of_the_command_line(detector, tmp_path):

@@ -19,6 +19,21 @@ def rows(*images):
     return torch.tensor(images).view(len(images), 1, 1, -1)
 
 
+def test_reliability():
+    target, prediction = rows([0.0, 1.0, 0.0, 0.0]), rows([0.01, 0.9, 0.91, 0.95])
+    found = metrics.reliability(prediction, target)
+    assert [(one["pixels"], round(one["high"], 3)) for one in found] == [
+        (1, 0.067), (2, 0.933), (1, 1.0),
+    ]  # fmt: skip
+    assert found[0]["predicted"] == pytest.approx(0.01) and found[0]["labelled"] == 0
+    found = metrics.reliability(rows([0.62, 0.64]), rows([1.0, 0.0]))
+    assert found[0]["predicted"] == pytest.approx(0.63) and found[0]["labelled"] == 0.5
+    random = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    gaps = metrics.reliability(random, random.square())
+    error = sum(one["pixels"] * abs(one["predicted"] - one["labelled"]) for one in gaps) / 162
+    assert error == pytest.approx(metrics.calibration_error(random, random.square()))
+
+
 def test_mse():
     assert metrics.mse(maps(0.0, 0.5), maps(1.0, 0.5)) == pytest.approx(0.5)
 

@@ -11,11 +11,15 @@ import torch
 
 from core import checkpoint
 from core.errors import UserError
+from core.heatmap import read_map
 from core.run import PAUSED, Run
+from core.samples import Record
 from core.seeds import mix
 from core.shards import ShardWriter
+from core.wishes import ask
 from detector import train
 from detector.augment import NO_AUGMENTATION
+from detector.held_out import WORST, worst
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
 from detector.storage import load_detector
 from tests.detector.toy import toy_samples, toy_shards
@@ -73,6 +77,30 @@ def test_the_run_holds_what_was_promised(whole):
     assert card["seed"] == 0 and card["data"] == ["shards"] and "licence" in card
 
 
+def test_the_worst_of_the_held_out_images_are_shown(whole):
+    held = json.loads((whole / "held_out.json").read_text())
+    summary = json.loads((whole / "summary.json").read_text())
+    assert held["groups"]["overall"]["all"] == summary["held_out"]
+    assert set(held["groups"]["category"]) == {"bar", "disc"}
+    errors = [one["error"] for one in held["worst"]]
+    assert errors == sorted(errors, reverse=True) and 1 < len(errors) <= WORST
+    for number, error in enumerate(errors):
+        parts = [whole / f"held_out/{number:05d}-{kind}.png" for kind in ("map", "label")]
+        shown, label = map(read_map, parts)
+        assert (shown - label).square().mean() == pytest.approx(error, abs=0.01)
+        assert parts[0].with_name(f"{number:05d}-image.png").is_file()
+
+
+def test_worst_is_worst_first():
+    records = [Record(key=name, source="human", category=name) for name in "abc"]
+    target = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]).view(3, 1, 1, 2)
+    maps = torch.tensor([[0.9, 0.0], [0.0, 0.9], [0.0, 0.0]]).view(3, 1, 1, 2)
+    found = worst(records, maps, target, 0.5)
+    assert [(one["key"], one["missed"], one["false_alarm"]) for one in found] == [
+        ("c", 0.5, 0), ("b", 0, 0.5), ("a", 0, 0),
+    ]  # fmt: skip
+
+
 def test_the_exported_detector_is_the_average(whole):
     detector = load_detector(whole)
     average = checkpoint.load_newest(whole / "checkpoints").tensors["average"]
@@ -118,6 +146,27 @@ def _stop_and_resume(shards, whole, tmp_path, monkeypatch, *, stop, **changes):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     exported = [(run / "detector" / "detector.safetensors").read_bytes() for run in (out, whole)]
     assert exported[0] == exported[1]
+
+
+def test_asked_for_a_sheet_and_a_checkpoint_it_computes_the_same(
+    shards, whole, tmp_path, monkeypatch
+):
+    out, held, log = tmp_path / "run", [], Run.log
+
+    def logged(run, step, **figures):
+        log(run, step, **figures)
+        held.append(checkpoint.steps(run.checkpoints))
+        if step in (1, 4):
+            assert all(ask(run.folder, wish) for wish in ("sample", "save"))
+
+    monkeypatch.setattr(Run, "log", logged)
+    train.main(settings(shards, out, checkpoint_every=100))
+    assert losses(out) == losses(whole)
+    ours, theirs = tensors(out), tensors(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    drawn = [int(path.stem[5:]) for path in sorted((out / "pictures").iterdir())]
+    assert drawn == [2, 3, 5]  # at 2 asked for, at 3 and 5 due
+    assert held == [[], [], [2], [2], [2]] and checkpoint.steps(out / "checkpoints") == [2, 5]
 
 
 def test_another_seed_is_another_detector(shards, whole, tmp_path):

@@ -17,6 +17,15 @@ from tests.launch.house import bearer, filled, house
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}'
 JOB = {"method": {"type": "export", "export": {"run": "thing"}}, "training_file": "thing"}
 JOBS = "/v1/fine_tuning/jobs"
+HELD = {
+    "threshold": 0.5,
+    "groups": {"category": {HOSTILE: {"mse": 0.1, "pixel_ap": None}}},
+    "reliability": [{"low": 0, "high": 0.1, "pixels": 9, "predicted": 0.04, "labelled": 0.02}],
+    "worst": [
+        {"key": "a", "prompt": HOSTILE, "category": "hand", "source": "human",
+         "error": 0.2, "missed": 0.1, "false_alarm": 0},
+    ],
+}  # fmt: skip
 SHELLS = ["/", "/new", "/jobs/x"]
 
 
@@ -51,8 +60,10 @@ def job(made):
     for step in (0, 25):
         look = folder / f"watched/step-{step:08d}"
         look.mkdir(parents=True)
+        (look / "maps").mkdir()
         for i in range(2):
             (look / f"{i:05d}.png").write_bytes(png(step + i))
+            (look / f"maps/{i:05d}.png").write_bytes(png(100 + step + i))
     (folder / "pictures").mkdir()
     (folder / "pictures/step-00000025.png").write_bytes(png(99))
     (folder / "pictures/step-00000026.png").write_bytes(b"<svg onload=alert(1)>")
@@ -60,6 +71,10 @@ def job(made):
     (folder / "watched/step-00000030").symlink_to(folder / "watched/step-00000000")
     (folder / "pictures/secret.png").write_bytes(png())
     (folder / "watched/step-00000000/00000.txt").write_text("no")
+    (folder / "held_out").mkdir()
+    for shade, kind in enumerate(("image", "label", "map"), 200):
+        (folder / f"held_out/00000-{kind}.png").write_bytes(png(shade))
+    (folder / "held_out.json").write_text(json.dumps(HELD))
     lines = [json.dumps({"prompt": one}) for one in (HOSTILE, "a hand")]
     (folder / "watched/prompts.jsonl").write_text("\n".join(lines) + "\n")
     return job_id, mine
@@ -156,9 +171,41 @@ def test_pictures_are_listed_and_served(made, job):
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+def test_maps_and_the_worst_cases_are_pictures_as_well(made, job):
+    _, client = made
+    job_id, mine = job
+    looks = client.get(f"{JOBS}/{job_id}/pictures", headers=mine).json()["looks"]
+    held = client.get(f"{JOBS}/{job_id}/held_out", headers=mine).json()
+    assert held["groups"] == HELD["groups"] and held["reliability"] == HELD["reliability"]
+    (case,) = held["worst"]
+    assert HELD["worst"][0].items() <= case.items()
+    names = [*looks[1]["maps"], case["image"], case["label"], case["map"]]
+    assert looks[1]["maps"] == ["step-00000025-00000-map.png", "step-00000025-00001-map.png"]
+    for name, shade in zip(names, (125, 126, 200, 201, 202), strict=True):
+        answer = client.get(f"{JOBS}/{job_id}/pictures/{name}", headers=mine)
+        assert answer.content == png(shade)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"worst": 3}', '{"groups": {"a": 1}}', "{" * 9999])
+def test_figures_that_nobody_can_read_are_none(made, job, content):
+    service, client = made
+    mine = job[1]
+    job_id = client.post(JOBS, json=JOB, headers=mine).json()["id"]
+    path = service.supervisor.folder(job_id) / "export/held_out.json"
+    assert client.get(f"{JOBS}/{job_id}/held_out", headers=mine).json()["worst"] == []
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    said = client.get(f"{JOBS}/{job_id}/held_out", headers=mine).json()
+    assert (said["groups"], said["reliability"], said["worst"]) == ({}, [], [])
+
+
 @pytest.mark.parametrize(
     "name",
     [
+        "worst-00001-image.png",
+        "worst-00000-mask.png",
+        "worst-0000-image.png",
+        "step-00000025-00000-maps.png",
         "step-00000026.png",  # of another kind
         "step-00000027.png",  # a link
         "step-00000030-00000.png",  # through a link
@@ -183,7 +230,8 @@ def test_what_is_no_picture_of_the_list_is_not_there(made, job, name):
 def test_no_name_is_a_path_outside(name):
     place = figures_routes.picture_place(name)
     if place is not None:
-        assert re.fullmatch(r"pictures/step-\d+\.png|watched/step-\d+/\d+\.png", place, re.ASCII)
+        known = r"pictures/step-\d+\.png|watched/step-\d+/(maps/)?\d+\.png|held_out/\d{5}-\w+\.png"
+        assert re.fullmatch(known, place, re.ASCII)
 
 
 def test_figures_and_pictures_are_their_owners(made, job):
