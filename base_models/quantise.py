@@ -7,15 +7,15 @@ may be small. Weights are computed back for each product; gradient passes them a
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from base_models.names import Quantisation
 from core.errors import UserError
 
-Quantisation = Literal["no", "int8", "fp8", "nf4"]
 LIBRARIES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 NF4_BLOCK, NF4_OUTER = 64, 256
 """Weights that share a scale; scales, themselves in 8 bits, that share one of 4 bytes."""

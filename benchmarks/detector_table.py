@@ -35,7 +35,7 @@ from core.run import plain
 from core.samples import Sample
 from core.shards import ShardStore, ShardWriter
 from core.storage import write_atomic
-from detector.augment import Augmentation
+from detector.augmentation import Augmentation
 from diffdoctor.demo_data import write_generated, write_renders
 from miniature.bases import base_folder
 from miniature.label import label

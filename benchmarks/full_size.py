@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import core.config
 from base_models.checkpointing import recompute_blocks
-from base_models.quantise import Quantisation
+from base_models.names import Quantisation
 from benchmarks.full_step import (
     SHAPES,
     Case,

@@ -15,7 +15,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from base_models.quantise import Quantisation, quantise
+from base_models.names import Quantisation
+from base_models.quantise import quantise
 from base_models.sample import Precision, autocast
 from benchmarks.full_shapes import FULL, TINY, Shape, conditioning, fill, outline
 from core.contracts import Conditioning, Latents, Schedule

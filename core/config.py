@@ -28,7 +28,9 @@ class Config(BaseModel):
 
     presets: ClassVar[Path | None] = None
     """Folder of YAML files that `--config` also finds by their bare names."""
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
 
 def _writable(path: Path | None) -> Path | None:

@@ -11,7 +11,9 @@ program breaks is not waiting for it again; asked twice before a look, a wish is
 import os
 from pathlib import Path
 
-WISHES = "sample", "save"
+MET = {"sample": "drew", "save": "saved"}
+"""What a program says it did."""
+WISHES = tuple(MET)
 
 
 def ask(folder: Path, wish: str) -> bool:

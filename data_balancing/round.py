@@ -7,7 +7,8 @@ The loop of DiffDoctor (arXiv 2501.12382): find the categories that the detector
 more of them, let people label the hard images and the detector the others, train on, again. Naive
 pseudo-labels are noisy (arXiv 2509.19589): each student is scored on images by people, and where
 its squared error there rises the loop ends. OUT/round-1, OUT/round-2 ... have a folder or file a
-stage; OUT/round-0 the first teacher's score; OUT/best.json says which detector is the best.
+stage; OUT/round-0 the first teacher's score; OUT/best.json says which detector is best, OUT/best
+is a copy of it.
 """
 
 import json
@@ -22,9 +23,11 @@ from rich.table import Table
 import core.config
 from core.errors import UserError
 from core.storage import alone, write_atomic
-from data_balancing.round_settings import Config, check, claim
+from data_balancing.round_checks import check, claim
+from data_balancing.round_settings import Config
 from data_balancing.round_stages import Round, measure
 from detector.evaluate import SHOWN
+from detector.storage import copy_detector
 
 Score = Mapping[str, float | None]
 """Figures on the held-out images; None where the maps were no numbers."""
@@ -93,10 +96,11 @@ def kept(scores: Sequence[Score]) -> int:
 
 
 def keep(out: Path, scores: Sequence[Score], best: Path) -> None:
-    """Say in `best.json` which detector that is."""
+    """Say in `best.json` which detector that is, and have a copy of it in `best/`."""
     number = kept(scores)
     said = {"round": number, "detector": str(best.resolve()), **scores[number]}
     text = json.dumps({**said, "stopped": worse(scores)}, indent=2) + "\n"
+    copy_detector(best, out / "best")
     write_atomic(out / "best.json", text.encode())
 
 

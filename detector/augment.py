@@ -12,52 +12,17 @@ Legend: b images, h w pixels; every image draws its own strengths.
 from collections.abc import Callable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from core.contracts import ArtifactMap, Images
+from detector.augmentation import Augmentation
 from detector.patches import corrupt, unit
 
 BLUR_TAPS = (-2, -1, 0, 1, 2)
 LUMA = (0.299, 0.587, 0.114)
 BRUSH = 2
 """Sixty-fourths of the side that a person's brush adds around an artifact."""
-
-
-class Augmentation(BaseModel):
-    """Which augmentations, how often (chance for an image) and how strong."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    appearance: float = Field(default=0.8, ge=0, le=1)
-    """Chance that an image's appearance changes at all; the three below are within it."""
-    sharpness: tuple[float, float] = (-1.0, 1.5)
-    """-1 is fully blurred (sigma 0.4 to 1.5 px), 0 unchanged, above 0 unsharp masking."""
-    contrast: tuple[float, float] = (0.6, 1.6)
-    saturation: tuple[float, float] = (0.3, 1.7)
-    brightness: float = 0.15
-    noise: float = 0.06
-    """Largest deviation of the Gaussian noise."""
-    adversarial: float = Field(default=0.25, ge=0, le=1)
-    """Share of each batch that takes a step against the detector (costs about as much again)."""
-    adversarial_step: float = Field(default=0.03, ge=0)
-    """Largest step, in units of the image's [0, 1]."""
-    flip: bool = True
-    unflipped: tuple[str, ...] = ("sign",)
-    """Categories that hold text, and words of prompts that ask for it."""
-    move: float = Field(default=0.5, ge=0, le=1)
-    """Chance of a shift (up to 10 % of the side) and a scale (0.85 to 1.2)."""
-    patches: float = Field(default=0.0, ge=0, le=1)
-    """Chance that an image gets a patch out of place, labelled as the artifact it is."""
-    shrink: float = Field(default=0.3, ge=0, le=1)
-    """Chance that an image without artifact is scaled down and padded back."""
-    shrink_below: float = 0.1
-    """Largest label that counts as without artifact (the paper's is unpublished)."""
-    shrink_scale: tuple[float, float] = (0.3, 1.0)
-
-
-NO_AUGMENTATION = Augmentation(appearance=0, adversarial=0, flip=False, move=0, shrink=0)
 
 
 def augment(

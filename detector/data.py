@@ -23,7 +23,8 @@ from core.order import batch_indices, epoch_order
 from core.samples import Record, Sample
 from core.seeds import generator, mix
 from detector.alignment import LABELLED
-from detector.augment import Augmentation, augment
+from detector.augment import augment
+from detector.augmentation import Augmentation
 from detector.groups import group_texts
 from detector.parallel import WHOLE, Share
 from detector.quotas import Quotas

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.contracts import ArtifactMap
-from core.heatmap import write_map
-from core.images import write_image
+from core.contracts import ArtifactMap, Images
+from core.heatmap import colourise, overlay, write_map
+from core.images import Picture, contact_sheet, write_image
 from core.run import plain
 from core.samples import Record, Sample
 from core.storage import write_atomic
@@ -21,8 +21,17 @@ from detector.data import to_tensors
 from detector.measure import by_group
 from detector.metrics import BINARY, reliability
 
+PICTURED = 8
+"""Images of the sheet that a training draws."""
 WORST = 12
 """Images that are shown: those with the largest squared error."""
+
+
+def sheet(images: Images, target: ArtifactMap, maps: ArtifactMap) -> Picture:
+    """A row for each image: itself, its label, its map, its overlay."""
+    columns = (images, colourise(target), colourise(maps), overlay(images, maps))
+    rows = [[column[i] for column in columns] for i in range(len(images))]
+    return contact_sheet(rows, columns=("image", "label", "map", "overlay"))
 
 
 def write_held_out(

@@ -8,7 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,11 @@ from core.muon import Muon
 from core.samples import Record, Sample
 from core.seeds import generator, mix
 from detector.alignment import JITTER, misalignment
-from detector.augment import Augmentation, adversarial_step, step_lengths
+from detector.augment import adversarial_step, step_lengths
+from detector.augmentation import Augmentation
 from detector.data import Chosen, nearest, reference_batch, training_batch
 from detector.losses import LOSSES, Loss
+from detector.names import OptimizerName
 from detector.parallel import WHOLE, Share
 from detector.quotas import Quotas
 from detector.segformer import SegformerDetector, upsample
@@ -32,8 +34,6 @@ N = TypeVar("N", bound=nn.Module)
 ADVERSARY, DROPOUT, JITTERED = 105, 106, 108
 MOST_SKIPPED = 5
 """Steps in a row that may give no finite gradient before the training stops."""
-
-OptimizerName = Literal["adamw", "muon"]
 
 
 def learning_rate(

@@ -4,7 +4,6 @@ Legend: b batch, h w pixels; p = sigmoid(logits), y the label in [0, 1].
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from torch.nn import functional as F
 from core.contracts import ArtifactMap
 
 Loss = Callable[[Tensor, ArtifactMap], Tensor]
-LossName = Literal["mse", "bce", "focal", "dice"]
 FOCUS = 2.0
 """Power of the distance that weighs a pixel; 2 in both papers."""
 SMOOTH = 1.0

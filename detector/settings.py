@@ -9,9 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 import core.config
-from detector.augment import Augmentation
-from detector.learning import OptimizerName
-from detector.losses import LossName
+from detector.augmentation import Augmentation
+from detector.names import LossName, OptimizerName
 
 
 class Config(core.config.Config):

@@ -19,28 +19,25 @@ import torch
 
 import core.config
 from core import checkpoint
-from core.contracts import ArtifactMap, Images
 from core.errors import UserError
-from core.heatmap import colourise, overlay
-from core.images import contact_sheet, write_image
+from core.images import write_image
 from core.memory import in_use
 from core.processes import this_process
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
-from detector.augment import Augmentation
+from core.wishes import MET
+from detector.augmentation import Augmentation
 from detector.data import Chosen, mean_artifact, open_labelled, split_by_group, spread, to_tensors
-from detector.held_out import write_held_out
-from detector.learning import Alignment, Learner, OptimizerName, learn_step, learning_rate
-from detector.losses import LossName
+from detector.held_out import PICTURED, sheet, write_held_out
+from detector.learning import Alignment, Learner, learn_step, learning_rate
 from detector.measure import device, predict, predict_samples
 from detector.metrics import all_metrics
+from detector.names import LossName, OptimizerName
 from detector.parallel import Share, own_share, share_out
 from detector.quotas import Quotas, make_quotas
 from detector.segformer import SegformerConfig, SegformerDetector, checkpoint_blocks
 from detector.settings import Config
 from detector.storage import LICENCE_NOTES, load_detector, save_detector
-
-PICTURED = 8
 
 
 def main(config: Config) -> int | None:
@@ -78,7 +75,7 @@ def main(config: Config) -> int | None:
         )
         done, stop = step + 1, share.any(run.interrupted, place)
         if share.main:  # the others wait where they need it next
-            asked = run.wishes()
+            asked = _asked(run, valid)
             if valid and (done % config.valid_every == 0 or done == config.steps):
                 figures |= _validate(run, learner, valid, config.size, config.batch, done)
             elif "sample" in asked:
@@ -87,6 +84,8 @@ def main(config: Config) -> int | None:
             due = done % config.checkpoint_every == 0 or done == config.steps
             if stop or due or "save" in asked:
                 checkpoint.save(run.checkpoints, done, *learner.pack())
+            for wish in sorted(asked):
+                run.event("info", f"{MET[wish]} after step {done}, as asked", step=done)
         if stop and done < config.steps:
             return PAUSED
     if share.main:
@@ -213,6 +212,15 @@ def _resume(run: Run, learner: Learner, share: Share) -> int:
     return start
 
 
+def _asked(run: Run, valid: Sequence[Sample]) -> frozenset[str]:
+    """A person's wishes; where no image is held out there is none to draw."""
+    asked = run.wishes()
+    if "sample" in asked and not len(valid):
+        run.event("warn", "no image is held out, so none can be drawn, as asked")
+        asked -= {"sample"}
+    return asked
+
+
 def _validate(
     run: Run, learner: Learner, valid: Sequence[Sample], size: int | None, batch: int, step: int
 ) -> dict[str, float]:
@@ -230,21 +238,10 @@ def _sample(
 ) -> None:
     """The sheet alone, for whoever asked for it between two measurements."""
     n = min(PICTURED, len(valid))
-    if not n:
-        run.event("warn", "no image is held out, so there is none to draw", step=step)
-        return
     images, target = to_tensors([valid[i] for i in range(n)], size)
     with learner.averaged() as detector:
         maps = predict(detector, images, n)
     write_image(run.pictures / f"step-{step:08d}.png", sheet(images, target, maps))
-    run.event("info", f"drew after step {step}, as asked", step=step)
-
-
-def sheet(images: Images, target: ArtifactMap, maps: ArtifactMap) -> torch.Tensor:
-    """A row for each image: itself, its label, its map, its overlay."""
-    columns = (images, colourise(target), colourise(maps), overlay(images, maps))
-    rows = [[column[i] for column in columns] for i in range(len(images))]
-    return contact_sheet(rows, columns=("image", "label", "map", "overlay"))
 
 
 def _finish(

@@ -41,8 +41,8 @@ class Method(NamedTuple):
     """Words of a second command, on the run folder's export: `{out}` stands for `out`."""
     results: tuple[str, ...] = ()
     """What is offered for download, as patterns within the run folder."""
-    product: str | None = ""
-    """Folder within the run folder that a later job gets when it names this one; None: nothing."""
+    product: str = ""
+    """Folder within the run folder that a later job gets when it names this one; empty: all."""
     total: str | None = None
     """The setting that says how many steps there are."""
     wishes: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ METHODS: dict[str, Method] = {
         model="base",
         place="rounds",
         proof="best.json",
-        results=("rounds/best.json", "rounds/round-*/training/detector/*"),
-        product=None,
+        results=("rounds/best.json", "rounds/best/*", "rounds/round-*/training/detector/*"),
+        product="rounds/best",
     ),
 }

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from base_models.load import load_base
-from base_models.quantise import Quantisation, quantise
+from base_models.names import Quantisation
+from base_models.quantise import quantise
 from base_models.sample import sample
 from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError

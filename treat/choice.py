@@ -5,22 +5,12 @@
 `random`: K drawn among all (DRTune trains a random early one: arXiv 2405.00760).
 """
 
-import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 
 from core.seeds import generator, mix
-
-Rule = Literal["last", "tail", "uniform", "random"]
-
-
-def number_of(last: int | float | None, total: int) -> int:
-    """K: a number of steps as it is, a fraction of `total` (a quarter by default) rounded up."""
-    if isinstance(last, int):
-        return last
-    return max(1, math.ceil((last or 0.25) * total - 1e-9))
+from treat.settings import Rule
 
 
 def choose(rule: Rule | tuple[int, ...], k: int, total: int, seed: int) -> list[int]:

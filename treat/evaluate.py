@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from base_models.load import check_size
-from base_models.quantise import Quantisation, check_quantisation
+from base_models.names import Quantisation
+from base_models.quantise import check_quantisation
 from core.config import Config as BaseConfig
 from core.contracts import ArtifactMap, Detector, Images
 from core.errors import UserError

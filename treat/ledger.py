@@ -15,6 +15,7 @@ from core.images import write_image
 from core.memory import in_use
 from core.processes import this_process
 from core.run import PAUSED, Run
+from core.wishes import MET
 from treat.guard import FEWEST, PREFIX, Guard
 from treat.lora import load_lora_state, lora_state
 from treat.refresh import Refresher
@@ -125,8 +126,8 @@ class Ledger:
             self._picture()
         if better or "save" in asked or self._due("checkpoint"):
             self.save()
-        if "save" in asked:
-            self.run.event("info", f"saved after step {step}, as asked", step=step)
+        for wish in sorted(asked):
+            self.run.event("info", f"{MET[wish]} after step {step}, as asked", step=step)
 
     def remaining(self) -> range:
         """The updates still to be made."""
@@ -252,7 +253,6 @@ class Ledger:
             self.watcher.draw(self._kept, self.step)
         if self.every["picture"] or not self.every["watch"]:
             self._picture()
-        self.run.event("info", f"drew after step {self.step}, as asked", step=self.step)
 
     def _picture(self) -> None:
         if not self.draws:

@@ -3,19 +3,21 @@
 Apart from `treat.train`, so that the method there fits one screen.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 import core.config
-from base_models.quantise import Quantisation
-from detector.augment import Augmentation
-from detector.learning import OptimizerName
-from treat.choice import Rule, number_of
+from base_models.names import Quantisation
+from detector.augmentation import Augmentation
+from detector.names import OptimizerName
 
 NO_DETECTOR = "pixel_weight needs a detector: give --detector, or --pixel-weight 0."
 
+Rule = Literal["last", "tail", "uniform", "random"]
+"""See `treat.choice`."""
 Selection = Literal["threshold", "root", "area", "all", "max"]
 Number = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
@@ -252,3 +254,10 @@ class Config(core.config.Config):
         if not isinstance(self.learning, str):
             return len(self.learning)
         return number_of(self.last, self.sampling_steps)
+
+
+def number_of(last: int | float | None, total: int) -> int:
+    """K: a number of steps as it is, a fraction of `total` (a quarter by default) rounded up."""
+    if isinstance(last, int):
+        return last
+    return max(1, math.ceil((last or 0.25) * total - 1e-9))

@@ -11,7 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from base_models.quantise import Quantisation
+from base_models.names import Quantisation
 from core.errors import UserError
 from core.processes import this_process
 from treat.lora import lora_parameters

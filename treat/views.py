@@ -12,7 +12,8 @@ import torch
 
 from core.contracts import ArtifactMap, Detector, Images
 from core.seeds import generator
-from detector.augment import Augmentation, change_appearance
+from detector.augment import change_appearance
+from detector.augmentation import Augmentation
 
 STRENGTH = Augmentation(
     appearance=0.9,

@@ -135,14 +135,13 @@ class Requests:
         job = self.jobs.job(job_id, owner)
         if job is None:
             raise Fault(f"{name!r}: there is no job {job_id}.", name)
-        product = METHODS[job["method"]].product if job["method"] in METHODS else None
-        if product is None:
+        if job["method"] not in METHODS:  # of another version
             raise Fault(f"{name!r}: a {job['method']} job makes nothing that can be named.", name)
         if job["state"] in NOT_YET:
             raise Fault(f"{name!r}: the job {job_id} is {job['state']}; wait for it.", name)
         folder = self.root / "jobs" / job_id
         if step is None:
-            return str(folder / product if product else folder)
+            return str(folder / METHODS[job["method"]].product)
         path = folder / "checkpoints" / f"step-{int(step):08d}"
         if not path.is_dir():
             raise Fault(f"{name!r}: the job {job_id} keeps no checkpoint of step {step}.", name)

@@ -29,7 +29,8 @@ from data_balancing import (
     tag,
     write_prompts,
 )
-from data_balancing.round_settings import Config, check, check_held_out, claim
+from data_balancing.round_checks import check, check_held_out, claim
+from data_balancing.round_settings import Config
 from data_balancing.round_stages import Round
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import digest, load_detector, save_detector
@@ -150,7 +151,8 @@ def test_the_best_is_named_and_a_rerun_does_nothing(world: Path, finished: Path,
     best = json.loads((finished / "best.json").read_text())
     figures = [json.loads(text)["overall"]["all"]["mse"] for text in scores(finished)]
     assert best["mse"] == min(figures) == figures[best["round"]]
-    assert digest(Path(best["detector"])) == json.loads(scores(finished)[best["round"]])["detector"]
+    kept = json.loads(scores(finished)[best["round"]])["detector"]
+    assert digest(Path(best["detector"])) == digest(finished / "best") == kept
     before = {path: path.stat().st_mtime_ns for path in finished.glob("round-*/**/*")}
     for module in STAGES.values():
         monkeypatch.setattr(module, "main", lambda _: pytest.fail("done again"))
@@ -202,6 +204,7 @@ def test_where_the_student_gets_worse_the_loop_ends(world: Path, tmp_path: Path,
     best = json.loads((tmp_path / "rounds/best.json").read_text())
     assert best["round"] == 0 and best["stopped"] is True
     assert best["detector"] == str(world / "detector")
+    assert digest(tmp_path / "rounds/best") == digest(world / "detector")
     assert "Round 1 errs more than round 0" in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "rounds/round-2").exists()
     assert not turns.worse([{"mse": 0.2}, {"mse": 0.2}]) and turns.worse(

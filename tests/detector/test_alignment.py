@@ -11,7 +11,7 @@ from core.errors import UserError
 from core.seeds import generator
 from detector import learning
 from detector.alignment import misalignment
-from detector.augment import NO_AUGMENTATION
+from detector.augmentation import NO_AUGMENTATION
 from detector.data import nearest, reference_batch
 from detector.learning import Alignment, Learner, learn_step
 from detector.segformer import SegformerConfig, SegformerDetector

@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.images import write_image
 from core.samples import Record
 from detector import data
-from detector.augment import NO_AUGMENTATION, Augmentation
+from detector.augmentation import NO_AUGMENTATION, Augmentation
 from detector.sources import FolderSamples
 from tests.detector.toy import toy_folder, toy_samples, toy_shards
 

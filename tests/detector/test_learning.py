@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.errors import UserError
-from detector.augment import NO_AUGMENTATION, Augmentation
+from detector.augmentation import NO_AUGMENTATION, Augmentation
 from detector.data import to_tensors
 from detector.learning import (
     LOSSES,

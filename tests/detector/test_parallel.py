@@ -12,7 +12,7 @@ import torch
 from core.config import load_config, presets, run_program
 from core.errors import UserError
 from detector import train
-from detector.augment import Augmentation
+from detector.augmentation import Augmentation
 from detector.parallel import Share
 from detector.segformer import SegformerConfig, SegformerDetector, checkpoint_blocks
 from tests.detector.test_train import losses, settings, tensors

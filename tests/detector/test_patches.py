@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from core.seeds import generator
-from detector.augment import NO_AUGMENTATION, augment
+from detector.augment import augment
+from detector.augmentation import NO_AUGMENTATION
 from detector.patches import CORRUPTIONS, LEAST, corrupt
 
 

@@ -10,7 +10,7 @@ from core.config import load_config
 from core.errors import UserError
 from core.samples import Record, Sample
 from detector import train
-from detector.augment import NO_AUGMENTATION
+from detector.augmentation import NO_AUGMENTATION
 from detector.data import training_batch
 from detector.quotas import PERIOD, make_quotas, slots, spread_evenly
 from tests.detector.toy import toy_shards

@@ -18,7 +18,7 @@ from core.seeds import mix
 from core.shards import ShardWriter
 from core.wishes import ask
 from detector import train
-from detector.augment import NO_AUGMENTATION
+from detector.augmentation import NO_AUGMENTATION
 from detector.held_out import WORST, worst
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
 from detector.storage import load_detector

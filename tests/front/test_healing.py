@@ -12,7 +12,7 @@ from core.errors import UserError
 from diffdoctor.demo import Demo
 from diffdoctor.demo_settings import FULL, OF_BASE, QUICK
 from miniature.bases import base_folder
-from treat.choice import number_of
+from treat.settings import number_of
 
 
 def test_one_ceiling_serves_all_seeds():

@@ -212,6 +212,23 @@ def test_bodies_that_are_no_job(made, body, param):
     assert service.jobs.jobs("ada", None, 10).rows == []
 
 
+def test_the_detector_that_a_data_round_keeps_can_be_named(tmp_path):
+    with house(tmp_path / "root", models={"thing": tmp_path}) as (service, client):
+        mine = bearer(service)
+        told = {"detector": "thing", "labelled": "thing", "held_out": "thing", "base": "thing"}
+        body = {"method": {"type": "data_round", "data_round": told}}
+        rounds = client.post("/v1/fine_tuning/jobs", json=body, headers=mine).json()["id"]
+        told = {"base": "thing", "prompts": "thing", "detector": rounds}
+        body = {"method": {"type": "pixel_reward", "pixel_reward": told}}
+        early = client.post("/v1/fine_tuning/jobs", json=body, headers=mine)
+        assert "wait for it" in early.json()["error"]["message"]
+        service.jobs.change(rounds, Event.VALIDATED)
+        service.jobs.begin(rounds, 1, 1, "local")
+        treats = client.post("/v1/fine_tuning/jobs", json=body, headers=mine).json()["id"]
+        kept = service.supervisor.folder(rounds) / "rounds/best"
+        assert service.jobs.job(treats)["settings"]["detector"] == str(kept)
+
+
 # Uploads
 
 

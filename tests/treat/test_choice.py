@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from treat.choice import RULES, choose, drawn_among, number_of
+from treat.choice import RULES, choose, drawn_among
+from treat.settings import number_of
 
 
 def test_a_share_is_rounded_up_and_a_number_stays():

@@ -9,7 +9,7 @@ import torch
 from core import checkpoint
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
-from detector.augment import NO_AUGMENTATION, Augmentation
+from detector.augmentation import NO_AUGMENTATION, Augmentation
 from tests.treat.setting import build, config, digest, losses
 from treat import train
 from treat.refresh import Mixed
