@@ -13,6 +13,7 @@ from launch.service import (
     jobs_routes,
     pages_routes,
     score_routes,
+    wishes_routes,
 )
 from launch.service.faults import add_handlers
 from launch.service.guard import Guard, Route, add_routes, policies
@@ -27,6 +28,7 @@ ROUTES: tuple[Route, ...] = (
     *house_routes.ROUTES,
     *pages_routes.ROUTES,
     *score_routes.ROUTES,
+    *wishes_routes.ROUTES,
 )
 
 

@@ -12,7 +12,6 @@ from fastapi import Depends, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from core.wishes import ask
 from launch.folder import LOG
 from launch.methods import METHODS
 from launch.service import shapes
@@ -23,7 +22,7 @@ from launch.service.faults import Missing
 from launch.service.guard import READ, WRITE, Route, caller_of
 from launch.service.requests import Asked
 from launch.service.service import Service
-from launch.service.states import FINAL, Event, Refused, State
+from launch.service.states import FINAL, Event, State
 from launch.service.store import Note, new_id, request_digest
 from launch.service.tokens import Caller
 
@@ -161,34 +160,6 @@ def resume_job(job_id: str, who: Who, house: House) -> Any:
     return made
 
 
-def sample_job(job_id: str, who: Who, house: House) -> Any:
-    """Have a running job draw its pictures after the step it is in; what it computes stays."""
-    return wished(house, who, job_id, "sample", "asked for pictures")
-
-
-def save_job(job_id: str, who: Who, house: House) -> Any:
-    """Have a running job save a checkpoint after the step it is in, and go on."""
-    return wished(house, who, job_id, "save", "asked for a checkpoint")
-
-
-def wished(house: Service, who: Caller, job_id: str, wish: str, told: str) -> Response:
-    """A wish laid into the run folder, where it waits for the program's next look."""
-    row = found(house, who, job_id)
-    if wish not in METHODS[row["method"]].wishes:
-        raise Refused(f"a {row['method']} job has nothing to {wish}.")
-    if row["state"] != State.RUNNING or row["pausing"]:
-        now = "pausing" if row["pausing"] else row["state"]
-        raise Refused(f"the job is {now}: only one that runs can {wish}.")
-    try:
-        new = ask(run_folder(house, row), wish)
-    except FileNotFoundError as error:
-        raise Refused("the job's trainer is just being started: ask again.") from error
-    if new:
-        house.jobs.note(job_id, [Note(told)])
-        house.bell.ring(job_id)
-    return Response(shaped(house, row), media_type="application/json")
-
-
 def run_folder(house: Service, row: Row) -> Path:
     """Where the job's program works."""
     folder = house.supervisor.folder(row["id"])
@@ -292,13 +263,7 @@ ROUTES = [
     Route("GET", f"{JOBS}/{{job_id}}", retrieve_job, READ, {"response_model": shapes.JobShape}),
     *(
         Route("POST", f"{JOBS}/{{job_id}}/{name}", act, WRITE, {"response_model": shapes.JobShape})
-        for name, act in (
-            ("cancel", cancel_job),
-            ("pause", pause_job),
-            ("resume", resume_job),
-            ("sample", sample_job),
-            ("save", save_job),
-        )
+        for name, act in (("cancel", cancel_job), ("pause", pause_job), ("resume", resume_job))
     ),
     Route("GET", f"{JOBS}/{{job_id}}/events", list_events, READ,
           {"response_model": shapes.Events, "responses": {200: {"content": STREAM}}}),

@@ -35,6 +35,26 @@ METHOD = {
 }
 
 
+HELD_OUT = {
+    "threshold": 0.5,
+    "groups": {
+        "category": {
+            "<hand>": {"images": 3, "pixel_ap": 0.75, "f1": None},
+            "face": {"images": 1, "pixel_ap": 0.5, "f1": 0.25},
+        },
+        "overall": {"all": {"images": 4, "pixel_ap": 0.7, "f1": 0.2}},
+    },
+    "reliability": [
+        {"low": 0, "high": 0.1, "pixels": 900, "predicted": 0.04, "labelled": 0.02},
+        {"low": 0.5, "high": 0.6, "pixels": 30, "predicted": 0.55, "labelled": 0.6},
+    ],
+    "worst": [
+        {"key": "a", "prompt": "left <hand>", "category": "<hand>", "source": "human",
+         "error": 0.2, "missed": 0.1, "false_alarm": 0.0},
+    ],
+}  # fmt: skip
+
+
 class Config(core.config.Config):
     """Settings of the toy."""
 
@@ -50,7 +70,8 @@ class Config(core.config.Config):
     """`error`, `crash`, `kill`, `lie` (exit code 0 and nothing made), `deaf`, `orphan`."""
     word: str = ""
     pictures: bool = False
-    """Draw what a treatment draws, at the first and the last step."""
+    """Draw what a treatment draws, at the first and the last step, and what a detector's training
+    leaves."""
     command: tuple[str, ...] = ()
     """Never to be set over HTTP."""
 
@@ -95,12 +116,21 @@ def draw(run: Run, step: int) -> None:
     from PIL import Image
 
     look = run.folder / "watched" / f"step-{step:08d}"
-    look.mkdir(parents=True, exist_ok=True)
+    (look / "maps").mkdir(parents=True, exist_ok=True)
+    half = Image.new("L", (48, 48))
+    half.paste(153, (0, 0, 24, 48))  # 0.6, and 0 at the right
     for i in range(2):
         Image.new("RGB", (48, 48), (90 * i, 5 * step % 256, 120)).save(look / f"{i:05d}.png")
+        half.save(look / f"maps/{i:05d}.png")
     lines = [json.dumps({"prompt": f"{one} <hand>"}) + "\n" for one in ("left", "right")]
     (run.folder / "watched/prompts.jsonl").write_text("".join(lines))
     Image.new("RGB", (200, 100), "gray").save(run.pictures / f"step-{step:08d}.png")
+    (run.folder / "held_out").mkdir(exist_ok=True)
+    for kind in ("image", "label", "map"):
+        half.convert("RGB" if kind == "image" else "L").save(
+            run.folder / f"held_out/00000-{kind}.png"
+        )
+    (run.folder / "held_out.json").write_text(json.dumps(HELD_OUT))
     run.event("info", f"drew step {step}")
 
 

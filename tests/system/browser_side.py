@@ -22,6 +22,13 @@ HELD = """() => {
     return held;
 }"""
 DRAWN = "document.getElementById('before').naturalWidth"
+PAINTED = """(canvas) => {
+    const { width, height } = canvas;
+    const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    copy.drawImage(canvas, 0, 0);
+    const { data } = copy.getImageData(0, 0, width, height);
+    return data.filter((value, i) => i % 4 === 3 && value).length / (width * height);
+}"""
 
 
 def watched(page: Page, met: dict) -> None:
@@ -113,6 +120,29 @@ def finished(page: Page, met: dict, folder: Path | None) -> None:
     look(page, met, "job", folder)
 
 
+def painted(page: Page, canvas: str, slider: str, thresholds: list[float]) -> list[float]:
+    """The share of a picture that a threshold leaves coloured, for each."""
+    shares = []
+    for value in thresholds:
+        page.locator(slider).fill(str(value))
+        page.wait_for_timeout(300)
+        shares.append(page.locator(canvas).first.evaluate(PAINTED))
+    return shares
+
+
+def looked(page: Page, met: dict) -> None:
+    """Maps laid over pictures, and a detector's page."""
+    met["unasked"] = page.locator("#before-map").evaluate(PAINTED)
+    page.check("#heated")
+    met["heat"] = painted(page, "#before-map", "#threshold", [0.2, 0.6, 0.7])
+    met["cell_heat"] = painted(page, "#grid canvas", "#threshold", [0.6, 0.7])
+    met["cases"] = painted(page, "#cases canvas", "#from", [0.6, 0.7])
+    page.select_option("#layer", "")
+    met["no_layer"] = painted(page, "#cases canvas", "#from", [0.1])
+    met["categories"] = page.inner_text("#categories")
+    met["reliability"] = page.locator("#reliability circle").count()
+
+
 def walk(browser, url: str, scheme: str, width: int, folder: Path | None) -> dict:
     met = {"scheme": scheme, "width": width, "said": [], "called": [], "wider": {}}
     size = {"width": width, "height": 900}
@@ -123,6 +153,7 @@ def walk(browser, url: str, scheme: str, width: int, folder: Path | None) -> dic
         if (scheme, width) == ("light", 390):
             paused(page, met)
         finished(page, met, folder)
+        looked(page, met)
         page.goto(url)
         page.locator("#jobs tr").first.wait_for()
         look(page, met, "list", folder)

@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(1, 1), (1, 9), (9, 1), (3, 7), (16, 16), (33, 65), (64, 300)]
 
 
-def call(tool, request):
-    """The answer of `tests/system/TOOL_side.py` to a JSON value."""
+def call(tool, request, script=None):
+    """The answer of `tests/system/TOOL_side.py`, or of another script, to a JSON value."""
     python = ROOT / f".venv-{tool.replace('_', '-')}" / "bin" / "python"
     if not python.is_file():
         pytest.fail(f"{python} is missing: run `make test-system`, which makes it.")
-    script = ROOT / "tests" / "system" / f"{tool}_side.py"
+    script = ROOT / "tests" / "system" / f"{script or tool}_side.py"
     # -I: neither our packages nor what lies beside the script may shadow what is installed there.
     done = subprocess.run(
         [python, "-I", script], input=json.dumps(request), capture_output=True, text=True

@@ -51,6 +51,21 @@ def test_from_upload_to_download(walks, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_a_threshold_moves_what_is_laid_over(walks, way):
+    walk = walks[way]
+    assert walk["unasked"] == 0 and walk["heat"] == [0.5, 0.5, 0]  # 0.6 on the left half
+    assert walk["cell_heat"] == walk["cases"] == [0.5, 0] and walk["no_layer"] == [0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_detectors_page(walks, way):
+    walk = walks[way]
+    text = " ".join(walk["categories"].split())
+    assert "<hand> 3 0.750" in text and "all 4 0.700" in text
+    assert walk["reliability"] == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_names_and_prompts_are_text(walks, way):
     assert walks[way]["title"] == "<b>first</b>" and walks[way]["prompt"] == "left <hand>"
     assert walks[way]["markup"] == 0

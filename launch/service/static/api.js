@@ -144,7 +144,10 @@ export function when(seconds) {
 
 export function left(job) {
   if (!job.estimated_finish || job.status !== "running") return "";
-  const seconds = Math.max(0, Math.round(job.estimated_finish - Date.now() / 1000));
+  return lasting(Math.max(0, Math.round(job.estimated_finish - Date.now() / 1000)));
+}
+
+export function lasting(seconds) {
   if (seconds < 90) return `${seconds} s`;
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }

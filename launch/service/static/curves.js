@@ -8,21 +8,29 @@ const GROUPS = [
   ["Artifact frequency", /^(reward|second|valid.artifact)_frequency$/],
   ["Guards (in spreads of the base)", /^change_/],
   ["Loss", /(^|_)loss$/],
+  ["Precision of held-out maps", /^valid.(pixel_ap|f1|iou_1px)$/],
+  ["Memory (GB)", /^(host|device)_memory$/, 1e-9],
 ];
 const [WIDTH, HEIGHT, LEFT, TOP, FOOT] = [420, 190, 52, 12, 22];
+const SAID = /^(valid.|change_)|_(frequency|memory)$/g; // what a title says already
 
 export function draw(curves, groups, others) {
   const names = Object.keys(curves).sort();
   const taken = new Set();
-  const shown = GROUPS.map(([title, pattern]) => {
+  const shown = GROUPS.map(([title, pattern, unit = 1]) => {
     const inside = names.filter((name) => pattern.test(name));
     inside.forEach((name) => taken.add(name));
-    return inside.length ? figure(title, inside, curves) : null;
+    return inside.length ? figure(title, inside, scaled(curves, inside, unit)) : null;
   });
   groups.replaceChildren(...shown.filter(Boolean));
   const rest = names.filter((name) => !taken.has(name));
   others.replaceChildren(...rest.map((name) => figure(name, [name], curves)));
   others.parentElement.hidden = !rest.length;
+}
+
+function scaled(curves, names, unit) {
+  const line = (name) => curves[name].map(([step, value]) => [step, unit * value]);
+  return Object.fromEntries(names.map((name) => [name, line(name)]));
 }
 
 function figure(title, names, curves) {
@@ -52,7 +60,8 @@ function figure(title, names, curves) {
   names.forEach((name, i) => drawing.append(line(curves[name], x, y, `c${i % 6}`)));
   const legend = names.map((name, i) => {
     const last = short(curves[name].at(-1)[1]);
-    return make("span", {}, make("b", { className: `c${i % 6}` }, "— "), `${name} ${last}`);
+    const said = names.length > 1 ? name.replace(SAID, "").replaceAll("_", " ") : "";
+    return make("span", {}, make("b", { className: `c${i % 6}` }, "— "), `${said} ${last}`);
   });
   const below = make("div", { className: "legend" }, ...legend);
   return make("figure", {}, make("figcaption", {}, title), drawing, below);
@@ -66,7 +75,7 @@ function line(points, x, y, colour) {
   return svg("polyline", { class: colour, points: places.join(" ") });
 }
 
-function svg(tag, attributes, text) {
+export function svg(tag, attributes, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   if (text !== undefined) made.textContent = text;

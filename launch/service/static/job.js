@@ -2,16 +2,21 @@
 // anew when the page is opened, so that a reload loses nothing.
 
 import {
-  at, call, download, fault, FINAL, get, JOBS, left, make, post, seldom, size, status, steps,
-  stream, when,
+  at, call, download, fault, FINAL, get, JOBS, lasting, left, make, post, seldom, size, status,
+  steps, stream, when,
 } from "./api.js";
 import { draw, short } from "./curves.js";
+import { heldOut } from "./held_out.js";
 import { pictures } from "./pictures.js";
 
 const [EVENTS, LINES] = [200, 400];
 const id = decodeURIComponent(location.pathname.split("/").pop());
 const path = `${JOBS}/${encodeURIComponent(id)}`;
-let job = null, curves = {}, last = "", place = 0, text = "", listed = "";
+const WISHED = {
+  sample: "The pictures come after the step that it is in.",
+  save: "The checkpoint comes after the step that it is in.",
+};
+let job = null, curves = {}, last = "", place = 0, text = "", listed = "", wishes = [];
 
 async function look() {
   job = await get(path);
@@ -25,18 +30,30 @@ async function look() {
   at("status").className = `status ${job.status}`;
   at("progress").max = job.steps || 1;
   at("progress").value = job.status === "succeeded" ? job.steps || 1 : (job.step ?? 0);
-  at("steps").textContent = steps(job);
-  at("left").textContent = left(job) && `${left(job)} left`;
+  at("steps").textContent = steps(job) || "-";
+  const took = FINAL.includes(job.status) && job.finished_at - job.created_at;
+  at("when").textContent = took ? "From first to last" : "Time left";
+  at("left").textContent = took ? lasting(took) : left(job) || "-";
   at("error").hidden = !job.error;
   at("error").textContent = job.error?.message ?? "";
   at("settings").textContent = JSON.stringify(job.hyperparameters, null, 2);
+  buttons();
+  await results();
+}
+
+function buttons() {
   const fits = {
     pause: ["queued", "running"].includes(job.status) && !job.pausing,
     resume: job.status === "paused",
     cancel: !FINAL.includes(job.status),
+    sample: job.status === "running" && !job.pausing,
+    save: job.status === "running" && !job.pausing,
   };
-  for (const button of at("acts").children) button.disabled = !fits[button.dataset.act];
-  await results();
+  for (const button of at("acts").children) {
+    const act = button.dataset.act;
+    button.disabled = !fits[act];
+    button.hidden = FINAL.includes(job.status) || (act in WISHED && !wishes.includes(act));
+  }
 }
 
 async function results() {
@@ -44,10 +61,12 @@ async function results() {
   if (ids.join() === listed) return;
   const files = await Promise.all(ids.map((one) => get(`/v1/files/${encodeURIComponent(one)}`)));
   listed = ids.join();
+  heldOut(id, await get(`${path}/held_out`));
   const lines = files.map((file) => {
     const button = make("button", { type: "button" }, "Download");
     button.onclick = () => download(file.id, file.filename).catch(fault);
-    return make("li", { className: "row" }, button, `${file.filename} (${size(file.bytes)})`);
+    const bytes = make("span", { className: "quiet" }, size(file.bytes));
+    return make("li", {}, button, make("span", {}, file.filename, " ", bytes));
   });
   at("files").replaceChildren(...lines);
   at("results").hidden = !lines.length;
@@ -92,6 +111,14 @@ async function figures() {
 }
 
 function drawn() {
+  const newest = (name) => curves[name]?.at(-1)[1];
+  const tile = (place, value, text) => {
+    at(place).parentElement.hidden = !value;
+    at(place).textContent = value ? text(value) : "";
+  };
+  tile("pace", newest("seconds"), (value) => `${short(value)} s`);
+  tile("host", newest("host_memory"), size);
+  tile("device", newest("device_memory"), size);
   at("curves").hidden = !Object.keys(curves).length;
   draw(curves, at("groups"), at("others"));
 }
@@ -160,7 +187,8 @@ function heard(event) {
   if (event.type === "metrics") {
     measured(event.data);
     redraw();
-  } else repicture();
+  } else if (event.message.endsWith("as asked")) at("wish").hidden = true;
+  repicture();
   at("events").prepend(told(event));
   while (at("events").children.length > EVENTS) at("events").lastChild.remove();
 }
@@ -180,6 +208,8 @@ at("acts").onclick = async ({ target }) => {
   try {
     await post(`${path}/${act}`);
     fault(null);
+    at("wish").hidden = !(act in WISHED);
+    at("wish").textContent = WISHED[act] ?? "";
   } catch (error) {
     fault(error);
   }
@@ -187,7 +217,9 @@ at("acts").onclick = async ({ target }) => {
 };
 
 async function begin() {
-  await look();
+  const [known] = await Promise.all([get("/v1/methods"), look()]);
+  wishes = known.data.find((one) => one.id === job.method.type)?.wishes ?? [];
+  buttons();
   await Promise.all([figures(), events(), log()]);
   repicture();
   setInterval(() => document.hidden || FINAL.includes(job.status) || news(), 5000);

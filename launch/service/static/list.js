@@ -17,7 +17,7 @@ function line(job) {
     cell("Model", job.model || "none"),
     cell("", make("span", { className: `status ${job.status}` }, status(job))),
     cell("", bar, " ", steps(job)),
-    cell("Time left", left(job)),
+    left(job) ? cell("Time left", left(job)) : make("td"),
     cell("Created", when(job.created_at)),
   );
 }

@@ -19,7 +19,7 @@ function kind(schema) {
 function field(name, schema, reference, needed, about) {
   const one = kind(schema), usual = one.default ?? null;
   const list = one.type === "array";
-  const told = list && Array.isArray(usual) ? usual.join(", ") : usual;
+  const said = list && Array.isArray(usual) ? usual.join(", ") : usual;
   let input, value;
   if (one.type === "boolean") {
     input = make("input", { type: "checkbox", checked: Boolean(usual) });
@@ -38,14 +38,15 @@ function field(name, schema, reference, needed, about) {
   } else {
     const loose = !list && one.type !== "string";
     input = make("input", { type: "text", autocomplete: "off", spellcheck: false });
-    input.placeholder = loose && usual !== null ? JSON.stringify(usual) : (told ?? "");
+    input.placeholder = loose && usual !== null ? JSON.stringify(usual) : (said ?? "");
     if (reference) input.setAttribute("list", "names");
     value = () => (input.value.trim() ? read(input.value.trim(), list, loose) : undefined);
   }
   input.id = `set-${name}`;
   input.required = needed;
   const label = make("label", { htmlFor: input.id }, needed ? `${name} *` : name, input);
-  if (about) label.append(make("span", { className: "quiet" }, about));
+  const told = about || schema.description;
+  if (told) label.append(make("span", { className: "quiet" }, told));
   if (reference) droppable(label, ([first]) => (input.value = first.id));
   const same = JSON.stringify(usual);
   const changed = () => (JSON.stringify(value()) === same ? undefined : value());

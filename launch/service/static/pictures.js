@@ -1,27 +1,45 @@
-// A run folder's pictures in; base against treated, prompts by steps, and the newest maps out.
+// A run folder's pictures in; base against treated, prompts by steps, and the newest sheet out.
 
 import { at, call, JOBS, make } from "./api.js";
+import { levels, paint } from "./heat.js";
 
-const [COLUMNS, ROWS] = [8, 8];
+const [COLUMNS, ROWS, SMALL] = [8, 8, 200];
+const CELL = 128; // pixels of a map in the grid, where it is shown smaller
+const WHOLE = 1024;
 const fetched = new Map();
-let told = "";
-let every = false;
+let told = "", every = false, cells = [], chosen = null;
 
-// Pictures are fetched, as an <img> cannot send a token; each once.
-function address(job, name) {
-  if (!fetched.has(name)) {
-    const path = `${JOBS}/${encodeURIComponent(job)}/pictures/${encodeURIComponent(name)}`;
-    const coming = call(path).then((a) => a.blob()).then((b) => URL.createObjectURL(b));
-    coming.catch(() => fetched.delete(name));
-    fetched.set(name, coming);
+function once(key, what) {
+  if (!fetched.has(key)) {
+    const coming = what();
+    coming.catch(() => fetched.delete(key));
+    fetched.set(key, coming);
   }
-  return fetched.get(name);
+  return fetched.get(key);
 }
 
-async function show(image, job, name) {
+// Pictures are fetched, as an <img> cannot send a token.
+function blob(job, name) {
+  const path = `${JOBS}/${encodeURIComponent(job)}/pictures/${encodeURIComponent(name)}`;
+  return once(name, async () => (await call(path)).blob());
+}
+
+export async function show(image, job, name) {
   image.dataset.wanted = name;
-  const found = await address(job, name).catch(() => null);
-  if (found && image.dataset.wanted === name) image.src = found;
+  const address = async () => URL.createObjectURL(await blob(job, name));
+  const found = await once(`address ${name}`, address).catch(() => null);
+  if (!found || image.dataset.wanted !== name) return;
+  image.onload = () => image.classList.toggle("small", image.naturalWidth < SMALL);
+  image.src = found;
+}
+
+// What lies at or above the threshold; nothing without a name.
+export async function lay(canvas, job, name, threshold, side = WHOLE) {
+  canvas.dataset.wanted = name ?? "";
+  if (!name) return paint(canvas, null);
+  const read = async () => levels(await blob(job, name), side);
+  const map = await once(`${side} ${name}`, read).catch(() => null);
+  if (canvas.dataset.wanted === name) paint(canvas, map, threshold);
 }
 
 export function pictures(job, listed) {
@@ -29,7 +47,20 @@ export function pictures(job, listed) {
   if (text === told) return;
   told = text;
   compare(job, listed);
-  maps(job, listed.sheets);
+  sheets(job, listed.sheets);
+}
+
+const threshold = () => Number(at("threshold").value);
+const mapped = (look, row) => (at("heated").checked ? look.maps[row] : null);
+
+function heat(job) {
+  at("shown").textContent = threshold().toFixed(2);
+  for (const { canvas, look, row } of cells) {
+    lay(canvas, job, mapped(look, row), threshold(), CELL);
+  }
+  const [before, after, row] = chosen();
+  lay(at("before-map"), job, mapped(before, row), threshold());
+  lay(at("after-map"), job, mapped(after, row), threshold());
 }
 
 function compare(job, { looks, prompts }) {
@@ -41,23 +72,39 @@ function compare(job, { looks, prompts }) {
   const later = whole.slice(1).map((look) => look.step);
   choices(at("prompt"), named.map((name, i) => [i, name]), 0);
   choices(at("step"), later.map((step) => [step, step]), later.at(-1));
-  const chosen = () => whole.find((look) => look.step === Number(at("step").value));
+  at("heat").hidden = !whole.some((look) => look.maps.length);
+  chosen = () => {
+    const step = Number(at("step").value);
+    return [base, whole.find((look) => look.step === step), Number(at("prompt").value)];
+  };
   const slide = () => {
-    const row = Number(at("prompt").value);
+    const [, after, row] = chosen();
     show(at("before"), job, base.names[row]);
-    show(at("after"), job, chosen().names[row]);
+    show(at("after"), job, after.names[row]);
+    at("reached").textContent = `step ${after.step}`;
+    for (const cell of cells) {
+      const here = cell.row === row && [base, after].includes(cell.look);
+      cell.button.setAttribute("aria-pressed", here);
+    }
+    heat(job);
   };
   at("prompt").onchange = at("step").onchange = slide;
-  const part = () => (at("after").style.clipPath = `inset(0 0 0 ${at("edge").value}%)`);
+  at("heated").onchange = at("threshold").oninput = () => heat(job);
+  const part = () => {
+    at("over").style.clipPath = `inset(0 0 0 ${at("edge").value}%)`;
+    at("line").style.left = `${at("edge").value}%`;
+  };
   at("edge").oninput = part;
   part();
-  slide();
   const pick = (row, step) => {
     at("prompt").value = row;
     if (step !== base.step) at("step").value = step;
     slide();
   };
-  const grid = () => table(job, whole, named.slice(0, every ? rows : ROWS), pick);
+  const grid = () => {
+    table(job, whole, named.slice(0, every ? rows : ROWS), pick);
+    slide();
+  };
   at("all").hidden = every || rows <= ROWS;
   at("all").onclick = () => grid((at("all").hidden = every = true));
   grid();
@@ -68,11 +115,15 @@ function table(job, looks, named, pick) {
   const some = Array.from({ length: columns }, (_, i) => {
     return looks[Math.round((i * last) / (columns - 1))];
   });
+  cells = [];
   const cell = (look, row) => {
-    const image = make("img", { alt: `${named[row]}, step ${look.step}`, loading: "lazy" });
-    image.onclick = () => pick(row, look.step);
+    const image = make("img", { alt: `${named[row]}, step ${look.step}` });
+    const canvas = make("canvas");
+    const button = make("button", { type: "button", className: "cell" }, image, canvas);
+    button.onclick = () => pick(row, look.step);
+    cells.push({ canvas, button, look, row });
     show(image, job, look.names[row]);
-    return make("td", {}, image);
+    return make("td", {}, button);
   };
   const heads = some.map((look) => make("th", {}, look.step ? `step ${look.step}` : "base"));
   const lines = named.map((name, row) => {
@@ -82,10 +133,10 @@ function table(job, looks, named, pick) {
   at("grid").replaceChildren(make("tr", {}, make("th"), ...heads), ...lines);
 }
 
-function maps(job, sheets) {
-  at("maps").hidden = !sheets.length;
-  if (!sheets.length) return;
-  choices(at("sheet"), sheets.map((sheet) => [sheet.name, sheet.step]), sheets.at(-1).name);
+function sheets(job, listed) {
+  at("maps").hidden = !listed.length;
+  if (!listed.length) return;
+  choices(at("sheet"), listed.map((sheet) => [sheet.name, sheet.step]), listed.at(-1).name);
   const look = () => show(at("map"), job, at("sheet").value);
   at("sheet").onchange = look;
   look();
