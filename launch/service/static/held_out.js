@@ -42,9 +42,12 @@ function lines(groups) {
   for (const kind of KINDS) {
     const found = Object.entries(groups[kind] ?? {});
     if (kind !== "overall" && found.length < 2) continue; // the same as all
-    if (kind !== "overall") made.push(make("tr", {}, make("th", { scope: "row" }, `by ${kind}`)));
+    if (kind !== "overall") {
+      const title = make("th", { scope: "row", colSpan: names.length + 1 }, `by ${kind}`);
+      made.push(make("tr", {}, title));
+    }
     for (const [name, figures] of found) {
-      const cells = names.map((one) => cell(figures[one], SHARES.includes(one)));
+      const cells = names.map((one) => cell(one, figures[one]));
       const head = make("th", { scope: "row" }, kind === "overall" ? "all" : name);
       made.push(make("tr", { className: kind }, head, ...cells));
     }
@@ -52,10 +55,10 @@ function lines(groups) {
   return made;
 }
 
-function cell(value, share) {
+function cell(name, value) {
   if (value === null || value === undefined) return make("td", {}, "-");
-  const made = make("td", {}, Number.isInteger(value) ? String(value) : value.toFixed(3));
-  if (!share) return made;
+  const made = make("td", {}, name === "images" ? String(value) : value.toFixed(3));
+  if (!SHARES.includes(name)) return made;
   const bar = make("i", { className: "bar" });
   bar.style.width = `${100 * value}%`;
   made.append(bar);
