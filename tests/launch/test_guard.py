@@ -157,7 +157,7 @@ def test_owners_do_not_see_one_another(made):
         assert answer.status_code == 404, path
         assert "ada" not in answer.text and "p.txt" not in answer.text
         checked += 1
-    assert checked == 13
+    assert checked == 16
     for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/models"):
         assert job_id not in client.get(path, headers=other).text
         assert file_id not in client.get(path, headers=other).text
