@@ -1,4 +1,4 @@
-"""A form waits for its settings: they come without torch, which takes seconds to import."""
+"""A form waits for its settings: they come without torch, and say what they mean."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from launch.methods import METHODS
+from launch.service import checker
 
 HEAVY = {"export"}
 """Methods whose settings stand in programs that need torch."""
@@ -25,6 +26,12 @@ def heavy(*modules: str) -> set[str]:
 def test_settings_come_without_torch():
     assert len(LIGHT) >= 3
     assert heavy("launch.service.checker", *LIGHT) == set()
+
+
+def test_a_schema_says_what_settings_mean():
+    told = checker.schema("treat.settings", [])["properties"]
+    assert told["steps"]["description"] == "Updates of the adapters."
+    assert sum("description" in one for one in told.values()) > len(told) / 2
 
 
 @pytest.mark.slow
