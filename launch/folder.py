@@ -35,6 +35,8 @@ class Program:
     module: str
     words: list[str]
     settings: dict[str, Any]
+    layout: dict[str, Any] = field(default_factory=dict)
+    """By which `accelerate launch` runs it as several processes; empty: it is one."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class Method(NamedTuple):
     """The setting that says how many steps there are."""
     wishes: tuple[str, ...] = ()
     """What may be asked of it while it runs, of `core.wishes.WISHES`."""
+    several: bool = False
+    """Its program may run as several processes."""
     estimate: str | None = None
     """Module whose `estimate(config)` counts the memory."""
     module: str = "diffdoctor.cli"
@@ -68,6 +70,7 @@ METHODS: dict[str, Method] = {
         results=("detector/*", "summary.json", "held_out.json"),
         total="steps",
         wishes=WISHES,
+        several=True,
     ),
     "pixel_reward": Method(
         does="train a LoRA adapter of a base model from a frozen detector's artifact map",
@@ -95,6 +98,7 @@ METHODS: dict[str, Method] = {
         results=("export/*", "summary.json"),
         total="steps",
         wishes=WISHES,
+        several=True,
         estimate="treat.estimate",
     ),
     "export": Method(

@@ -77,12 +77,16 @@ class Trainer:
         """Its exit code, and what it gave as the reason of a failure."""
         settings = self.folder / ".settings.yaml"
         write_atomic(settings, yaml.safe_dump(program.settings).encode())  # what is odd, escaped
-        words = [sys.executable, "-P", "-m", program.module, *program.words]
+        words = [program.module, *program.words]
+        if program.layout:
+            layout = self.folder / ".layout.yaml"
+            write_atomic(layout, yaml.safe_dump(program.layout).encode())
+            words = ["launch.many", str(layout), *words]
         parent = os.getpid()
         with (self.folder / LOG).open("ab") as log:
             before = log.tell()
             self.program = subprocess.Popen(
-                [*words, "--config", str(settings)],
+                [sys.executable, "-P", "-m", *words, "--config", str(settings)],
                 cwd=self.folder,
                 env={**os.environ, **job.environment},
                 stdin=subprocess.DEVNULL,
@@ -130,6 +134,8 @@ def main(words: list[str]) -> int:
     start = start_ticks(os.getpid())
     assert start is not None  # we are alive
     Lease(attempt, host(), boot_id(), os.getpid(), start).write(folder)
+    if asked_to_stop(folder, attempt) == "cancel":  # while it waited for its place
+        return STALE
     outcome = Outcome.read(folder, attempt)
     if outcome is None:
         outcome = Trainer(folder, attempt).run(job)

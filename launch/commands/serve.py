@@ -1,8 +1,9 @@
 """`diffdoctor serve`: a root folder in; jobs over HTTP, until it is asked to stop, out."""
 
+import importlib.util
 import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +11,10 @@ import core.config
 from core.errors import UserError
 
 GB = 1 << 30
+LIBRARIES = {"slurm": "submitit", "ray": "ray"}
+"""What a launcher is driven by, which comes with the extra of its own name."""
+LAYOUTS = "MULTI_GPU", "FSDP"
+"""Of processes that `accelerate launch` starts itself, also where they compute on the CPU."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -30,15 +35,21 @@ class Config(core.config.Config):
     """Address to listen on."""
     port: int = Field(8765, ge=0, le=65535)
     """0: any that is free; it is printed."""
-    launcher: Literal["local", "slurm"] = "local"
-    """Where trainers run: as processes of this machine, or as jobs of a SLURM cluster."""
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    """Where trainers run: as processes of this machine, or as jobs of a SLURM or Ray cluster."""
     slurm: tuple[str, ...] = ()
     """NAME=VALUE each, for a job of SLURM: partition=gpu gpus_per_node=1 time=1440 (minutes)."""
+    ray: tuple[str, ...] = ()
+    """NAME=VALUE each: address=http://head:8265 (of Ray's dashboard; by default this machine's),
+    and for a job num_gpus=1 num_cpus=8 memory_gb=64."""
     slots: int | None = Field(None, ge=1, le=1024)
     """How many jobs run at once (default: one for each of `devices`, or one)."""
     devices: tuple[str, ...] = ()
     """GPUs that are shared out, one to a job, as CUDA_VISIBLE_DEVICES names them. By default every
     job sees all."""
+    accelerate: Path | None = None
+    """A layout of accelerate's (accelerate_configs/many_gpus.yaml): each training runs as the
+    processes that it names, one for each GPU of a job."""
     models: tuple[str, ...] = ()
     """NAME=FOLDER each: models and data that jobs may name."""
     hub: bool = False
@@ -53,9 +64,13 @@ class Config(core.config.Config):
     @model_validator(mode="after")
     def _agree(self) -> "Config":
         named(self.models)
-        options(self.slurm)
+        layout(self.accelerate)
+        for said in (self.slurm, self.ray):
+            options(said)
         if self.launcher == "slurm" and self.devices:
             raise ValueError("SLURM gives out GPUs itself: --slurm gpus_per_node=1, not devices")
+        if self.launcher == "ray" and self.devices:
+            raise ValueError("Ray gives out GPUs itself: --ray num_gpus=1, not devices")
         if self.devices and self.slots and self.slots > len(self.devices):
             raise ValueError(f"{self.slots} slots need as many devices, not {len(self.devices)}")
         return self
@@ -67,8 +82,21 @@ def options(words: tuple[str, ...]) -> dict[str, str]:
     for one in words:
         name, _, found[name] = one.partition("=")
     if not all(name.isidentifier() and said.isprintable() for name, said in found.items()):
-        raise ValueError("an option of SLURM is NAME=VALUE")
+        raise ValueError("an option of SLURM or Ray is NAME=VALUE")
     return found
+
+
+def layout(file: Path | None) -> dict[str, Any]:
+    """What the file says; raises `ValueError` where it is not of several processes here."""
+    if file is None:
+        return {}
+    said = core.config.read_yaml(file)
+    if said.get("distributed_type") not in LAYOUTS or said.get("num_machines", 1) != 1:
+        kinds = " or ".join(LAYOUTS)
+        raise ValueError(f"{file} is no layout of {kinds} on one machine: choose another")
+    if not isinstance(said.get("num_processes"), int) or said["num_processes"] < 2:
+        raise ValueError(f"num_processes of {file} is to be the number of a job's GPUs, 2 or more")
+    return said
 
 
 def named(models: tuple[str, ...]) -> dict[str, Path]:
@@ -95,6 +123,10 @@ def main(config: Config) -> None:
         from launch.service.serving import bound, serve
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'diffdoctor[service]'.") from error
+    library = LIBRARIES.get(config.launcher)
+    if library is not None and importlib.util.find_spec(library) is None:
+        extra = f"'diffdoctor[{config.launcher}]'"
+        raise UserError(f"{library} is missing: pip install {extra}, or choose another --launcher.")
     listening = bound(config.host, config.port)
     port = listening.getsockname()[1]
     limits = Limits(int(config.max_upload_gb * GB), int(config.quota_gb * GB))
@@ -107,6 +139,8 @@ def main(config: Config) -> None:
         models=named(config.models),
         hub=config.hub,
         slurm=options(config.slurm),
+        ray=options(config.ray),
+        layout=layout(config.accelerate),
         limits=limits,
     )
     service = Service(plan)

@@ -1,9 +1,12 @@
 """The four calls that every launcher has."""
 
 import os
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+from core.errors import UserError
 
 HIDDEN = "DIFFDOCTOR_", "PG"
 """Beginnings of the service's own variables: its database's password, a client's token."""
@@ -12,6 +15,17 @@ HIDDEN = "DIFFDOCTOR_", "PG"
 def environment() -> dict[str, str]:
     """What a trainer, or another child of the service, may see of the service's own."""
     return {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
+
+
+def job_name(folder: Path, attempt: int) -> str:
+    """An attempt's name in a scheduler: fixed words and an id, safe in any line of a script."""
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", folder.name):
+        raise UserError(f"{folder.name!r} is no name of a job.")
+    return f"diffdoctor-{folder.name}-{int(attempt)}"
+
+
+class Unreachable(Exception):
+    """A scheduler did not answer, or not so that one could be sure."""
 
 
 class Liveness(Enum):
@@ -30,7 +44,8 @@ class Launcher(Protocol):
         """Have `python -m launch.trainer FOLDER ATTEMPT` run somewhere; a handle to ask by.
 
         Returns once the trainer, or its place in a scheduler's queue, outlives this process.
-        Raises `UserError` where it cannot be started.
+        Raises `UserError` where it cannot be started, and `Unreachable` where that cannot be
+        known: then `recover` is asked until it knows.
         """
         ...
 
@@ -45,6 +60,6 @@ class Launcher(Protocol):
     def recover(self, folder: Path, attempt: int) -> str | None:
         """The handle of a submission that nobody wrote down; None if there was none.
 
-        Raises where that cannot be known; then it is asked again.
+        Raises `Unreachable` where that cannot be known; then it is asked again.
         """
         ...

@@ -83,7 +83,7 @@ class Local:
         """Take note of our own children's ends, so that none stays a zombie."""
         for pid, child in list(self._children.items()):
             if child.poll() is not None:
-                del self._children[pid]
+                self._children.pop(pid, None)
 
 
 def _handle(pid: int, start: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from core.errors import UserError
 from launch.folder import LOG, is_held
-from launch.launchers.contract import Liveness, environment
+from launch.launchers.contract import Liveness, Unreachable, environment, job_name
 
 ALIVE = frozenset(
     "PENDING CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED SIGNALING STAGE_OUT RESIZING "
@@ -44,10 +44,8 @@ NOTICE = 120
 """Seconds before its time is up at which SLURM asks a trainer to save and stop."""
 FORGOTTEN = "Invalid job id"
 """What `squeue` says of a job that ended some minutes ago."""
-
-
-class Unreachable(Exception):
-    """SLURM did not answer, or not so that one could be sure."""
+AWAY = "Unable to contact slurm controller"
+"""What `sbatch` says where nobody can tell whether the job was taken."""
 
 
 class Slurm:
@@ -63,7 +61,7 @@ class Slurm:
         self._seen: dict[str, float] = {}
 
     def submit(self, folder: Path, attempt: int) -> str:
-        name = _name(folder, attempt)
+        name = job_name(folder, attempt)
         if set(str(folder)) & set("%\\") or not str(folder).isprintable():
             raise UserError(f"SLURM cannot write to {str(folder)!r}: choose a plainer --root.")
         try:
@@ -96,6 +94,8 @@ class Slurm:
         except (ValueError, TypeError, RuntimeError, OSError, _failure(submitit)) as error:
             lines = str(error).strip().splitlines() or ["no reason given"]
             said = lines[0 if isinstance(error, ValueError) else -1].strip()
+            if AWAY in str(error):
+                raise Unreachable(said) from error
             raise UserError(f"SLURM took no job ({said}).") from error
 
     def poll(self, folder: Path, attempt: int, handle: str) -> Liveness:
@@ -131,18 +131,11 @@ class Slurm:
 
     def recover(self, folder: Path, attempt: int) -> str | None:
         """Raises `Unreachable`, rather than say that there is none, where SLURM does not answer."""
-        named = f"--name={_name(folder, attempt)}"
+        named = f"--name={job_name(folder, attempt)}"
         found = _ask("squeue", "--noheader", "--states=all", "--format=%A", named).split()
         left = [path.name.partition("_")[0] for path in _scripts(folder, attempt).glob("*_*.sh")]
         numbers = [int(one) for one in found + left if one.isdigit()]
         return str(max(numbers)) if numbers else None
-
-
-def _name(folder: Path, attempt: int) -> str:
-    """Of the job: fixed words and an id, as it stands in a line of the script."""
-    if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", folder.name):
-        raise UserError(f"{folder.name!r} is no name of a job.")
-    return f"diffdoctor-{folder.name}-{int(attempt)}"
 
 
 def _scripts(folder: Path, attempt: int) -> Path:

@@ -4,10 +4,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from core.errors import UserError
 from core.storage import lock_file, write_atomic
 from launch.launchers import LAUNCHERS
+from launch.launchers.ray import Ray
 from launch.launchers.slurm import Slurm
 from launch.service import scoring
 from launch.service.bell import Bell
@@ -46,6 +48,10 @@ class Plan:
     hub: bool = False
     slurm: Mapping[str, str] = field(default_factory=dict)
     """Options of the jobs that trainers are there."""
+    ray: Mapping[str, str] = field(default_factory=dict)
+    """Where Ray is, and what a trainer takes there."""
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    """Of the processes of a training, as accelerate has it; empty: one."""
     limits: Limits = Limits()
 
 
@@ -73,13 +79,15 @@ class Service:
             self.jobs,
             self.files,
             self.unpacker,
-            {name: make() for name, make in LAUNCHERS.items()} | {"slurm": Slurm(plan.slurm)},
+            {name: make() for name, make in LAUNCHERS.items()}
+            | {"slurm": Slurm(plan.slurm), "ray": Ray(plan.ray)},
             plan.launcher,
             root,
             self.bell,
             plan.slots,
             plan.devices,
             {} if plan.hub else {"HF_HUB_OFFLINE": "1"},
+            plan.layout,
         )
         self.dispatcher = Dispatcher(plan.db, self.supervisor.do)
         self.root = root

@@ -9,17 +9,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from launch.folder import Job, Outcome, Program, ask_to_stop, asked_to_stop
 from launch.launchers import Launcher, Liveness
+from launch.launchers.contract import Unreachable
 from launch.methods import METHODS, Method
 from launch.service.bell import Bell
 from launch.service.checker import Checker, Unanswered
 from launch.service.database import Row
 from launch.service.dispatch import Work
+from launch.service.looks import Looks
 from launch.service.requests import unpacked
 from launch.service.shelf import Files, result_rows
 from launch.service.states import LIMIT, Event, Refused, State
@@ -51,13 +54,16 @@ class Supervisor:
         slots: int = 1,
         devices: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        layout: Mapping[str, Any] | None = None,
     ):
         self.jobs, self.files, self.checker, self.root, self.bell = jobs, files, checker, root, bell
         self.launchers, self.launcher = launchers, launcher
         self.slots, self.devices = slots, devices
         self.environment = dict(environment or {})
+        self.layout = dict(layout or {})
         self.put: Callable[[Work], None] = lambda work: None
         self.waiting: Callable[[], set[Work]] = set
+        self.looks = Looks()
         self._watches: dict[tuple[str, int], Watch] = {}
         self._starting: set[tuple[str, int]] = set()
         self._tries: dict[str, int] = {}
@@ -79,6 +85,8 @@ class Supervisor:
                 self.start(work.job, work.attempt)
         except Refused:
             pass  # cancelled meanwhile, or done before
+        except Unreachable as error:  # whether it was taken is asked at every look
+            log.warning("%s of %s: %s", work.kind, work.job, error)
         except Exception:
             log.exception("%s of %s failed; it is tried again", work.kind, work.job)
 
@@ -143,7 +151,7 @@ class Supervisor:
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot]
         try:
-            asked = programs(job, METHODS[job["method"]], folder)
+            asked = programs(job, METHODS[job["method"]], folder, self.layout)
             Job(job_id, attempt, asked, environment).write(folder)
             handle = self.launchers[self.launcher].submit(folder, attempt)
         except (UserError, OSError) as error:
@@ -176,6 +184,7 @@ class Supervisor:
         self._freed.set()
         if self._thread is not None:
             self._thread.join()
+        self.looks.close()
 
     def sweep(self) -> None:
         """Give the queue what it does not know, whatever the reason."""
@@ -190,17 +199,11 @@ class Supervisor:
 
     def tend(self) -> None:
         """Look at every attempt that holds a slot."""
-        live = self.jobs.live()
-        for attempt, job in live:
-            if (job["id"], attempt["number"]) in self._starting:
-                continue
-            try:
-                self.look_after(attempt, job)
-            except Exception:  # the others are looked after all the same
-                log.exception("a look at %s failed; the next one follows", job["id"])
-        held = {(job["id"], attempt["number"]) for attempt, job in live}
-        for gone in set(self._watches) - held:
-            del self._watches[gone]
+        live = {(job["id"], attempt["number"]): (attempt, job) for attempt, job in self.jobs.live()}
+        looks = {key: partial(self.look_after, *rows) for key, rows in live.items()}
+        self.looks.take({key: look for key, look in looks.items() if key not in self._starting})
+        for gone in set(self._watches) - set(live):
+            self._watches.pop(gone, None)
 
     def look_after(self, attempt: Row, job: Row) -> None:
         """One attempt: its news, whether it lives, how it ended, whether it is to stop."""
@@ -323,9 +326,10 @@ def judged(outcome: Outcome, proof: Path) -> tuple[Event, dict[str, Any] | None]
     return Event.BROKE, {"code": "program_failed", "message": reason, "param": None}
 
 
-def programs(job: Row, method: Method, folder: Path) -> list[Program]:
-    """What a trainer is to run, one after the other."""
-    first = Program(method.module, list(method.command), job["settings"])
+def programs(job: Row, method: Method, folder: Path, layout: Mapping[str, Any]) -> list[Program]:
+    """What a trainer is to run, one after the other; `layout` is of the first one's processes."""
+    several = dict(layout) if method.several else {}
+    first = Program(method.module, list(method.command), job["settings"], several)
     if not method.then:
         return [first]
     words = [word.format(out=folder) for word in method.then]

@@ -61,7 +61,7 @@ class Served:
         method = {"type": "toy", "toy": settings}
         return self.openai.fine_tuning.jobs.create(model="", training_file="", method=method)
 
-    def ends(self, job_id: str, states=ENDED, seconds: float = 60):
+    def ends(self, job_id: str, states=ENDED, seconds: float = 180):
         """The job once it is in one of the states."""
 
         def state():
@@ -91,7 +91,7 @@ class Served:
         return found
 
 
-def until(what, seconds: float = 60, ignored: type[Exception] = ()):
+def until(what, seconds: float = 180, ignored: type[Exception] = ()):
     """What it says, once it says something."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,5 +1,6 @@
 """What SLURM says, or does not, in; what the launcher makes of it out. Without a SLURM."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -115,6 +116,23 @@ def test_a_machine_without_slurm(monkeypatch, tmp_path):
     assert Slurm().poll(folder, 1, "7") is Liveness.UNKNOWN
     with pytest.raises(Unreachable):
         Slurm().recover(folder, 1)
+
+
+def test_a_controller_that_is_away_refuses_nothing(monkeypatch, tmp_path):
+    """The job waits until it answers, and is not failed meanwhile."""
+    program = tmp_path / "sbatch"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    folder = tmp_path / "ftjob-1"
+    folder.mkdir()
+    for said, fault in (
+        ("Unable to contact slurm controller (connect failure)", Unreachable),
+        ("Invalid partition name specified", UserError),
+    ):
+        failed = f"sbatch: error: Batch job submission failed: {said}"
+        program.write_text(f"#!/bin/sh\necho '{failed}' >&2\nexit 1\n")
+        program.chmod(0o755)
+        with pytest.raises(fault, match="contact slurm|Invalid partition"):
+            Slurm().submit(folder, 1)
 
 
 def none(*words, **options):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -11,8 +12,10 @@ from core.errors import UserError
 from core.storage import append_line
 from launch.folder import Job, Outcome, ask_to_stop, asked_to_stop
 from launch.launchers import Liveness
+from launch.launchers.contract import Unreachable
 from launch.methods import METHODS, Method
-from launch.service import supervise
+from launch.service import looks, supervise
+from launch.service import tables as t
 from launch.service.checker import Checker, Unanswered
 from launch.service.dispatch import Dispatcher, Work
 from launch.service.states import LIMIT, Event, State
@@ -97,8 +100,6 @@ def test_unknown_kills_nothing_and_starts_nothing(world):
     assert jobs.job(job_id)["state"] == State.RUNNING and launcher.cancelled == []
     jobs.change(job_id, Event.CANCEL)
     with jobs.write() as c:
-        from launch.service import tables as t
-
         c.execute(t.attempts.update().values(stop_at=time.time() - supervise.GRACE - 1))
     supervisor.tend()
     assert launcher.cancelled == [] and len(jobs.live()) == 1
@@ -130,8 +131,6 @@ def test_a_slot_without_a_submission_is_given_back_and_counts_for_nothing(world)
     job_id = begun(world)
     for attempt in range(1, LIMIT + 3):
         with jobs.write() as c:
-            from launch.service import tables as t
-
             c.execute(t.attempts.update().values(handle=None))
         supervisor.tend()
         row = jobs.job(job_id)
@@ -144,8 +143,6 @@ def test_a_submission_that_nobody_wrote_down_is_found(world):
     supervisor, jobs, launcher, _ = world
     job_id = begun(world)
     with jobs.write() as c:
-        from launch.service import tables as t
-
         c.execute(t.attempts.update().values(handle=None))
     launcher.known = "found"
     supervisor.tend()
@@ -411,3 +408,81 @@ def wait_until(what, seconds=20):
 def test_a_stop_is_for_one_attempt(tmp_path):
     ask_to_stop(tmp_path, 2, "pause")
     assert asked_to_stop(tmp_path, 1) is None and asked_to_stop(tmp_path, 2) == "pause"
+
+
+# Looks
+
+
+def test_a_look_that_takes_long_holds_up_no_other(world, monkeypatch):
+    """A cancel that waits for a trainer's end, or a scheduler that does not answer."""
+    supervisor, jobs, launcher, _ = world
+    monkeypatch.setattr(looks, "WAIT", 0.1)
+    supervisor.slots = 2
+    first, second = begun(world), begun(world)
+    stuck, begun_looks = threading.Event(), []
+
+    def poll(folder, attempt, handle):
+        begun_looks.append(folder.name)
+        if folder.name == first:
+            stuck.wait(20)
+        return Liveness.ALIVE
+
+    monkeypatch.setattr(launcher, "poll", poll)
+    supervisor.tend()
+    outcome(supervisor, second, 1, code=2, error="x")
+    supervisor.tend()
+    assert jobs.job(second)["state"] == State.FAILED
+    assert begun_looks.count(first) == 1  # never two at once
+    stuck.set()
+    wait_until(lambda: (supervisor.tend(), begun_looks.count(first) > 1)[1])
+
+
+def test_a_fault_that_stays_is_told_ever_more_rarely(world, monkeypatch, caplog):
+    supervisor, jobs, launcher, _ = world
+    now = [1000.0]
+    monkeypatch.setattr(looks.time, "monotonic", lambda: now[0])
+    job_id = begun(world)
+    with jobs.write() as c:
+        c.execute(t.attempts.update().values(handle=None))
+
+    def away(folder, attempt):
+        raise Unreachable("no controller")
+
+    monkeypatch.setattr(launcher, "recover", away)
+    told = []
+    for _ in range(200):  # a look each second
+        supervisor.tend()
+        if caplog.records:
+            told.append(now[0] - 1000)
+            (line,) = caplog.messages
+            assert line == f"attempt 1 of {job_id} cannot be looked at: no controller"
+            assert caplog.records[0].exc_info is None
+            caplog.clear()
+        now[0] += 1
+    assert told == [0, 60, 180]
+    monkeypatch.setattr(launcher, "recover", lambda folder, attempt: "found")
+    supervisor.tend()
+    assert jobs.attempt(job_id, 1)["handle"] == "found"  # control: it was asked all the time
+
+
+def test_a_submission_without_an_answer_is_asked_for_until_it_is_known(world, monkeypatch, caplog):
+    supervisor, jobs, launcher, put = world
+
+    def lost(folder, attempt):
+        raise Unreachable("no answer")
+
+    def away(folder, attempt):
+        raise Unreachable("still none")
+
+    monkeypatch.setattr(launcher, "submit", lost)
+    monkeypatch.setattr(launcher, "recover", away)
+    job_id = jobs.create_job(row_of(method="toy"))[0]["id"]
+    supervisor.check(job_id)
+    supervisor.do(Work("start", job_id, 1))
+    assert [one.exc_info for one in caplog.records] == [None]
+    supervisor.tend()
+    assert jobs.job(job_id)["state"] == State.RUNNING and len(jobs.live()) == 1
+    monkeypatch.setattr(launcher, "recover", lambda folder, attempt: None)
+    supervisor.tend()  # it was not taken, which counts for nothing
+    row = jobs.job(job_id)
+    assert (row["state"], row["attempt"], row["silent"]) == (State.QUEUED, 2, 0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import launch.trainer
-from core.config import from_mapping
+from core.config import from_mapping, read_yaml
 from core.errors import UserError
 from core.run import PAUSED
 from launch import folder as files
@@ -20,7 +20,10 @@ from launch.launchers import LAUNCHERS, Liveness
 from launch.trainer import STALE
 from tests.launch.toy import Config
 
-ATTEMPTS = iter(range(1, 10_000))
+TWO = {
+    **read_yaml(Path(__file__).parents[2] / "accelerate_configs/many_gpus.yaml"),
+    "num_processes": 2,
+}
 
 
 @pytest.fixture
@@ -30,13 +33,13 @@ def run_folder(tmp_path):
     return folder
 
 
-def prepare(folder, attempt=1, programs=1, **settings):
+def prepare(folder, attempt=1, programs=1, layout=None, **settings):
     values = from_mapping(Config, {"out": folder, **settings}).model_dump(mode="json")
-    job = Job(folder.name, attempt, [Program("tests.launch.toy", [], values)] * programs)
-    job.write(folder)
+    program = Program("tests.launch.toy", [], values, layout or {})
+    Job(folder.name, attempt, [program] * programs).write(folder)
 
 
-def wait(what, seconds=20.0):
+def wait(what, seconds=60.0):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         found = what()
@@ -126,6 +129,15 @@ def test_a_stale_trainer_does_nothing(run_folder):
     assert not (run_folder / "lease.json").exists() and not (run_folder / "run.json").exists()
 
 
+def test_one_that_was_cancelled_before_it_began_does_nothing(run_folder):
+    prepare(run_folder)
+    ask_to_stop(run_folder, 1, "cancel")
+    assert train(run_folder).wait() == STALE
+    assert Outcome.read(run_folder, 1) is None and not (run_folder / "run.json").exists()
+    ask_to_stop(run_folder, 7, "cancel")  # control: of another attempt
+    assert train(run_folder).wait() == 0
+
+
 def test_of_two_trainers_one_works(run_folder):
     prepare(run_folder, steps=100, seconds=0.1)
     first = train(run_folder)
@@ -146,6 +158,18 @@ def test_what_a_trainer_started_dies_with_it(run_folder):
     trainer.wait()
     wait(lambda: not lives(program), 5)
     assert Outcome.read(run_folder, 1) is None
+
+
+def test_several_processes_die_with_the_trainer_and_fail_with_their_own_words(run_folder):
+    prepare(run_folder, layout=TWO, gloo=True, steps=2000)
+    trainer = train(run_folder)
+    pids = [wait(lambda rank=rank: said_by(run_folder, rank), 120)["pid"] for rank in range(2)]
+    trainer.kill()
+    trainer.wait()
+    wait(lambda: not any(map(lives, pids)), 5)
+    prepare(run_folder, attempt=2, layout=TWO, fault="error")
+    assert train(run_folder, 2).wait() == 2
+    assert Outcome.read(run_folder, 2).error == "the toy is broken; buy another."
 
 
 def test_what_a_program_leaves_behind_ends_with_it(run_folder):
@@ -210,6 +234,28 @@ def test_contract_another_process_recovers_it(launcher, run_folder):
     assert other.recover(run_folder, 2) is None
     launcher.cancel(run_folder, 1, handle)
     wait(lambda: other.poll(run_folder, 1, late) is Liveness.DEAD)
+
+
+def test_contract_several_processes_pause_and_end_as_one(launcher, run_folder):
+    for attempt in (1, 2):
+        for path in run_folder.glob("rank-*.json"):
+            path.unlink()
+        prepare(run_folder, attempt, layout=TWO, gloo=True, steps=2000)
+        handle = launcher.submit(run_folder, attempt)
+        found = [wait(lambda rank=rank: said_by(run_folder, rank), 120) for rank in range(2)]
+        assert [one["added"] for one in found] == [[2.0, 1.0]] * 2  # each knows of the other
+        assert {one["backend"] for one in found} == {"gloo"}
+        if attempt == 1:
+            ask_to_stop(run_folder, 1, "pause")
+            outcome = wait(lambda: Outcome.read(run_folder, 1))
+            assert (outcome.code, outcome.stopped) == (PAUSED, True)
+        else:
+            launcher.cancel(run_folder, 2, handle)
+        wait(lambda pids=[one["pid"] for one in found]: not any(map(lives, pids)), 10)
+
+
+def said_by(folder, rank):
+    return files.read_json(folder / f"rank-{rank}.json")
 
 
 def test_contract_what_cannot_be_known_is_unknown(launcher, run_folder):

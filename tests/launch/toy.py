@@ -32,6 +32,7 @@ METHOD = {
     "results": ("summary.json", "made/*"),
     "total": "steps",
     "wishes": WISHES,
+    "several": True,
 }
 
 
@@ -69,6 +70,8 @@ class Config(core.config.Config):
     fault: str = ""
     """`error`, `crash`, `kill`, `lie` (exit code 0 and nothing made), `deaf`, `orphan`."""
     word: str = ""
+    gloo: bool = False
+    """Write down what all processes of this program add up to, by torch's backend for CPUs."""
     pictures: bool = False
     """Draw what a treatment draws, at the first and the last step, and what a detector's training
     leaves."""
@@ -88,7 +91,12 @@ def main(config: Config) -> int:
         time.sleep(60)
     if config.fault == "lie":
         return 0
-    with Run.start(config, config.out, "toy", may_change={"steps"}) as run:
+    main_process = os.environ.get("RANK", "0") == "0"
+    with Run.start(config, config.out, "toy", main_process, may_change={"steps"}) as run:
+        if config.gloo:
+            add_up(config.out)
+        if not main_process:
+            return follow(run, config)
         if config.fault == "orphan":
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
             (run.folder / "orphan").write_text(str(child.pid))
@@ -109,6 +117,27 @@ def main(config: Config) -> int:
         (run.folder / "made").mkdir(exist_ok=True)
         (run.folder / "made/thing.txt").write_text(json.dumps({"steps": config.steps}))
         run.summary({"steps": config.steps})
+    return 0
+
+
+def add_up(out: Path) -> None:
+    import torch
+    from accelerate.utils import reduce
+
+    from core.processes import this_process
+
+    state = this_process()
+    found = reduce(torch.tensor([1.0, state.process_index]), "sum").tolist()
+    said = {"added": found, "backend": state.backend, "pid": os.getpid()}
+    (out / f"rank-{state.process_index}.json").write_text(json.dumps(said))
+
+
+def follow(run: Run, config: Config) -> int:
+    """Another process than the main one: it steps as long, and writes nothing."""
+    for _ in range(config.steps):
+        time.sleep(config.seconds)
+        if run.interrupted:
+            return PAUSED
     return 0
 
 

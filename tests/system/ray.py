@@ -1,0 +1,70 @@
+"""A Ray of one machine, with all its files in a folder of its own."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.launch.served import until
+
+
+class Cluster:
+    """A head that takes jobs at its address."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as other:
+            self.ports = one.getsockname()[1], other.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.ports[1]}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        program = Path(sys.executable).with_name("ray")
+        assert program.is_file(), "run `make test-system`, which makes .venv-ray"
+        words = ["start", "--head", "--block", "--disable-usage-stats", "--num-cpus=4"]
+        words += [f"--port={self.ports[0]}", f"--dashboard-port={self.ports[1]}"]
+        words += ["--node-ip-address=127.0.0.1", f"--temp-dir={self.folder}"]
+        words += ["--object-store-memory=100000000", "--dashboard-agent-listen-port=0"]
+        words += ["--min-worker-port=0", "--max-worker-port=0", "--ray-client-server-port=0"]
+        with (self.folder / "out.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [program, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        until(self.listens, 300, OSError)
+
+    def listens(self) -> bool:
+        token = {"authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+        asked = urllib.request.Request(f"{self.address}/api/version", headers=token)
+        with urllib.request.urlopen(asked, timeout=5) as answer:
+            return answer.status == 200
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextmanager
+def ray():
+    """A cluster that takes jobs from who knows its token, which stands in the environment."""
+    folder = Path(tempfile.mkdtemp(prefix="diffdoctor-ray-"))  # a socket's path is short
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
+        shutil.rmtree(folder, ignore_errors=True)
