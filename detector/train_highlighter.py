@@ -27,7 +27,7 @@ from core.order import batch_indices
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
 from core.seeds import generator, mix
-from detector.augment import Augmentation
+from detector.augmentation import Augmentation
 from detector.data import Chosen, may_mirror, split_by_group, spread, to_pictures
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig, load_pretrained
 from detector.learning import Learner, learning_rate

@@ -24,6 +24,8 @@ SAMPLE = 100
 """Numbers of the draws of one moment, from here on."""
 WEIGHTS = 72
 """What a draw is for; see `core.seeds`."""
+ROUNDING = 1e-8
+"""Variance that float32 leaves of samples which do not differ."""
 
 
 @final
@@ -73,7 +75,7 @@ class Bayes:
             xs.append(x)
             noises.append(noise_in(x, clean, moment.level))
         x, eps = torch.stack(xs), torch.stack(noises)
-        together = (x * eps).mean(dim=0) - x.mean(dim=0) * eps.mean(dim=0)
+        together = ((x - x.mean(dim=0)) * (eps - eps.mean(dim=0))).mean(dim=0)
         return together, eps.var(dim=0, unbiased=True)
 
     def _unsure(self, variance: Latents) -> Mask:
@@ -83,7 +85,7 @@ class Bayes:
         middle = median(flat)
         spread = MAD_TO_DEVIATION * median((flat - middle).abs())
         limit: Tensor = (middle + self.deviations * spread).view(-1, 1, 1, 1)
-        return (seen > limit).float()
+        return (seen > limit.clamp_min(ROUNDING)).float()
 
 
 def coefficients(level: Level, following: Level) -> tuple[float, float]:

@@ -103,6 +103,6 @@ class Corrector(Protocol):
     def __call__(self, moment: Moment) -> Correction: ...
 
 
-def inside(mask: Bool[Tensor, "b 1 y x"], new: Latents, old: Latents) -> Latents:
+def inside(mask: Bool[Tensor, "b 1 #y #x"], new: Latents, old: Latents) -> Latents:
     """The new latents within the mask; what lies outside stays to the bit."""
     return torch.where(mask, new, old)
