@@ -10,10 +10,8 @@ command; `detector/` in it is the result. How the paper trained its own is unpub
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +28,7 @@ from core.seeds import generator, mix
 from detector.augmentation import Augmentation
 from detector.data import Chosen, may_mirror, split_by_group, spread, to_pictures
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig, load_pretrained
+from detector.highlighter_settings import Config
 from detector.learning import Learner, learning_rate
 from detector.measure import device
 from detector.sources import open_data
@@ -41,43 +40,6 @@ PICTURED = 8
 UNFLIPPED = Augmentation().unflipped
 Kinds = tuple[Chosen, Chosen]
 """Real samples, generated ones."""
-
-
-class Config(core.config.Config):
-    """Settings of a flaw highlighter's training."""
-
-    data: tuple[Path, ...]
-    """Shard folders, or folders with real/ and images/; both kinds are needed."""
-    out: Path
-    """Run folder; the same command resumes it."""
-    variant: str = "vgg16"
-    """A VGG of torchvision (the paper's is `vgg16`), or a convolutional network of timm."""
-    weights: Path | None = None
-    """Local file with the network's ImageNet weights, as torchvision or timm publish it (the paper
-    starts so). None: random weights."""
-    side: int | None = Field(None, ge=8)
-    """Shorter side that the network sees; 224 for ImageNet weights. None: as the images are."""
-    hidden: int = Field(256, ge=1)
-    """Width between the two fully connected layers."""
-    size: int | None = Field(None, ge=8)
-    """Resize all images to this square; needed where their sizes differ."""
-    steps: int = Field(1000, ge=1)
-    batch: int = Field(32, ge=2, multiple_of=2)
-    """Images of a step, half of them real."""
-    learning_rate: float = Field(1e-4, gt=0)
-    warmup: int = Field(50, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, gt=0)
-    mixed_precision: bool = False
-    """Compute in bf16 where that is safe."""
-    device: str = "auto"
-    """`auto`, or a torch device."""
-    seed: int = Field(0, ge=0)
-    valid_share: float = Field(0.1, gt=0, lt=1)
-    """Share of the prompts and photographs that is held out and measured on."""
-    valid_limit: int = Field(512, ge=2)
-    valid_every: int = Field(250, ge=1)
-    checkpoint_every: int = Field(250, ge=1)
 
 
 def main(config: Config) -> int | None:

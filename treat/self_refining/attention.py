@@ -9,7 +9,7 @@ Legend: h w pixels of the map, y x and n the tokens of a layer.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from treat.self_refining.noise import fitted
+from treat.self_refining.settings import Embedding
 
-Embedding = Literal["resize", "learned"]
 WIDTH = 8
 """Channels of the learned embedding: 1 -> 8 -> 8 -> 1."""
 NAMES = ("to_k", "to_v")

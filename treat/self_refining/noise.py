@@ -8,15 +8,12 @@ eps + lambda M of what it does not see.
 Legend: b batch, h w pixels, c y x channels and cells of what is noised.
 """
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from core.contracts import Latents
-
-Variant = Literal["paper", "input", "target"]
+from treat.self_refining.settings import Variant
 
 
 def amplified(

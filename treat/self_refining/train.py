@@ -15,11 +15,10 @@ Legend: b batch, h w pixels.
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 import core.config
@@ -40,8 +39,9 @@ from detector.learning import Learner, learning_rate
 from detector.measure import device
 from detector.storage import load_highlighter
 from treat.offline import RealRows, cache_offline, read_offline
-from treat.self_refining.attention import Embedding, Flaws, unwrap, wrap
-from treat.self_refining.noise import Variant, amplified
+from treat.self_refining.attention import Flaws, unwrap, wrap
+from treat.self_refining.noise import amplified
+from treat.self_refining.settings import Config
 from treat.terms import offline_term
 from treat.watch import split_rows
 
@@ -49,73 +49,6 @@ ORDER, NOISE, DRAWN, PROMPTED, DROPOUT = 0x5E1F01, 0x5E1F02, 0x5E1F03, 0x5E1F04,
 """What a draw is for; see `core.seeds`."""
 MAP = "flaws"
 PICTURED = 8
-
-
-class Config(core.config.Config):
-    """Settings of a self-refining training; the defaults are the paper's where it has any."""
-
-    base: str
-    """Pipeline folder of the base; of random weights it is trained from scratch."""
-    data: Path
-    """Real images: a folder, shards, or Parquet files; with captions, if the base reads text."""
-    highlighter: Path | None = None
-    """Folder of a flaw highlighter (`detector train-highlighter`); needed where a step refines."""
-    out: Path
-    """Run folder; the same command resumes it."""
-    limit: int | None = Field(None, ge=1)
-    """Use at most so many images."""
-    height: int = Field(64, ge=8)
-    width: int = Field(64, ge=8)
-    steps: int = Field(10_000, ge=1)
-    """Updates of both phases; the paper has 500,000."""
-    refine_share: float = Field(0.5, ge=0, le=1)
-    """Of the steps, the last; .5 is base : refine = 1 : 1, .8 is 1 : 4, .2 is 4 : 1; 0 is plain
-    training, the control."""
-    cycle: int = Field(100, ge=1)
-    """Steps between two maps."""
-    forward_weight: float = Field(0.01, ge=0)
-    """lambda of the noise; 0 for bases that draw latents."""
-    reverse_weight: float = Field(0.025, ge=0)
-    """lambda of keys and values."""
-    forward: Variant = "paper"
-    """eps + lambda M in input and target; or as the releases have it, in one of them."""
-    embedding: Embedding = "resize"
-    """What attention gets of the map: itself, resized; or what a small convolution makes of it."""
-    map_images: int = Field(32, ge=1)
-    """Images that a map is the mean of."""
-    map_steps: int = Field(25, ge=1)
-    """Their sampling steps; the paper takes 250."""
-    batch: int = Field(16, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    warmup: int = Field(0, ge=0)
-    decay: Literal["constant", "poly"] = "constant"
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.9999, ge=0, lt=1)
-    """Decay of the averaged weights, which draw for the maps and are what is kept."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    device: str = "auto"
-    """`auto`, or a torch device."""
-    seed: int = Field(0, ge=0)
-    checkpoint_every: int = Field(500, ge=1)
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Config":
-        if self.refining and self.highlighter is None:
-            raise ValueError(
-                "refining needs a highlighter: train one (`diffdoctor detector "
-                "train-highlighter`), or set refine_share to 0"
-            )
-        return self
-
-    @property
-    def refining(self) -> bool:
-        return bool(self.refine_share and (self.forward_weight or self.reverse_weight))
-
-    @property
-    def base_steps(self) -> int:
-        """Of the first phase."""
-        return self.steps - round(self.refine_share * self.steps)
 
 
 class World(nn.Module):
