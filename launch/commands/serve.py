@@ -59,7 +59,10 @@ class Config(core.config.Config):
     max_upload_gb: float = Field(4.0, gt=0)
     """Of one file."""
     quota_gb: float = Field(64.0, gt=0)
-    """Of all files of an owner."""
+    """Of all files of an owner, with what archives among them unpack to."""
+    keep_days: float | None = Field(None, gt=0)
+    """Days for which the run folder of a job that has ended is kept, with what it made; by default
+    for ever."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":
@@ -141,6 +144,7 @@ def main(config: Config) -> None:
         slurm=options(config.slurm),
         ray=options(config.ray),
         layout=layout(config.accelerate),
+        keep_days=config.keep_days,
         limits=limits,
     )
     service = Service(plan)

@@ -8,6 +8,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ POLL = 0.5
 """Seconds between two looks at a queue."""
 OPEN = ["ENQUEUED", "PENDING", "DELAYED"]
 """DBOS's words for work that is still to be done."""
+DONE = ["SUCCESS", "ERROR", "CANCELLED"]
 
 
 class Work(NamedTuple):
@@ -81,6 +83,16 @@ class Dispatcher:
         """Everything that is still to be done, or being done."""
         found = DBOS.list_workflows(status=OPEN, load_input=False, load_output=False)
         return {_read(one.workflow_id) for one in found if one.name == _do.__name__}
+
+    def prune(self, before: float) -> None:
+        """Forget work that was done before a moment."""
+        moment = datetime.fromtimestamp(before, UTC).isoformat()
+        chosen: dict[str, Any] = {"completed_before": moment, "limit": 1000}
+        while not self._stopped:
+            found = DBOS.list_workflows(status=DONE, load_input=False, load_output=False, **chosen)
+            if not found:
+                return
+            DBOS.delete_workflows([one.workflow_id for one in found])
 
     def do(self, work: Work) -> None:
         self._do(work)

@@ -20,10 +20,11 @@ from launch.service.database import Row, event_number
 from launch.service.dispatch import Work
 from launch.service.faults import Missing
 from launch.service.guard import READ, WRITE, Route, caller_of
+from launch.service.noted import Note
 from launch.service.requests import Asked
 from launch.service.service import Service
 from launch.service.states import FINAL, Event, State
-from launch.service.store import Note, new_id, request_digest
+from launch.service.store import new_id, request_digest
 from launch.service.tokens import Caller
 
 JOBS = "/v1/fine_tuning/jobs"

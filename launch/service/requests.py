@@ -17,7 +17,7 @@ from core.config import unknown_name
 from launch.methods import METHODS, Method
 from launch.service.checker import Checker, Fault
 from launch.service.shelf import Files
-from launch.service.states import State
+from launch.service.states import FINAL, State
 from launch.service.store import Jobs
 
 FILE = re.compile(r"file-[0-9a-f]{24}")
@@ -140,6 +140,8 @@ class Requests:
         if job["state"] in NOT_YET:
             raise Fault(f"{name!r}: the job {job_id} is {job['state']}; wait for it.", name)
         folder = self.root / "jobs" / job_id
+        if job["state"] in FINAL and not folder.is_dir():  # service.retention
+            raise Fault(f"{name!r}: the job {job_id} has no files, or none any more.", name)
         if step is None:
             return str(folder / METHODS[job["method"]].product)
         path = folder / "checkpoints" / f"step-{int(step):08d}"

@@ -18,6 +18,7 @@ from launch.service.database import Database
 from launch.service.dispatch import Dispatcher
 from launch.service.metrics import Metrics
 from launch.service.requests import Requests
+from launch.service.retention import Retention
 from launch.service.scoring import Scoring
 from launch.service.shelf import Files
 from launch.service.store import Jobs
@@ -52,6 +53,8 @@ class Plan:
     """Where Ray is, and what a trainer takes there."""
     layout: Mapping[str, Any] = field(default_factory=dict)
     """Of the processes of a training, as accelerate has it; empty: one."""
+    keep_days: float | None = None
+    """For which run folders of jobs that have ended stay; None: for ever."""
     limits: Limits = Limits()
 
 
@@ -90,6 +93,9 @@ class Service:
             plan.layout,
         )
         self.dispatcher = Dispatcher(plan.db, self.supervisor.do)
+        self.retention = Retention(
+            self.database, self.jobs, root, self.dispatcher.prune, plan.keep_days
+        )
         self.root = root
         self.stopping = False
 
@@ -99,10 +105,12 @@ class Service:
         self.supervisor.put, self.supervisor.waiting = self.dispatcher.put, self.dispatcher.waiting
         self.dispatcher.start()
         self.supervisor.begin()
+        self.retention.begin()
 
     def end(self) -> None:
         """Trainers go on; whoever opens the root next takes them up."""
         self.stopping = True
+        self.retention.stop()
         self.supervisor.stop()
         self.dispatcher.stop()
         self.checker.close()

@@ -9,27 +9,18 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from launch.service import tables as t
 from launch.service.database import Database, Page, Row, first, page, rows
+from launch.service.noted import Note, write_checkpoints, write_notes
 from launch.service.states import FINAL, Event, Refused, Standing, State, after
 from launch.service.watch import News
 
 STANDING = Standing._fields
-
-
-class Note(NamedTuple):
-    """One event for the job's list."""
-
-    message: str
-    level: str = "info"
-    type: str = "message"
-    data: Mapping[str, Any] = {}
-    at: float | None = None
 
 
 class KeyReused(Exception):
@@ -60,7 +51,7 @@ class Jobs:
                             **values, job_id=job["id"], created_at=time.time()
                         )
                     )
-                _note(c, job["id"], [Note("the job is created; its files are being checked")])
+                write_notes(c, job["id"], [Note("the job is created; its files are being checked")])
                 return _job(c, job["id"]), True
         except IntegrityError:  # another with the same key was faster by a moment
             with self.read() as c:
@@ -142,7 +133,7 @@ class Jobs:
                 if _exchange(c, job_id, before, now, error):
                     if now.state is State.SUCCEEDED and results:
                         c.execute(t.files.insert(), [dict(one) for one in results])
-                    _note(c, job_id, notes)
+                    write_notes(c, job_id, notes)
                     return _job(c, job_id)
 
     def begin(
@@ -171,7 +162,7 @@ class Jobs:
                     begun_at=time.time(),
                 )
             )
-            _note(c, job_id, notes)
+            write_notes(c, job_id, notes)
             return free[0]
 
     def submitted(self, job_id: str, attempt: int, handle: str) -> None:
@@ -220,8 +211,8 @@ class Jobs:
                 values["finish_at"] = news.at + news.pace * (t.jobs.c.total - news.step)
             if not c.execute(t.jobs.update().where(*chosen).values(**values)).rowcount:
                 return False
-            _note(c, job_id, [Note(**one) for one in news.notes])
-            new = _checkpoints(c, job_id, news)
+            write_notes(c, job_id, [Note(**one) for one in news.notes])
+            new = write_checkpoints(c, job_id, news)
             if new:
                 advanced = t.jobs.update().where(t.jobs.c.id == job_id, t.jobs.c.attempt == attempt)
                 c.execute(advanced.values(silent=0))  # states.Event.ADVANCED
@@ -230,7 +221,7 @@ class Jobs:
     def note(self, job_id: str, notes: Sequence[Note]) -> None:
         with self.write() as c:
             c.execute(sa.select(t.jobs.c.id).where(t.jobs.c.id == job_id).with_for_update())
-            _note(c, job_id, notes)
+            write_notes(c, job_id, notes)
 
     def events(self, job_id: str, after: str | None, limit: int) -> Page:
         """Newest first."""
@@ -308,44 +299,3 @@ def _end(c: sa.Connection, job_id: str, attempt: int, outcome: Mapping[str, Any]
         table.c.ended_at.is_(None),
     )
     c.execute(table.update().where(*chosen).values(ended_at=time.time(), outcome=dict(outcome)))
-
-
-def _note(c: sa.Connection, job_id: str, notes: Sequence[Note]) -> None:
-    """Within the transaction that changed the job's row: so its events appear in their order."""
-    noted = [
-        {
-            "job_id": job_id,
-            "created_at": time.time() if one.at is None else one.at,
-            "level": one.level,
-            "type": one.type,
-            "message": one.message,
-            "data": dict(one.data),
-        }
-        for one in notes
-    ]
-    if noted:
-        c.execute(t.events.insert(), noted)
-
-
-def _checkpoints(c: sa.Connection, job_id: str, news: News) -> bool:
-    """Those that are in the folder, and no others; whether there are new ones."""
-    table = t.checkpoints
-    held = set(c.execute(sa.select(table.c.step).where(table.c.job_id == job_id)).scalars())
-    gone, new = held - set(news.saved), set(news.saved) - held
-    if gone:
-        c.execute(table.delete().where(table.c.job_id == job_id, table.c.step.in_(gone)))
-    for step in sorted(new):
-        metrics = _figures(c, job_id, step)
-        values = {"job_id": job_id, "step": step, "created_at": time.time(), "metrics": metrics}
-        c.execute(table.insert().values(**values))
-    return bool(new)
-
-
-def _figures(c: sa.Connection, job_id: str, step: int) -> dict[str, Any]:
-    """What was measured at a step, from the newest events."""
-    table = t.events
-    chosen = sa.select(table.c.data).where(table.c.job_id == job_id, table.c.type == "metrics")
-    for data in c.execute(chosen.order_by(table.c.seq.desc()).limit(200)).scalars():
-        if data.get("step") == step:
-            return {name: value for name, value in data.items() if name != "step"}
-    return {}

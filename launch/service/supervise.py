@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from launch.folder import Job, Outcome, Program, ask_to_stop, asked_to_stop
+from launch.folder import Job, Outcome, ask_to_stop, asked_to_stop
 from launch.launchers import Launcher, Liveness
 from launch.launchers.contract import Unreachable
-from launch.methods import METHODS, Method
+from launch.methods import METHODS
+from launch.service.attempt import LEVELS, TOLD, judged, programs
 from launch.service.bell import Bell
 from launch.service.checker import Checker, Unanswered
 from launch.service.database import Row
 from launch.service.dispatch import Work
 from launch.service.looks import Looks
+from launch.service.noted import Note
 from launch.service.requests import unpacked
 from launch.service.shelf import Files, result_rows
 from launch.service.states import LIMIT, Event, Refused, State
-from launch.service.store import Jobs, Note
+from launch.service.store import Jobs
 from launch.service.watch import Watch
 
 LOOK = 0.3
@@ -303,34 +305,3 @@ class Supervisor:
         row = self.jobs.change(job_id, event, **more)
         self.bell.ring(job_id)
         return row
-
-
-TOLD = {
-    Event.FINISHED: "attempt {number} has finished",
-    Event.STOPPED: "attempt {number} has saved and stopped",
-    Event.BROKE: "attempt {number} failed: {message}",
-}
-LEVELS = {Event.FINISHED: "info", Event.STOPPED: "info", Event.BROKE: "error"}
-
-
-def judged(outcome: Outcome, proof: Path) -> tuple[Event, dict[str, Any] | None]:
-    """What an outcome means; an exit code is not believed without what it should have left."""
-    if outcome.stopped:
-        return Event.STOPPED, None
-    if outcome.code == 0 and proof.is_file():
-        return Event.FINISHED, None
-    if outcome.code == 0:
-        message = f"the program ended as if all were well, but made no {proof.name}"
-        return Event.BROKE, {"code": "no_result", "message": message, "param": None}
-    reason = outcome.error or f"it ended with exit code {outcome.code}"
-    return Event.BROKE, {"code": "program_failed", "message": reason, "param": None}
-
-
-def programs(job: Row, method: Method, folder: Path, layout: Mapping[str, Any]) -> list[Program]:
-    """What a trainer is to run, one after the other; `layout` is of the first one's processes."""
-    several = dict(layout) if method.several else {}
-    first = Program(method.module, list(method.command), job["settings"], several)
-    if not method.then:
-        return [first]
-    words = [word.format(out=folder) for word in method.then]
-    return [first, Program(method.module, words, {})]

@@ -9,9 +9,9 @@ from launch.methods import METHODS
 from launch.service import shapes
 from launch.service.guard import WRITE, Route
 from launch.service.jobs_routes import JOBS, House, Who, found, run_folder, shaped
+from launch.service.noted import Note
 from launch.service.service import Service
 from launch.service.states import Refused, State
-from launch.service.store import Note
 from launch.service.tokens import Caller
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from launch.service import figures_routes, pages_routes
 from launch.service.guard import PUBLIC, READ
-from launch.service.store import Note
+from launch.service.noted import Note
 from tests.launch.house import bearer, filled, house
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}'

@@ -12,8 +12,9 @@ from alembic.migration import MigrationContext
 from core.errors import UserError
 from launch.service import tables as t
 from launch.service.database import Database
+from launch.service.noted import Note
 from launch.service.states import Event, Refused, State
-from launch.service.store import Jobs, KeyReused, Note, new_id, standing
+from launch.service.store import Jobs, KeyReused, new_id, standing
 from launch.service.watch import News
 from tests.launch.house import migrated
 

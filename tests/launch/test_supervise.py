@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from launch.launchers.contract import Unreachable
 from launch.methods import METHODS, Method
 from launch.service import looks, supervise
 from launch.service import tables as t
+from launch.service.attempt import programs
 from launch.service.checker import Checker, Unanswered
 from launch.service.dispatch import Dispatcher, Work
 from launch.service.states import LIMIT, Event, State
@@ -59,6 +61,7 @@ def db():
 def world(tmp_path, monkeypatch, db):
     """The supervisor, its jobs and its launcher, with the toy as a method; the test turns it."""
     monkeypatch.setitem(METHODS, "toy", Method(**METHOD))
+    monkeypatch.setattr(looks, "WAIT", 60.0)  # every look of a `tend` ends before it returns
     with house(tmp_path / "root", db=db) as (service, _):
         launcher = Fake()
         service.supervisor.launchers = {"local": launcher}
@@ -89,6 +92,22 @@ def test_a_trainer_gets_its_job(world):
     assert spec.programs[0].settings == {"out": "x", "steps": 3}
     assert put == [Work("start", job_id, 1)]
     assert jobs.attempt(job_id, 1)["handle"] == "handle"
+
+
+def test_only_what_may_be_several_processes_gets_a_layout(world):
+    supervisor, jobs, _, _ = world
+    supervisor.layout = {"num_processes": 2}
+    job = row_of(settings={"steps": 3})
+    for method, layouts in (
+        ("artifact_detector", [{"num_processes": 2}]),
+        ("pixel_reward", [{"num_processes": 2}, {}]),  # the export after it is one
+        ("export", [{}]),
+        ("data_round", [{}]),
+    ):
+        found = programs(job, METHODS[method], Path("/x"), supervisor.layout)
+        assert [one.layout for one in found] == layouts
+    job_id = begun(world)
+    assert Job.read(supervisor.folder(job_id)).programs[0].layout == {"num_processes": 2}
 
 
 def test_unknown_kills_nothing_and_starts_nothing(world):
@@ -424,14 +443,13 @@ def test_a_look_that_takes_long_holds_up_no_other(world, monkeypatch):
     def poll(folder, attempt, handle):
         begun_looks.append(folder.name)
         if folder.name == first:
-            stuck.wait(20)
+            stuck.wait(60)
         return Liveness.ALIVE
 
     monkeypatch.setattr(launcher, "poll", poll)
     supervisor.tend()
     outcome(supervisor, second, 1, code=2, error="x")
-    supervisor.tend()
-    assert jobs.job(second)["state"] == State.FAILED
+    wait_until(lambda: (supervisor.tend(), jobs.job(second)["state"] == State.FAILED)[1])
     assert begun_looks.count(first) == 1  # never two at once
     stuck.set()
     wait_until(lambda: (supervisor.tend(), begun_looks.count(first) > 1)[1])

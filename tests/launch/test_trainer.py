@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import launch.trainer
 from core.config import from_mapping, read_yaml
 from core.errors import UserError
 from core.run import PAUSED
 from launch import folder as files
+from launch.commands import serve
 from launch.folder import Job, Lease, Outcome, Program, ask_to_stop
 from launch.launchers import LAUNCHERS, Liveness
 from launch.trainer import STALE
@@ -160,6 +162,7 @@ def test_what_a_trainer_started_dies_with_it(run_folder):
     assert Outcome.read(run_folder, 1) is None
 
 
+@pytest.mark.slow
 def test_several_processes_die_with_the_trainer_and_fail_with_their_own_words(run_folder):
     prepare(run_folder, layout=TWO, gloo=True, steps=2000)
     trainer = train(run_folder)
@@ -287,3 +290,25 @@ def test_no_secret_of_the_service_reaches_a_trainer(run_folder, monkeypatch):
     environment = Path(f"/proc/{pid}/environ").read_bytes()
     assert b"sesame" not in environment and b"HARMLESS=seen" in environment
     local.cancel(run_folder, 1, handle)
+
+
+# What the operator says of it
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"distributed_type": "NO"},  # one process
+        {"distributed_type": "MULTI_CPU"},  # mpirun's
+        {"num_machines": 2},
+        {"num_processes": 1},
+        {"num_processes": "2"},
+    ],
+)
+def test_a_layout_is_of_several_processes_of_one_machine(tmp_path, said):
+    file = tmp_path / "layout.yaml"
+    file.write_text(yaml.safe_dump({**TWO, **said}))
+    with pytest.raises(ValueError, match="layout.yaml"):
+        serve.Config(root=tmp_path, accelerate=file)
+    file.write_text(yaml.safe_dump(TWO))  # control
+    assert serve.layout(serve.Config(root=tmp_path, accelerate=file).accelerate) == TWO
