@@ -1,7 +1,7 @@
 # Two commands: `make demo` (the method, end to end, on two cores) and `make test`.
 # A third, `make test-system`, holds our formats against the annotation tools' own packages, spreads
-# pseudo-labelling over a local Ray, runs the job service on PostgreSQL and SLURM, and walks through
-# its dashboard in Chromium (of Debian or Ubuntu: installed where it is missing, as root).
+# pseudo-labelling over a local Ray, runs the job service on PostgreSQL, SLURM and Ray, and walks
+# through its dashboard in Chromium (of Debian: installed where it is missing, as root).
 # All create .venv and install the locked versions first; a second call installs nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -21,6 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # Of Debian; the tests start and stop what they contain themselves.
 PACKAGES := postgresql slurm-wlm munge
+APT := apt-get install -y --no-install-recommends
 
 .PHONY: demo test test-system install clean packages
 
@@ -34,16 +35,17 @@ test: $(INSTALLED) $(QUANT)
 	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-system: $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed $(RAY)/joined packages \
-		$(BROWSER)/installed $(CHROMIUM)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system -m system --durations=5
+test-system: packages $(CHROMIUM) $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed \
+		$(RAY)/joined $(BROWSER)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system -m system --durations=5 \
+		--ignore=tests/system/test_ray_jobs.py
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/system/test_ray_jobs.py -m system --durations=5
 
 install: $(INSTALLED)
 
 packages:
-	@dpkg -s $(PACKAGES) >/dev/null 2>&1 || { apt-get update && \
-		apt-get install -y --no-install-recommends $(PACKAGES); } || \
-		{ echo "These packages are missing, and only root can install them: $(PACKAGES)"; exit 1; }
+	@dpkg -s $(PACKAGES) >/dev/null 2>&1 || { apt-get update && $(APT) $(PACKAGES); } || { echo \
+		"make test-system needs these packages of Debian, which root installs: $(PACKAGES)"; exit 1; }
 
 # No build isolation: the lock pins setuptools, so the build needs nothing else from outside.
 $(INSTALLED): requirements.lock pyproject.toml
@@ -66,15 +68,15 @@ $(QUANT): requirements-quant.lock requirements-names.lock $(INSTALLED)
 	$(@D)/bin/python -m pip install --disable-pip-version-check --no-deps -r $<
 	touch $@
 
-# Ray works on our own code, so its environment also has what ours has.
+# Ray works on our own code, so its environment also has what ours has, and ourselves.
 $(RAY)/joined: $(RAY)/installed $(INSTALLED)
-	$(BIN)/python -c 'import site; print(*site.getsitepackages(), sep="\n")' > $(RAY)/ours.txt
+	$(BIN)/python -c 'import site; print(*site.getsitepackages(), "$(CURDIR)", sep="\n")' > $(RAY)/ours.txt
 	cp $(RAY)/ours.txt "$$($(RAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/ours.pth"
 	touch $@
 
 $(CHROMIUM):
-	apt-get update
-	apt-get install -y --no-install-recommends chromium
+	@{ apt-get update && $(APT) chromium; } || { echo \
+		"make test-system needs $@, of Debian's package chromium, which root installs"; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(LABEL_STUDIO) $(CVAT) $(RAY) $(BROWSER) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -12,6 +12,9 @@ import sqlalchemy as sa
 from launch.service.database import Database
 
 USER = "diffdoctor"
+MEMORY = Path("/dev/shm")
+ROOM = 4 << 30
+"""Bytes that are free in memory where its files lie there: a disk takes a minute to remove them."""
 PROGRAMS = Path("/usr/lib/postgresql")
 EMPTY = "empty"
 """The database whose tables are made once, which others are copies of."""
@@ -50,7 +53,8 @@ def postgres():
     found = sorted(PROGRAMS.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     assert found, "run `make test-system`, which installs PostgreSQL"
     programs = found[-1].parent
-    folder = Path(tempfile.mkdtemp(prefix="diffdoctor-pg-"))  # a socket's path is short
+    memory = MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM else None
+    folder = Path(tempfile.mkdtemp(prefix="diffdoctor-pg-", dir=memory))  # a socket's path is short
     if os.getuid() == 0:
         shutil.chown(folder, "postgres", "postgres")
     data = folder / "data"

@@ -1,5 +1,7 @@
 """Pseudo-labels by the actors of a local Ray, started by the program: the bytes of one process."""
 
+import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +35,11 @@ def world(tmp_path_factory):
 def run(python, world, out, *words):
     command = [python, "-m", "data_balancing.pseudo_label", world / "store"]
     options = ["--detector", world / "detector", "--out", out, *words]
-    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    # Its workers' niceness of 15 is never on a busy machine; its token would lie at home.
+    own = {"RAY_worker_niceness": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return subprocess.run(
+        [*command, *options], cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True
+    )
 
 
 def contents(folder):
