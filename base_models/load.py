@@ -56,6 +56,11 @@ SINGLE_FILE = {"StableDiffusionXLPipeline", "StableDiffusionPipeline"}
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 """Components that no drawing here needs: neither checked nor loaded."""
 MAX_HEADER = 100 * 1024 * 1024
+DTYPES = set(
+    "BOOL U8 I8 U16 I16 F16 BF16 U32 I32 F32 U64 I64 F64 C64 "
+    "F4 F6_E2M3 F6_E3M2 F8_E4M3 F8_E5M2 F8_E8M0".split()
+)
+"""Of safetensors; with others diffusers takes the file for a pickle and says something else."""
 PATTERNS = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
 VARIANTS = ["*.bin", "*.fp16.*", "*.non_ema.*"]
 """Second copies of the same weights."""
@@ -246,8 +251,11 @@ def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
         entries.pop("__metadata__", None)
         end = max(entry["data_offsets"][1] for entry in entries.values())
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        known = all(entry["dtype"] in DTYPES for entry in entries.values())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is damaged: copy or download it again.") from error
+    if not known:
+        raise UserError(f"{path} holds numbers of an unknown kind: copy or download it again.")
     if size != 8 + length + end:
         raise UserError(
             f"{path} is damaged ({size} bytes instead of {8 + length + end}): "

@@ -10,6 +10,7 @@ import pytest
 
 from launch.commands.of_root import OfRoot
 from tests.launch.served import Served
+from tests.launch.test_kills import end_all
 
 JOBS = "/v1/fine_tuning/jobs"
 RUNS = [{"type": "toy", "toy": {"steps": 1, "seconds": 0}},
@@ -25,10 +26,10 @@ def served(tmp_path_factory):
     token = OfRoot(root=base / "root").tokens().create("ada", ("read", "write"), 1)[1]
     served = Served(base, "--models", f"thing={base}", token=token)
     served.http.headers["authorization"] = f"Bearer {token}"
+    served.http.post(JOBS, json={"method": RUNS[0], "dry_run": True})  # its checker is started
     yield served
-    for job in served.http.get(JOBS, params={"limit": 100}).json()["data"]:
-        served.http.post(f"{JOBS}/{job['id']}/cancel")
-    served.stop()
+    served.kill()
+    end_all(served)
 
 
 def narrowed(spec):
@@ -50,13 +51,14 @@ def narrowed(spec):
     return spec
 
 
-def examined(served, spec, folder, phases, number, *words):
+def examined(served, spec, folder, phases, number):
     """Exit code and report of schemathesis."""
     (folder / "openapi.json").write_text(json.dumps(spec))
     command = [sys.executable, "-m", "schemathesis.cli", "run", str(folder / "openapi.json")]
     command += ["--url", f"http://127.0.0.1:{served.port}", "--phases", phases, "--no-color"]
     command += ["--header", f"Authorization: Bearer {served.token}", "--checks", "all"]
-    command += ["--exclude-checks", LEFT_OUT, "--max-examples", str(number), *words]
+    command += ["--exclude-checks", LEFT_OUT, "--max-examples", str(number)]
+    command += ["--request-timeout", "60"]
     environment = {**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "examples")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
