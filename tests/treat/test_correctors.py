@@ -243,13 +243,13 @@ def test_clipping_bounds_every_change_of_the_score():
 def test_sargd_draws_to_the_most_real_estimate_so_far():
     moment = moment_at("ddpm", 4)
     good = torch.zeros_like(moment.clean)
-    moment.notes.update({"reference": good, "flaw": torch.zeros(2, 1, 1, 1)})
+    moment.notes.update(reference=good, flaw=torch.zeros(2, 1, 1, 1))
     found = Sargd(Bright(), strength=0.5, threshold=0.0)(moment)
     expected = moment.going_to(moment.clean * 0.5)
     torch.testing.assert_close(found.latents, expected)
     assert torch.equal(moment.notes["reference"], good)
     # A reference that is no better is replaced, and nothing moves.
-    moment.notes.update({"reference": good, "flaw": torch.full((2, 1, 1, 1), 9.0)})
+    moment.notes.update(reference=good, flaw=torch.full((2, 1, 1, 1), 9.0))
     found = Sargd(Bright(), threshold=0.0)(moment)
     assert torch.equal(found.latents, moment.leaving) and found.mask.sum() == 0
     assert torch.equal(moment.notes["reference"], moment.clean)

@@ -24,8 +24,6 @@ SAMPLE = 100
 """Numbers of the draws of one moment, from here on."""
 WEIGHTS = 72
 """What a draw is for; see `core.seeds`."""
-ROUNDING = 1e-8
-"""Variance that float32 leaves of samples which do not differ."""
 
 
 @final
@@ -74,7 +72,8 @@ class Bayes:
                 _, clean = chain.model.move(x, i, chain.schedule, chain.conditioning)
             xs.append(x)
             noises.append(noise_in(x, clean, moment.level))
-        x, eps = torch.stack(xs), torch.stack(noises)
+        # From the first sample: equal samples then have no variance at all, not that of rounding.
+        x, eps = torch.stack(xs) - xs[0], torch.stack(noises) - noises[0]
         together = ((x - x.mean(dim=0)) * (eps - eps.mean(dim=0))).mean(dim=0)
         return together, eps.var(dim=0, unbiased=True)
 
@@ -85,7 +84,7 @@ class Bayes:
         middle = median(flat)
         spread = MAD_TO_DEVIATION * median((flat - middle).abs())
         limit: Tensor = (middle + self.deviations * spread).view(-1, 1, 1, 1)
-        return (seen > limit.clamp_min(ROUNDING)).float()
+        return (seen > limit).float()
 
 
 def coefficients(level: Level, following: Level) -> tuple[float, float]:
