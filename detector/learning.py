@@ -142,7 +142,10 @@ class Learner(Generic[N]):
                 "version; give another --out."
             )
         self._put(tensors["weights"])
-        self.average = {name: t.clone() for name, t in tensors["average"].items()}
+        self.average = {
+            name: tensors["average"][name].to(tensor.device, copy=True)
+            for name, tensor in self._state().items()
+        }
         for name, optimizer in self.optimizers.items():
             moments = {key: t.clone() for key, t in tensors[name].items()}
             restore_optimizer(optimizer, moments, state[name])

@@ -40,6 +40,13 @@ def test_the_loss_falls(loss):
     assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
 
 
+def test_the_average_comes_back_to_where_the_weights_are():
+    tensors, state = Learner(torch.nn.Linear(2, 2), ema=0.5).pack()
+    learner = Learner(torch.nn.Linear(2, 2, device="meta"), ema=0.5)
+    learner.unpack(tensors, state)
+    assert {tensor.device.type for tensor in learner.average.values()} == {"meta"}
+
+
 def test_the_losses_by_hand():
     logits, target = torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0, 0.0]]]])
     assert LOSSES["mse"](logits, target).item() == pytest.approx(0.25)

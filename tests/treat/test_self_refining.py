@@ -22,7 +22,7 @@ from tests.chain import inputs
 from tests.tiny import SIZE
 from tests.tiny.unconditional import ddpm, tiny_ddpm, tiny_ldm
 from treat.self_refining import train
-from treat.self_refining.attention import Flaws, grid, unwrap, wrap
+from treat.self_refining.attention import Flaws, Louder, attentions, grid, unwrap, wrap
 from treat.self_refining.noise import amplified
 from treat.self_refining.train import Config, finest
 
@@ -114,6 +114,34 @@ def test_other_networks_hear_the_map_too(case):
         unwrap(model.network)
         assert torch.equal(model.step(noise, 0, schedule, text), before)
     assert not torch.allclose(louder, before)
+
+
+@pytest.mark.parametrize(("case", "axis"), [("flux", 1), ("sd3", 2)])
+def test_a_norm_of_the_keys_does_not_make_them_plain_again(case, axis):
+    model, kept = CASES[case].model(), {}
+    noise, schedule, text = inputs(model, 2, SIZE)
+    flaws = Flaws("resize", finest(model, SIZE, SIZE))
+    attention = next(attentions(model.network))
+    with torch.no_grad():
+        hook = attention.norm_k.register_forward_hook(keep(kept, "plain"))
+        model.step(noise, 0, schedule, text)
+        hook.remove()
+        wrap(model.network, flaws, 0.5)
+        flaws.map = MAP
+        attention.norm_k.register_forward_hook(keep(kept, "louder"))
+        model.step(noise, 0, schedule, text)
+    plain, louder = (kept[name][1].movedim(axis, -1) for name in ("plain", "louder"))
+    torch.testing.assert_close(louder, plain * (1 + 0.5 * said(flaws, plain.shape[-1])))
+
+
+def test_a_small_lambda_survives_bf16():
+    flaws = Flaws("resize", (4, 4))
+    flaws.map = torch.full((1, 1, 4, 4), 0.1)
+    louder = Louder(torch.nn.Identity(), flaws, 0.025, axis=1)
+    tokens = torch.rand(1, 16, 4096).bfloat16() + 1
+    assert (louder(tokens).float().mean() / tokens.float().mean()).item() == pytest.approx(
+        1.0025, abs=5e-4
+    )
 
 
 def said(flaws, n):

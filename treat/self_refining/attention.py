@@ -2,8 +2,10 @@
 
 K and V of every self-attention times 1 + lambda M_emb, queries untouched (arXiv 2512.08774). M_emb
 is the map resized to the layer's tokens, or what a small convolution makes of it, which learns
-along; tokens that are no place of the image (text) have 0. The layers are wrapped, not patched:
-whatever processor computes the attention calls them, and taken off again nothing of it is left.
+along; tokens that are no place of the image (text) have 0. Where keys are normed (FLUX, SD 3.5) the
+norm is what is made louder, for it would take any factor before it away. The layers are wrapped,
+not patched: whatever processor computes the attention calls them, and taken off again nothing of it
+is left.
 
 Legend: h w pixels of the map, y x and n the tokens of a layer.
 """
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_flux import FluxAttention
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -63,15 +66,21 @@ def grid(n: int, y: int, x: int) -> tuple[int, int]:
 class Louder(nn.Module):
     """A layer that makes keys or values, and what it makes louder where the map is high."""
 
-    def __init__(self, layer: nn.Module, flaws: Flaws, weight: float):
+    def __init__(self, layer: nn.Module, flaws: Flaws, weight: float, axis: int):
         super().__init__()
         self.layer, self.weight = layer, weight
+        self.axis = axis
+        """Of what the layer makes, that of the tokens."""
         self._flaws = (flaws,)  # in a tuple: one map serves all layers, and is no part of any
 
     def forward(self, tokens: Tensor, *rest: Any, **more: Any) -> Tensor:
         made = self.layer(tokens, *rest, **more)
-        louder = self._flaws[0].tokens(made.shape[1])
-        return made if louder is None else made * (1 + self.weight * louder.to(made))
+        louder = self._flaws[0].tokens(made.shape[self.axis])
+        if louder is None:
+            return made
+        after = [1] * (made.ndim - 1 - self.axis)
+        factor = 1 + self.weight * louder.to(made.device).view(-1, *after)
+        return (made * factor).to(made.dtype)  # 1 + lambda M itself is too fine for bf16
 
 
 def wrap(network: nn.Module, flaws: Flaws, weight: float) -> int:
@@ -81,8 +90,8 @@ def wrap(network: nn.Module, flaws: Flaws, weight: float) -> int:
     """
     found = list(attentions(network))
     for attention in found:
-        for name in NAMES:
-            setattr(attention, name, Louder(getattr(attention, name), flaws, weight))
+        for name, axis in last(attention).items():
+            setattr(attention, name, Louder(getattr(attention, name), flaws, weight, axis))
     if not found:
         raise UserError("this base has no self-attention: set reverse_weight to 0.")
     return len(found)
@@ -91,10 +100,17 @@ def wrap(network: nn.Module, flaws: Flaws, weight: float) -> int:
 def unwrap(network: nn.Module) -> None:
     """The network as it was built, with the weights that it has now."""
     for attention in list(attentions(network)):
-        for name in NAMES:
+        for name in last(attention):
             layer = getattr(attention, name)
             if isinstance(layer, Louder):
                 setattr(attention, name, layer.layer)
+
+
+def last(attention: Any) -> dict[str, int]:
+    """The layers that keys and values leave last, and the axis of the tokens then."""
+    if getattr(attention, "norm_k", None) is None:
+        return dict.fromkeys(NAMES, 1)
+    return {"norm_k": 1 if isinstance(attention, FluxAttention) else 2, "to_v": 1}
 
 
 def attentions(network: nn.Module) -> Iterator[Any]:
