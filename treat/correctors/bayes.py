@@ -72,7 +72,8 @@ class Bayes:
                 _, clean = chain.model.move(x, i, chain.schedule, chain.conditioning)
             xs.append(x)
             noises.append(noise_in(x, clean, moment.level))
-        x, eps = torch.stack(xs), torch.stack(noises)
+        # From the first sample: equal samples then have no variance at all, not that of rounding.
+        x, eps = torch.stack(xs) - xs[0], torch.stack(noises) - noises[0]
         together = ((x - x.mean(dim=0)) * (eps - eps.mean(dim=0))).mean(dim=0)
         return together, eps.var(dim=0, unbiased=True)
 
