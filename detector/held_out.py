@@ -13,7 +13,7 @@ from typing import Any
 
 from core.contracts import ArtifactMap, Images
 from core.heatmap import colourise, overlay, write_map
-from core.images import Picture, contact_sheet, write_image
+from core.images import AnyPicture, contact_sheet, write_image
 from core.run import plain
 from core.samples import Record, Sample
 from core.storage import write_atomic
@@ -27,7 +27,7 @@ WORST = 12
 """Images that are shown: those with the largest squared error."""
 
 
-def sheet(images: Images, target: ArtifactMap, maps: ArtifactMap) -> Picture:
+def sheet(images: Images, target: ArtifactMap, maps: ArtifactMap) -> AnyPicture:
     """A row for each image: itself, its label, its map, its overlay."""
     columns = (images, colourise(target), colourise(maps), overlay(images, maps))
     rows = [[column[i] for column in columns] for i in range(len(images))]
