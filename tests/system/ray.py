@@ -1,6 +1,7 @@
 """A Ray of one machine, with all its files in a folder of its own."""
 
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.launch.served import until
@@ -19,9 +20,7 @@ class Cluster:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        with ExitStack() as held:
-            taken = [held.enter_context(socket.create_server(("", 0))) for _ in range(3)]
-            self.ports = [one.getsockname()[1] for one in taken]
+        self.ports = free_ports(3)
         self.address = f"http://127.0.0.1:{self.ports[1]}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -63,6 +62,18 @@ class Cluster:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def free_ports(number: int) -> list[int]:
+    """Below those that the kernel gives out by itself, so that nobody is given one meanwhile."""
+    found: list[int] = []
+    with ExitStack() as held:
+        while len(found) < number:
+            port = random.randrange(20_000, 30_000)
+            with suppress(OSError):
+                held.enter_context(socket.create_server(("", port)))
+                found.append(port)
+    return found
 
 
 @contextmanager
