@@ -35,7 +35,7 @@ class Cluster:
         words += ["--min-worker-port=0", "--max-worker-port=0"]
         words += [f"--ray-client-server-port={self.ports[2]}"]
         for _ in range(3):
-            with (self.folder / "out.log").open("ab") as log:
+            with (self.folder / "out.log").open("wb") as log:
                 self.process = subprocess.Popen(
                     [program, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
@@ -48,6 +48,9 @@ class Cluster:
         return self.process is None or self.process.poll() is not None
 
     def listens(self) -> bool:
+        """The dashboard does before the rest is up, and does not outlive it."""
+        if "Ray runtime started" not in (self.folder / "out.log").read_text():
+            return False
         token = {"authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
         asked = urllib.request.Request(f"{self.address}/api/version", headers=token)
         with urllib.request.urlopen(asked, timeout=5) as answer:
