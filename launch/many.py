@@ -41,7 +41,10 @@ def main(words: list[str]) -> int:
 
 def pass_on(number: int, frame: FrameType | None) -> None:
     """torch starts each process in a session of its own, which no signal to our group reaches."""
-    for pid in children():
+    begun = children()
+    if not begun:  # nobody else would hear it, and there is nothing to save yet
+        os._exit(128 + number)
+    for pid in begun:
         try:
             os.kill(pid, number)
         except ProcessLookupError:

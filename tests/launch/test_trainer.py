@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import launch.many
 import launch.trainer
 from core.config import from_mapping, read_yaml
 from core.errors import UserError
@@ -173,6 +174,14 @@ def test_several_processes_die_with_the_trainer_and_fail_with_their_own_words(ru
     prepare(run_folder, attempt=2, layout=TWO, fault="error")
     assert train(run_folder, 2).wait() == 2
     assert Outcome.read(run_folder, 2).error == "the toy is broken; buy another."
+
+
+def test_a_signal_that_comes_before_any_process_has_begun_is_not_lost(monkeypatch):
+    left = []
+    monkeypatch.setattr(launch.many, "children", list)
+    monkeypatch.setattr(launch.many.os, "_exit", left.append)
+    launch.many.pass_on(signal.SIGUSR1, None)
+    assert left == [128 + signal.SIGUSR1]  # which the trainer takes for a stop that it asked for
 
 
 def test_what_a_program_leaves_behind_ends_with_it(run_folder):
