@@ -11,7 +11,7 @@ class Config(core.config.Config):
     """Settings of a flaw highlighter's training."""
 
     data: tuple[Path, ...]
-    """Shard folders, or folders with real/ and images/; both kinds are needed."""
+    """Shard folders, or folders with real/ and images/; both kinds are needed, masks are not."""
     out: Path
     """Run folder; the same command resumes it."""
     variant: str = "vgg16"

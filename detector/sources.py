@@ -3,7 +3,7 @@
 A plain folder holds `images/`, `masks/` (same stem, 8-bit gray, 0..255 soft), `real/` (sound
 photographs, their label is zero) and, if known, `references/` (same stem: the sound image that one
 was made from) and `prompts.jsonl` or `records.jsonl` with one object a line: `file` or `key`, and
-any field of a record. An image without a mask is unlabelled and passed over.
+any field of a record. An image without a mask is unlabelled and passed over, unless none is needed.
 
 Nothing here needs torch, which takes more memory than a million samples. Legend: h w pixels.
 """
@@ -28,14 +28,17 @@ T = TypeVar("T")
 
 
 class FolderSamples(Sequence[Sample]):
-    """The labelled images of a plain folder, read on demand."""
+    """The images of a plain folder, read on demand; `masked`: those alone that have a label."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, masked: bool = True):
         folder = Path(folder)
         self.folder, self.unlabelled = folder, 0
         self._known = known_records(folder)
-        self._files = [(path, mask) for path, mask in self._pairs("images") if mask is not None]
-        self._files += [(path, None) for path, _ in self._pairs("real")]
+        made = self._pairs("images")
+        self._files = [(path, mask, True) for path, mask in made if mask is not None or not masked]
+        self._files += [(path, None, False) for path, _ in self._pairs("real")]
+        if not (self._files or masked):
+            raise UserError(f"{folder} has no image in images/ or real/; put some there.")
         if not self._files:
             raise UserError(
                 f"{folder} has no labelled image; put masks with the same names as images/ into "
@@ -46,10 +49,11 @@ class FolderSamples(Sequence[Sample]):
         return len(self._files)
 
     def __getitem__(self, i):  # type: ignore[override]
-        path, mask = self._files[i]
+        path, mask, made = self._files[i]
         image, record = levels_of(path), self.record(i)
         if mask is None:
-            return Sample(record.key, image, np.zeros(image.shape[:2], np.uint8), record)
+            sound = None if made else np.zeros(image.shape[:2], np.uint8)
+            return Sample(record.key, image, sound, record)
         reference = beside(self.folder, "references", path) if record.referenced else None
         sound = None if reference is None else levels_of(reference)
         return Sample(record.key, image, gray(open_image(mask)), record, sound)
@@ -58,13 +62,13 @@ class FolderSamples(Sequence[Sample]):
         return [self.record(i) for i in range(len(self))]
 
     def record(self, i: int) -> Record:
-        path, mask = self._files[i]
-        key = safe_key(path.stem if mask is not None else f"real-{path.stem}")
+        path, mask, made = self._files[i]
+        key = safe_key(path.stem if made else f"real-{path.stem}")
         given = self._known.get(path.name) or self._known.get(path.stem) or {}
-        made = mask is not None and beside(self.folder, "references", path) is not None
-        found = {"key": key, "referenced": made}
+        referenced = mask is not None and beside(self.folder, "references", path) is not None
+        found = {"key": key, "referenced": referenced}
         try:
-            return Record(**{"source": "human" if mask else "real", **given, **found})
+            return Record(**{"source": "human" if made else "real", **given, **found})
         except ValidationError as error:
             fault = error.errors()[0]
             raise UserError(
@@ -96,29 +100,31 @@ class Joined(Sequence[T]):
         return self.sources[which][i - self.starts[which]]
 
 
-def open_data(paths: Sequence[Path]) -> tuple[Sequence[Sample], Sequence[Record]]:
+def open_data(
+    paths: Sequence[Path], masked: bool = True
+) -> tuple[Sequence[Sample], Sequence[Record]]:
     """All samples of several stores or folders, and their records, each read on demand.
 
-    Raises `UserError` for what is neither.
+    `masked`: of a plain folder only what has a mask. Raises `UserError` for what is neither.
     """
     if not paths:
         raise UserError(
             "no data was given; name a shard folder or a folder with images/ and masks/."
         )
-    sources = [open_source(Path(path)) for path in paths]
+    sources = [open_source(Path(path), masked) for path in paths]
     samples, records = Joined(sources), Joined([source.records() for source in sources])
     if not len(samples):
         raise UserError(f"{', '.join(map(str, paths))} holds no sample; fill it first.")
     return samples, records
 
 
-def open_source(path: Path) -> ShardStore | FolderSamples:
+def open_source(path: Path, masked: bool = True) -> ShardStore | FolderSamples:
     if not path.is_dir():
         raise UserError(f"there is no data folder {path}; check the path.")
     if any(path.glob("*.manifest.jsonl")):
         return ShardStore(path)
     if (path / "images").is_dir() or (path / "real").is_dir():
-        return FolderSamples(path)
+        return FolderSamples(path, masked)
     raise UserError(
         f"{path} holds neither shards nor images/ and masks/ (or real/); see docs for the layouts."
     )

@@ -102,6 +102,11 @@ def untrained(config: SegformerConfig | HighlighterConfig) -> SegformerDetector 
 
 def load_highlighter(folder: Path) -> Highlighter:
     """The flaw highlighter of a folder, in eval mode; raises `UserError` as `load_detector`."""
+    if not located(folder).is_dir():
+        raise UserError(
+            f"there is no folder {folder} of a flaw highlighter; train one with `diffdoctor "
+            "detector train-highlighter`."
+        )
     description, payload = _verified(folder)
     if not isinstance(description.config, HighlighterConfig):
         raise UserError(
@@ -194,8 +199,8 @@ def _fitting(folder: Path, what: str) -> Iterator[None]:
         yield
     except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"{located(folder) / TENSORS} does not hold a {what} ({_first_line(error)}); train it "
-            "again with `diffdoctor detector train`."
+            f"{located(folder) / TENSORS} does not hold a {what} ({_first_line(error)}); copy "
+            "the folder again or train it again."
         ) from error
 
 

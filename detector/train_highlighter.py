@@ -44,7 +44,7 @@ Kinds = tuple[Chosen, Chosen]
 
 def main(config: Config) -> int | None:
     """Train to the end, or until a signal: then save and return `PAUSED`."""
-    samples, records = open_data(config.data)
+    samples, records = open_data(config.data, masked=False)
     train, valid = split(samples, records, config.valid_share, config.valid_limit, config.seed)
     shape = HighlighterConfig(variant=config.variant, side=config.side, hidden=config.hidden)
     highlighter = Highlighter(shape, config.seed)

@@ -15,7 +15,13 @@ from core.shards import ShardWriter
 from detector import diagnose, evaluate, train_highlighter
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig, load_pretrained
 from detector.segformer import freeze
-from detector.storage import load_detector, load_highlighter, open_detector, save_highlighter
+from detector.storage import (
+    load_detector,
+    load_highlighter,
+    open_detector,
+    read_description,
+    save_highlighter,
+)
 from detector.train_highlighter import Config
 
 SIDE, SPOT = 32, 8
@@ -77,6 +83,8 @@ def test_a_folder_gives_the_same_maps_and_is_no_segformer(tmp_path):
     again = open_detector(tmp_path / "h")
     torch.testing.assert_close(again(images()), FlawMap(made)(images()), rtol=0, atol=0)
     assert load_highlighter(tmp_path / "h").config.side == 48
+    with pytest.raises(UserError, match="train-highlighter"):
+        load_highlighter(tmp_path / "none")
     with pytest.raises(UserError, match="SegFormer is needed"):
         load_detector(tmp_path / "h")
     payload = (tmp_path / "h/detector.safetensors").read_bytes()
@@ -168,6 +176,17 @@ def test_one_kind_alone_teaches_nothing(data, tmp_path):
         write_image(tmp_path / f"real/{i}.png", images(1, i)[0])
     with pytest.raises(UserError, match="no generated image teaches"):
         train_highlighter.main(settings(tmp_path, tmp_path / "run"))
+
+
+def test_no_mask_is_needed(tmp_path):
+    for kind, first in (("real", 0), ("images", 100)):
+        (tmp_path / kind).mkdir()
+        for i in range(first, first + 30):
+            write_image(tmp_path / f"{kind}/{i}.png", images(1, i)[0])
+    few = {"steps": 1, "batch": 2, "valid_share": 0.3, "valid_limit": 4}
+    assert train_highlighter.main(settings(tmp_path, tmp_path / "run", **few)) is None
+    card = read_description(tmp_path / "run").card
+    assert min(card["samples"].values()) > 10 and sum(card["samples"].values()) < 60
 
 
 def test_a_flaw_map_diagnoses(data, tmp_path):
