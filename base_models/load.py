@@ -36,6 +36,8 @@ class Family(NamedTuple):
     """Its folder; None: the base draws pixels."""
     halving: str | None = None
     """Folder of a network that asks for cells which divide by its own halvings."""
+    prompted: bool = True
+    """Whether it reads what it is asked to draw."""
 
 
 FAMILIES = {
@@ -44,9 +46,9 @@ FAMILIES = {
     "StableDiffusionPipeline": Family(sd.from_pipeline, unet.grain),
     "StableDiffusion3Pipeline": Family(sd3.StableDiffusion3, sd3.grain),
     "KolorsPipeline": Family(kolors.from_pipeline, unet.grain),
-    "DDPMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet"),
-    "DDIMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet"),
-    "LDMPipeline": Family(unconditional.latents, unconditional.grain, "vqvae", "unet"),
+    "DDPMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet", False),
+    "DDIMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet", False),
+    "LDMPipeline": Family(unconditional.latents, unconditional.grain, "vqvae", "unet", False),
 }
 """By `_class_name` in model_index.json, which is also the class in diffusers."""
 LIBRARIES = {"diffusers", "transformers", "kolors"}
@@ -147,6 +149,13 @@ def check_base(path: Path, weights: bool = True) -> str:
         _check_single_file(path, family)
     check_components(path, weights)
     return family
+
+
+def check_prompts(base: str, given: bool) -> None:
+    """Raise `UserError` where a base reads prompts and none are `given`; no weights are read."""
+    family = FAMILIES[check_base(locate(base, weights=False), weights=False)]
+    if family.prompted and not given:
+        raise UserError(f"{base} draws what it is asked for: give --prompts FILE.")
 
 
 def pipeline_class(path: Path) -> str:

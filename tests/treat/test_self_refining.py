@@ -254,8 +254,16 @@ def test_latents_take_the_reverse_part_alone(world):
     tiny_ldm().save_pretrained(world / "base")
     with pytest.raises(UserError, match="forward_weight to 0"):
         train.main(settings(world, "refused"))
+    assert not (world / "refused").exists()  # so that the same --out may be asked for again
     train.main(settings(world, "run", forward_weight=0))
     assert (world / "run/pipeline/vqvae/config.json").is_file()
+
+
+def test_a_base_that_reads_text_needs_captions_before_a_run_begins(world):
+    CASES["sdxl"].pipeline().save_pretrained(world / "text")
+    with pytest.raises(UserError, match="has no caption"):
+        train.main(settings(world, "run", base=str(world / "text"), forward_weight=0))
+    assert not (world / "run").exists()
 
 
 def test_refining_needs_a_highlighter(world):

@@ -22,9 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import core.config
-from base_models.load import check_base, check_size, load_base, locate
+from base_models.load import FAMILIES, check_base, check_size, load_base, locate
 from base_models.sample import autocast, sample
-from base_models.unconditional import Pixels, Unconditional
+from base_models.unconditional import Unconditional
 from core import checkpoint
 from core.contracts import Conditioning, DiffusionModel
 from core.errors import UserError
@@ -104,8 +104,13 @@ def check(config: Config) -> Path:
     folder = locate(config.base)
     if not folder.is_dir():
         raise UserError(f"{folder} is a single file: save its pipeline as a folder first.")
-    check_base(folder)
-    read_offline(config.data, config.limit, captioned=False)
+    family = FAMILIES[check_base(folder)]
+    if config.refining and config.forward_weight and family.autoencoder is not None:
+        raise UserError(
+            "amplified noise is for bases that draw pixels: a flaw of pixels has no value in "
+            "latents. Set forward_weight to 0."
+        )
+    read_offline(config.data, config.limit, captioned=family.prompted)
     if config.refining and config.highlighter is not None:
         load_highlighter(config.highlighter)
     check_writable(config.out.parent)
@@ -116,13 +121,8 @@ def open_model(config: Config, place: torch.device) -> tuple[DiffusionModel, Rea
     """The base in float32, and the images as it takes them, encoded once."""
     model = load_base(config.base)
     model.encoders_to(place)
-    unread = isinstance(model, Unconditional)
-    if config.refining and config.forward_weight and not (unread and isinstance(model.vae, Pixels)):
-        raise UserError(
-            "amplified noise is for bases that draw pixels: a flaw of pixels has no value in "
-            "latents. Set forward_weight to 0."
-        )
-    images = read_offline(config.data, config.limit, captioned=not unread)
+    prompted = not isinstance(model, Unconditional)
+    images = read_offline(config.data, config.limit, captioned=prompted)
     size = config.height, config.width
     cache = cache_offline(config.out / "cache", model, config.base, images, *size)
     rows = RealRows(cache, images.captions, place, hold=False)
