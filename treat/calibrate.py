@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from base_models.load import check_size, load_base
+from base_models.load import check_prompts, check_size, load_base
 from base_models.sample import decode
 from base_models.trajectory import Trajectory
 from core.config import Config as BaseConfig
@@ -27,9 +27,17 @@ from core.contracts import ArtifactMap, DiffusionModel, Images
 from core.errors import UserError
 from core.images import round_to_8bit
 from core.prompts import read_prompts
+from core.storage import check_file
 from detector.measure import device
-from detector.score_dynamics import ScoreDynamics, Variant, Window, check_window, dynamics
-from detector.storage import load_detector
+from detector.score_dynamics import (
+    ScoreDynamics,
+    Variant,
+    Window,
+    check_window,
+    dynamics,
+    mean_dynamics,
+)
+from detector.storage import open_detector
 from treat.arms import Draw, encode, named, plan
 from treat.correctors.asced import Asced
 from treat.correctors.calibration import Calibration, write_calibration
@@ -77,12 +85,14 @@ def main(config: Config, judge: Judge | None = None) -> None:
     """Draw plainly, choose T_d; draw with every gamma, choose; write."""
     if config.out.suffix != ".json":
         raise UserError(f"--out {config.out} is no .json file: name one.")
+    check_file(config.out)
     check_size(config.base, config.height, config.width)
+    check_prompts(config.base, config.prompts is not None)
     for t_d in config.t_d:
         check_window(Window(t_d=t_d), config.sampling_steps)
     if judge is None:
-        known = {name: load_detector(Path(path)) for name, path in named(config.judges).items()}
-        judge, _ = first_detector(known)
+        known = {name: open_detector(Path(path)) for name, path in named(config.judges).items()}
+        judge, _ = first_detector(known, "--judges")
     prompts = [""] if config.prompts is None else read_prompts(config.prompts)
     draws, place = plan(prompts, config.n, config.seed), str(device(config.device))
     model = load_base(config.base)
@@ -91,7 +101,7 @@ def main(config: Config, judge: Judge | None = None) -> None:
     model.to(place)
     walked, images = _walk(config, model, text, draws, None, "plain")
     seen = _judged(judge, images, draws, config.batch)
-    bank = torch.cat([dynamics(one) for one in walked], dim=1).mean(dim=(1, 2, 3)).tolist()
+    bank = mean_dynamics(torch.cat([dynamics(one) for one in walked], dim=1))
     overlaps = [_overlap(config, model, walked, images, seen, bank, *one) for one in _pairs(config)]
     best = max(overlaps, key=lambda one: one["iou"])
     tried, gamma = [{"gamma": None, "area": _area(seen)}], 1.0

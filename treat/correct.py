@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from base_models.load import check_size, load_base
+from base_models.load import check_prompts, check_size, load_base
 from base_models.sample import decode
 from core.config import Config as BaseConfig
 from core.contracts import DiffusionModel
@@ -111,13 +111,14 @@ def main(
 ) -> int | None:
     """Draw both arms, judge, compare, report; see `treat.evaluate.main` for the judge."""
     check_size(config.base, config.height, config.width)
+    check_prompts(config.base, config.prompts is not None)
     place = device(config.device)
     leads = None if config.detector == DYNAMICS else Path(config.detector)
     judges = {name: open_detector(Path(path)) for name, path in named(config.judges).items()}
     opened = open_corrector(wanted(config), leads and freeze(open_detector(leads)).to(place))
     if judge is None:
         own = {} if leads is None else {ITSELF: open_detector(leads)}
-        judge, judge_name = first_detector(judges or own)
+        judge, judge_name = first_detector(judges or own, "--judges")
     draws = plan(prompts_of(config), config.n or (16 if config.prompts is None else None),
                  config.seed)  # fmt: skip
     with Run.start(config, config.out, "treat.correct") as run:

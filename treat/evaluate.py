@@ -136,9 +136,11 @@ def check_control(control: str | None, paths: Mapping[str, str]) -> None:
         raise UserError(f"the control '{control}' is none of the adapters ({known}): name one.")
 
 
-def first_detector(detectors: Mapping[str, Detector]) -> tuple[Judge, str]:
+def first_detector(
+    detectors: Mapping[str, Detector], option: str = "--detectors"
+) -> tuple[Judge, str]:
     if not detectors:
-        raise UserError("nobody judges: give at least one detector, --detectors NAME=FOLDER.")
+        raise UserError(f"nobody judges: give at least one detector, {option} NAME=FOLDER.")
     name, detector = next(iter(detectors.items()))
     return (lambda images, prompts: detector(images)), f"detector {name}, largest pixel >= .5"
 

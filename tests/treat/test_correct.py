@@ -15,7 +15,7 @@ from core.run import PAUSED, Run
 from detector.score_dynamics import Window
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import save_detector
-from tests.tiny import SIZE
+from tests.tiny import SIZE, tiny_pipeline
 from tests.tiny.unconditional import tiny_ddpm, tiny_ldm
 from treat import calibrate, correct
 from treat.correctors.acceleration import drawing, mean_curves, region_curves
@@ -124,18 +124,21 @@ def test_what_cannot_be_done_is_refused_before_anything_is_drawn(world, tmp_path
     ):
         with pytest.raises(UserError, match=says):
             correct.main(settings(world, out, **given), bright)
-    with pytest.raises(UserError, match="nobody judges"):
+    with pytest.raises(UserError, match="nobody judges.*--judges"):
         correct.main(settings(world, out))
+    tiny_pipeline().save_pretrained(tmp_path / "flux")
+    with pytest.raises(UserError, match="give --prompts FILE"):
+        correct.main(settings(world, out, base=str(tmp_path / "flux")), bright)
     assert not out.exists()
 
 
 def test_a_calibration_is_found_and_used(world, tmp_path):
     config = calibrate.Config(
-        base=str(world / "ddpm"), out=tmp_path / "asced.json", n=3, batch=2, sampling_steps=10,
+        base=str(world / "ddpm"), out=tmp_path / "new/asced.json", n=3, batch=2, sampling_steps=10,
         height=SIZE, width=SIZE, t_d=(1.0, 0.7), factor=(1.0, 2.0), gamma=(0.5, 1.0),
     )  # fmt: skip
     calibrate.main(config, bright)
-    found = read_calibration(config.out, config.base, 10, "paper")
+    found = read_calibration(config.out, config.base + "/", 10, "paper")
     assert len(found.bank) == 9 and all(value > 0 for value in found.bank)
     overlaps = [one for one in found.tried if "iou" in one]
     best = max(overlaps, key=lambda one: one["iou"])

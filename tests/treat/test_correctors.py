@@ -368,9 +368,14 @@ def test_settings_by_words():
         (["gamma=much"], "is a number, not 'much'"),
         (["back=1.5"], "is a number, not '1.5'"),
         (["find=1"], "no setting of 'asced'"),
+        (["back=0"], "at least 1"),
+        (["gamma=-1"], "at least 0"),
+        (["gamma=nan"], "at least 0"),
     ):
         with pytest.raises(UserError, match=says):
             settings_of("asced", words)
+    with pytest.raises(UserError, match="at least 2"):
+        settings_of("bayes", ["samples=1"])  # they have no variance
 
 
 def test_what_leads_must_be_there_and_have_a_gradient():

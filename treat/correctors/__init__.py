@@ -4,6 +4,7 @@ Nothing is trained. Each corrector is one file or class and one line below, all 
 (`treat.correctors.moment`): called after every step, it gives back what enters the next.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -25,6 +26,10 @@ CORRECTORS: dict[str, Any] = {
     "trajectory": PalTtc,
     "guide": Guide,
 }
+
+
+LEAST = {"samples": 2}
+"""Of whole numbers that must be more than 1."""
 
 
 def make(name: str, settings: dict[str, Any], **parts: Any) -> Corrector:
@@ -59,6 +64,9 @@ def settings_of(name: str, words: Sequence[str]) -> dict[str, Any]:
             found[key] = kind(text)
         except ValueError as error:
             raise UserError(f"{key} of '{name}' is a number, not '{text}'.") from error
+        least = LEAST.get(key, 1) if kind is int else 0
+        if not (math.isfinite(found[key]) and found[key] >= least):
+            raise UserError(f"{key} of '{name}' is at least {least}, not '{text}'.")
     return found
 
 

@@ -32,6 +32,7 @@ class Calibration(BaseModel):
 
 
 def write_calibration(path: Path, found: Calibration) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (found.model_dump_json(indent=2) + "\n").encode())
 
 
@@ -42,7 +43,7 @@ def read_calibration(path: Path, base: str, steps: int, variant: str) -> Calibra
     except ValidationError as error:
         raise UserError(f"{path} is no calibration: `diffdoctor calibrate` writes one.") from error
     for name, said, here in (
-        ("base", found.base, base),
+        ("base", Path(found.base), Path(base)),
         ("sampling_steps", found.steps, steps),
         ("variant", found.variant, variant),
     ):
