@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from base_models.trajectory import Trajectory, joined, levels, noise_in, weighted_scores
+from base_models.trajectory import Level, Trajectory, joined, levels, noise_in, weighted_scores
 from core.contracts import Detector
 from core.errors import UserError
 from detector import score_dynamics
@@ -174,6 +174,19 @@ def test_the_papers_omega_is_the_union_over_steps():
     found = paper_map(changes, torch.full((3, 1), 2.0))[0, 0] > 0.5
     assert found.nonzero().tolist() == [[0, 0], [3, 3]]
     assert not (paper_map(quiet, torch.full((3, 1), 2.0)) > 0.5).any()
+
+
+def test_the_paper_reads_its_window_alone_and_each_step_against_its_own_bank():
+    window, bank = Window(t_c=0.5, t_d=0.8), [2.0] * 19
+    assert list(window.read(20)) == [5, 6, 7, 8, 9]
+    bank[6] = 50.0  # between steps 6 and 7
+    for at in range(1, 20):
+        walked, clean = Trajectory([Level(1.0, 0.0)] * 21), torch.zeros(1, 3, 32, 32)
+        for i in range(20):
+            clean = clean + 1 + 4 * (SQUARE if i == at else 0)
+            walked.add(torch.zeros_like(clean), clean)
+        map = ScoreDynamics(walked, lambda z: z, "paper", window, bank)(clean)
+        assert torch.equal(map > 0.5, SQUARE if at in (5, 6, 8, 9) else SQUARE & False), at
 
 
 # Code: the release, written out once more in numpy, with its own sizes at 256 x 256
