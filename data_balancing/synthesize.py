@@ -99,9 +99,12 @@ def main(config: Config) -> None:
 def check(config: Config) -> bool:
     """Whether the base is of a family here; raises `UserError` for one that cannot draw."""
     path = Path(config.base).expanduser()
-    if path.is_dir() and pipeline_class(path) not in FAMILIES:
+    family = FAMILIES.get(pipeline_class(path)) if path.is_dir() else None
+    if path.is_dir() and family is None:
         check_foreign(path)
         return False
+    if family is not None and not family.prompted:
+        raise UserError(f"{path} takes no prompt: give a base that draws what it is asked for.")
     check_size(config.base, config.height, config.width)
     return True
 

@@ -77,12 +77,12 @@ def test_a_step_reports_the_term_and_learns_from_it():
     without, plain = trained(1)
     assert figures[0]["loss"] == plain[0]["loss"]
     assert 0 < figures[0]["misalignment"] < 2 and "misalignment" not in plain[0]
-    weights = (one.detector.state_dict().values() for one in (with_it, without))
+    weights = (one.model.state_dict().values() for one in (with_it, without))
     assert any(not torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
 def test_the_state_of_the_detector_stays_but_for_its_gradient():
-    detector = trained(1)[0].detector
+    detector = trained(1)[0].model
     before = {name: t.clone() for name, t in detector.state_dict().items()}
     misalignment(detector, *reference_batch(PAIRS, 4, seed=5, step=0)).backward()
     assert detector.training

@@ -5,11 +5,12 @@ import torch
 
 from core.seeds import generator
 from detector import augment as a
+from detector.augmentation import NO_AUGMENTATION, Augmentation
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=generator(1))
 TARGET = torch.zeros(4, 1, 32, 32)
 TARGET[:2, :, 8:12, 4:8] = 1
-ALL = a.Augmentation(appearance=1, move=1, shrink=1)
+ALL = Augmentation(appearance=1, move=1, shrink=1)
 
 
 def test_pure_in_the_generator():
@@ -29,7 +30,7 @@ def test_range_shape_and_inputs_are_kept():
 
 
 def test_none_changes_nothing():
-    images, target = a.augment(IMAGES, TARGET, a.NO_AUGMENTATION, generator(3))
+    images, target = a.augment(IMAGES, TARGET, NO_AUGMENTATION, generator(3))
     assert torch.equal(images, IMAGES) and torch.equal(target, TARGET)
 
 

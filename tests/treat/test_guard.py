@@ -257,7 +257,7 @@ def test_a_guard_that_cannot_see_says_so_once(world, tmp_path):
 def test_a_look_whose_pictures_were_removed_is_no_end(world, tmp_path):
     settings = config(world, tmp_path, watch_every=1, watch_images=FEWEST, steps=1)
     assert train.main(settings) == 0
-    for path in (tmp_path / "watched/step-00000000").glob("*"):
+    for path in (tmp_path / "watched/step-00000000").glob("*.png"):
         path.unlink()
     assert train.main(settings.model_copy(update={"steps": 2})) == 0
     assert any("the guard sees nothing" in message for message in warnings(tmp_path))
