@@ -238,8 +238,9 @@ def test_contract_another_process_recovers_it(launcher, run_folder):
     prepare(run_folder, steps=400)
     handle = launcher.submit(run_folder, 1)
     other = type(launcher)()
-    early = other.recover(run_folder, 1)  # perhaps before the lease
-    assert early is not None and other.poll(run_folder, 1, early) is Liveness.ALIVE
+    # Perhaps before the lease; while a process becomes another, Linux shows no words of either.
+    early = wait(lambda: other.recover(run_folder, 1), 5)
+    assert other.poll(run_folder, 1, early) is Liveness.ALIVE
     wait(lambda: Lease.read(run_folder))
     late = other.recover(run_folder, 1)
     assert other.poll(run_folder, 1, late) is Liveness.ALIVE
@@ -296,7 +297,7 @@ def test_no_secret_of_the_service_reaches_a_trainer(run_folder, monkeypatch):
     local = LAUNCHERS["local"]()
     handle = local.submit(run_folder, 1)
     pid = json.loads(handle)["pid"]
-    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    environment = wait(Path(f"/proc/{pid}/environ").read_bytes, 5)
     assert b"sesame" not in environment and b"HARMLESS=seen" in environment
     local.cancel(run_folder, 1, handle)
 
