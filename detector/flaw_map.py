@@ -98,10 +98,6 @@ class FlawMap(nn.Module):
         """Grad-CAM of *generated*, over its largest value in each image, as the paper shows it."""
         return self._seen(images)[0]
 
-    def mean_map(self, images: Images) -> Float[Tensor, "1 1 h w"]:
-        """mFAM: the mean map of one generated batch, which all samples of a step share."""
-        return self.flaw_maps(images).mean(0, keepdim=True)
-
     def _seen(self, images: Images) -> tuple[ArtifactMap, Float[Tensor, " b"]]:
         """Maps on the images' grid, and the probability of *generated*."""
         learning = torch.is_grad_enabled() and images.requires_grad

@@ -74,16 +74,22 @@ def load_detector(folder: Path) -> SegformerDetector:
     Raises `UserError` that names the cure for a missing folder, a damaged or foreign file, a
     variant that this version does not know, and a flaw highlighter.
     """
-    description, payload = _verified(folder)
-    if not isinstance(description.config, SegformerConfig):
+    config, (_, payload) = check_segformer(folder), _verified(folder)
+    detector = SegformerDetector(config)
+    with _fitting(folder, f"{config.variant} detector"):
+        load_canonical_state(detector, load_tensors(payload))
+    return detector.eval()
+
+
+def check_segformer(folder: Path) -> SegformerConfig:
+    """What the SegFormer of a folder is, by its description alone; `UserError` for another."""
+    config = read_description(folder).config
+    if not isinstance(config, SegformerConfig):
         raise UserError(
             f"{folder} is a flaw highlighter, and a SegFormer is needed here: train one with "
             "`diffdoctor detector train`."
         )
-    detector = SegformerDetector(description.config)
-    with _fitting(folder, f"{description.config.variant} detector"):
-        load_canonical_state(detector, load_tensors(payload))
-    return detector.eval()
+    return config
 
 
 def open_detector(folder: Path) -> SegformerDetector | FlawMap:

@@ -29,7 +29,7 @@ from core.errors import UserError
 from core.processes import this_process
 from core.run import Run
 from detector.segformer import SegformerDetector, freeze
-from detector.storage import load_detector, open_detector, read_description
+from detector.storage import check_segformer, open_detector, read_description
 from treat.adapter import check_adapters, fuse, pin, read_adapter, take_up
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
@@ -198,7 +198,7 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
     if config.refresh_every and given is not None:
         raise UserError("Only the config's own detector can be refreshed: set refresh_every to 0.")
     if config.refresh_every and config.detector:
-        load_detector(config.detector)  # a SegFormer: nothing else can be refreshed
+        check_segformer(config.detector)  # nothing else can be refreshed
     if config.image_reward:
         check_reward(config.image_reward)
     if config.pixel_weight and given is None and config.detector is None:
