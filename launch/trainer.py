@@ -43,6 +43,8 @@ WAIT = 5.0
 GRACE = 60.0
 """Seconds that a cancelled program has to end by itself; one that pauses may save as long as it
 takes."""
+AGAIN = 5.0
+"""Seconds after which a program that was to save is asked again: it may not have listened yet."""
 PAUSED = os.EX_TEMPFAIL
 """`core.run.PAUSED`, whose module takes longer to import than all else here."""
 STALE = 3
@@ -109,9 +111,11 @@ class Trainer:
             wanted = {"pause": signal.SIGUSR1, "cancel": signal.SIGTERM}.get(how or "")
             if wanted is not None and self.asked is not wanted:
                 self.hear(wanted, None)
-            late = self.asked is signal.SIGTERM and time.monotonic() - self.asked_at > GRACE
-            if how == "cancel" and late:
+            passed = time.monotonic() - self.asked_at
+            if how == "cancel" and self.asked is signal.SIGTERM and passed > GRACE:
                 kill_group(program.pid)
+            elif self.asked is signal.SIGUSR1 and passed > AGAIN:
+                self.hear(self.asked, None)
         return program.wait()
 
     def hear(self, number: int, frame: FrameType | None) -> None:

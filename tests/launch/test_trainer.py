@@ -119,6 +119,22 @@ def test_a_signal_is_passed_on_also_before_the_program_listens(run_folder, numbe
     assert Outcome.read(run_folder, 1).stopped
 
 
+def test_a_program_that_has_missed_the_first_word_is_asked_again(run_folder):
+    prepare(run_folder, fault="half deaf", steps=1000)
+    trainer = train(run_folder)
+    program = wait(lambda: children(trainer.pid))[0]
+    wait(lambda: caught(program, signal.SIGUSR1))
+    ask_to_stop(run_folder, 1, "pause")
+    assert trainer.wait() == PAUSED
+    assert Outcome.read(run_folder, 1).stopped
+
+
+def caught(pid, number):
+    """Has a process a handler of its own for a signal?"""
+    said = Path(f"/proc/{pid}/status").read_text().split("SigCgt:")[1].split()[0]
+    return int(said, 16) >> (number - 1) & 1
+
+
 def test_a_program_that_dies_is_no_pause(run_folder):
     prepare(run_folder, fault="crash")
     assert train(run_folder).wait() == 7

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -68,7 +69,8 @@ class Config(core.config.Config):
     seconds: float = 0.05
     """Of each step."""
     fault: str = ""
-    """`error`, `crash`, `kill`, `lie` (exit code 0 and nothing made), `deaf`, `orphan`."""
+    """`error`, `crash`, `kill`, `lie` (exit code 0 and nothing made), `deaf`, `half deaf` (to the
+    first word), `orphan`."""
     word: str = ""
     gloo: bool = False
     """Write down what all processes of this program add up to, by torch's backend for CPUs."""
@@ -86,6 +88,9 @@ def main(config: Config) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         time.sleep(60)
+    if config.fault == "half deaf":
+        signal.signal(signal.SIGUSR1, lambda *_: heard.set())
+        (heard := threading.Event()).wait(60)
     if config.fault == "kill":
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
