@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.service_overhead --out /tmp/overhead --json overhead.json
 
-Both run the same programs (`treat`, then `export`) with the same settings on the miniature. Seconds
-are the processor's, of all processes: of the job the trainer with its programs, the server while it
-lasts, and the child that checks its settings. Linux only.
+Both run the same programs (`treat`, then `export`) with the same settings on the miniature, the
+command line before and after the job. Seconds are the processor's, of all processes: of the job the
+trainer with its programs, the server while it lasts, and the child that checks its settings. Linux
+only.
 """
 
 import json
@@ -31,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE, DETECTOR = ROOT / "miniature/bases/newest", ROOT / "miniature/detectors/first"
 LOOK = 0.5
 """Seconds between two looks at the processes."""
+ASK = 2.0
+"""Seconds between two questions to the service how its job is; its dashboard asks every five."""
 
 
 class Config(core.config.Config):
@@ -38,7 +41,7 @@ class Config(core.config.Config):
 
     out: Path
     """Folder for prompts, runs and the service's root; it must not be there yet."""
-    steps: int = Field(60, ge=1)
+    steps: int = Field(1000, ge=1)
     sampling_steps: int = Field(4, ge=1)
     batch: int = Field(2, ge=1)
     settle: float = Field(20.0, gt=0)
@@ -54,8 +57,10 @@ def main(config: Config) -> None:
     prompts.write_text("".join(f"{one}\n" for one in balanced(split()["train"], 40, seed=0)))
     settings = chosen(config)
     found: dict[str, Any] = {"steps": config.steps}
-    found["command"] = by_command(settings, prompts, config.out / "command")
+    before = by_command(settings, prompts, config.out / "before")
     found |= by_service(settings, prompts, config.out / "service", config.settle)
+    after = by_command(settings, prompts, config.out / "after")
+    found |= {"command before": before, "command after": after, "command": (before + after) / 2}
     found["ratio"] = (found["trainer"] + found["server"] + found["checker"]) / found["command"]
     found["ratio of the trainer"] = found["trainer"] / found["command"]
     for name, value in found.items():
@@ -107,12 +112,13 @@ def by_service(
         before = spent(process.pid)
         more = {"model": "newest", "training_file": prompts}
         job = client.create("pixel_reward", {**settings, "detector": "first"}, **more)
-        trainer = checker = 0.0
+        trainer, checker, asked = 0.0, 0.0, time.monotonic()
         while job["status"] not in ("succeeded", "failed", "cancelled"):
             checker = max(checker, children(process.pid, "launch.service.checker"))
             trainer = max(trainer, of_trainer(root / "jobs" / job["id"]))
             time.sleep(LOOK)
-            job = client.job(job["id"])
+            if time.monotonic() - asked > ASK:
+                job, asked = client.job(job["id"]), time.monotonic()
         if job["status"] != "succeeded":
             raise UserError(f"the job has {job['status']}: {job['error']}.")
         trainer = max(trainer, of_trainer(root / "jobs" / job["id"]), reaped(process.pid))

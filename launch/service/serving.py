@@ -1,5 +1,6 @@
 """An app and an address in; requests answered until a signal asks to stop. Trainers go on."""
 
+import resource
 import signal
 import socket
 from types import FrameType
@@ -57,6 +58,7 @@ def serve(
 ) -> None:
     """Until SIGTERM or SIGINT."""
     logs.set_up(style)
+    hold_many()
     config = uvicorn.Config(
         app,
         **QUIET,
@@ -68,6 +70,12 @@ def serve(
         http="h11",
     )
     Server(config, service).run(sockets=[listening])
+
+
+def hold_many() -> None:
+    """As many open connections as this process may have; most systems begin with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _family(host: str) -> socket.AddressFamily:

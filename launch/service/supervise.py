@@ -31,7 +31,7 @@ from launch.service.states import LIMIT, Event, Refused, State
 from launch.service.store import Jobs
 from launch.service.watch import Watch
 
-LOOK = 0.3
+LOOK = 0.5
 """Seconds between two looks at the running jobs."""
 SWEEP = 10.0
 """Seconds between two searches for jobs that no queue knows."""

@@ -161,3 +161,15 @@ def test_requests_reach_the_log_without_their_words(tmp_path, caplog):
     lines = [Json().format(one) for one in caplog.records if one.name == "diffdoctor.requests"]
     assert len(lines) == 1 and "sesame" not in lines[0]
     assert json.loads(lines[0])["route"] == "/v1/files/{file_id}"
+
+
+def test_a_service_holds_as_many_connections_as_it_may():
+    program = """
+import resource
+from launch.service.serving import hold_many
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+hold_many()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
