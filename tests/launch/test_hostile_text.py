@@ -54,7 +54,7 @@ def hostile(draw, sentinel):
     """A word of one to four pieces, at least one of which would run in some shell or reader."""
     pieces = draw.choices(ODD, k=draw.randint(0, 3)) + [draw.choice(RUNS).format(s=sentinel)]
     draw.shuffle(pieces)
-    return "".join(pieces)
+    return json.loads(json.dumps("".join(pieces)))  # two halves of a character are one in JSON
 
 
 class Answers:
