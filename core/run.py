@@ -85,8 +85,9 @@ class Run:
         _open_runs[folder] = run
         run.checkpoints.mkdir(exist_ok=True)
         run.pictures.mkdir(exist_ok=True)
-        if resumed:
-            run.rewind(_newest_step(run.checkpoints))
+        newest = _newest_step(run.checkpoints)
+        if resumed and newest >= 0:  # without a checkpoint, the first figures say where it goes on
+            run.rewind(newest)
         return run
 
     @property

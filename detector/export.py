@@ -9,9 +9,8 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import core.config
 from core.errors import UserError
 from core.hub import check_push, push
 from core.storage import alone, check_writable, write_atomic
@@ -25,31 +24,12 @@ from detector.export_graph import (
     write_program,
 )
 from detector.export_plain import write_transformers
+from detector.export_settings import Config
+from detector.names import Format
 from detector.segformer import VARIANTS, SegformerDetector, freeze
 from detector.storage import DESCRIPTION, TENSORS, load_detector, located, read_description
 
-Format = Literal["transformers", "program", "onnx"]
 PLAIN, PROGRAM, GRAPH, CARD = "transformers", "detector.pt2", "detector.onnx", "README.md"
-
-
-class Config(core.config.Config):
-    """Write a detector for use without this project."""
-
-    run: Path
-    """Folder of the detector, or of the run that trained it."""
-    out: Path
-    """Folder for the files and the card; nothing else may stand in it."""
-    formats: tuple[Format, ...] | None = None
-    """Beside the detector's own two files: transformers' folder, torch.export's program, ONNX
-    (default: all that this installation can write)."""
-    title: str = "DiffDoctor artifact detector"
-    """Of the card."""
-    license: str = ""
-    """Of the weights, for the card's first lines; what code and data ask stands below."""
-    evaluation: Path | None = None
-    """JSON of `diffdoctor detector evaluate --json`: figures by category for the card."""
-    push: str | None = None
-    """Repository (OWNER/NAME) of the Hugging Face Hub that the folder is uploaded to."""
 
 
 def main(config: Config) -> None:

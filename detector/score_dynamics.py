@@ -10,7 +10,7 @@ between neighbouring ones, T sampling steps.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,9 @@ from torch import Tensor
 from base_models.trajectory import Trajectory, weighted_scores
 from core.contracts import ArtifactMap, Images, Latents
 from core.errors import UserError
+from detector.names import DynamicsVariant as Variant
 from detector.regions import dilated, of_size, of_width
 
-Variant = Literal["paper", "code"]
 T_C = 0.48
 """T_c / T, the latest time that leaves enough steps to mend: 12 of DDIM's 25 (paper)."""
 MAD_TO_DEVIATION = 1.4826

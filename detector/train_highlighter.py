@@ -21,10 +21,12 @@ from core.contracts import Images
 from core.errors import UserError
 from core.heatmap import colourise, overlay
 from core.images import contact_sheet, write_image
+from core.memory import in_use
 from core.order import batch_indices
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
 from core.seeds import generator, mix
+from core.wishes import MET
 from detector.augmentation import Augmentation
 from detector.data import Chosen, may_mirror, split_by_group, spread, to_pictures
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig, load_pretrained
@@ -51,18 +53,25 @@ def main(config: Config) -> int | None:
     if config.weights is not None:
         load_pretrained(highlighter, config.weights)
     with Run.start(config, config.out, "detector train-highlighter") as run:
-        learner = Learner(highlighter.to(device(config.device)).train(), config.weight_decay)
+        place = device(config.device)
+        learner = Learner(highlighter.to(place).train(), config.weight_decay)
         saved = checkpoint.load_newest(run.checkpoints, lambda text: run.event("warn", text))
         if saved is not None:
             learner.unpack(saved.tensors, saved.state)
         start = 0 if saved is None else saved.step
         for step in run.progress(range(start, config.steps), config.steps, start, "highlighter"):
             figures, done = learn(learner, train, config, step), step + 1
-            if done % config.valid_every == 0 or done == config.steps:
+            asked, last = run.wishes(), done == config.steps
+            if done % config.valid_every == 0 or last:
                 figures |= measure(run, highlighter, valid, config, done)
-            run.log(done, **figures)
-            if run.interrupted or done % config.checkpoint_every == 0 or done == config.steps:
+            elif "sample" in asked:
+                picture(run, highlighter, valid, config, done)
+            run.log(done, **figures, **in_use(place))
+            due = done % config.checkpoint_every == 0 or last
+            if run.interrupted or due or "save" in asked:
                 checkpoint.save(run.checkpoints, done, *learner.pack())
+            for wish in sorted(asked):
+                run.event("info", f"{MET[wish]} after step {done}, as asked", step=done)
             if run.interrupted and done < config.steps:
                 return PAUSED
         figures = measure(run, highlighter, valid, config, config.steps)
@@ -143,12 +152,20 @@ def measure(
         ]
         found = [highlighter(to_pictures(row, config.size).to(place)).cpu() for row in rows]
         logits.append(torch.cat(found))
+    highlighter.train()
+    picture(run, highlighter, kinds, config, step)
+    right = (logits[0] > 0).float().mean().item(), (logits[1] <= 0).float().mean().item()
+    return {"valid/real": right[0], "valid/generated": right[1], "valid/balanced": sum(right) / 2}
+
+
+def picture(run: Run, highlighter: Highlighter, kinds: Kinds, config: Config, step: int) -> None:
+    """The first held-out generated images with their flaw maps."""
+    highlighter.eval()
+    place = next(highlighter.parameters()).device
     shown = to_pictures([kinds[1][i] for i in range(min(PICTURED, len(kinds[1])))], config.size)
     maps = FlawMap(highlighter).flaw_maps(shown.to(place)).cpu()
     write_image(run.pictures / f"step-{step:08d}.png", sheet(shown, maps))
     highlighter.train()
-    right = (logits[0] > 0).float().mean().item(), (logits[1] <= 0).float().mean().item()
-    return {"valid/real": right[0], "valid/generated": right[1], "valid/balanced": sum(right) / 2}
 
 
 def sheet(images: Images, maps: Tensor) -> Tensor:

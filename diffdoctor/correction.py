@@ -1,17 +1,9 @@
 """`diffdoctor correct`: `treat.correct` with the judge that its settings name."""
 
-from typing import Literal
-
 from core.errors import UserError
 from core.prompts import read_prompts
+from diffdoctor.correction_settings import Config
 from treat import correct
-
-
-class Config(correct.Config):
-    """Same prompts, same seeds: a base model's images before and after a corrector."""
-
-    judge: Literal["detector", "oracle"] = "detector"
-    """The first of the judges, or the exact oracle of the miniature world."""
 
 
 def main(config: Config) -> int | None:

@@ -1,25 +1,13 @@
 """`diffdoctor export`: a run in; `treat.export` or `detector.export`, as the run is, does it."""
 
-from pathlib import Path
-
 import detector.export
 import treat.export
 from core.errors import UserError
 from detector.storage import DESCRIPTION, located
+from diffdoctor.export_settings import Config
 
 SHARED = ("run", "out", "title", "license", "evaluation", "push")
 """Settings that mean the same for both."""
-
-
-class Config(treat.export.Config):
-    """Write an adapter, or a detector, for use elsewhere: the run says which it is."""
-
-    run: Path
-    """Run folder of `diffdoctor treat` or of `diffdoctor detector train`; one of a treatment's
-    checkpoints, a LoRA file or a detector's folder."""
-    formats: tuple[detector.export.Format, ...] | None = None
-    """Of a detector, beside its own two files (default: all that this installation can write;
-    `onnx` needs pip install onnx onnxscript)."""
 
 
 def main(config: Config) -> None:

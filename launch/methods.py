@@ -25,6 +25,10 @@ class Method(NamedTuple):
     """Module of its `Config`."""
     inputs: Mapping[str, str] = {}
     """Settings that name a file, a model or a job, and what that is to be (for people)."""
+    named: frozenset[str] = frozenset()
+    """Inputs whose values are NAME=REFERENCE each."""
+    otherwise: Mapping[str, str] = {}
+    """Inputs that may hold this word instead, which names nothing."""
     words: frozenset[str] = frozenset()
     """Settings of free text that names nothing: titles, licences, names in a fixed list."""
     training_file: str | None = None
@@ -104,7 +108,7 @@ METHODS: dict[str, Method] = {
     "export": Method(
         does="an adapter as a LoRA file or merged into its base; a detector for any project",
         command=("export",),
-        config="diffdoctor.export",
+        config="diffdoctor.export_settings",
         inputs={"run": "the job that made the adapter or detector", "base": "the base model"},
         words=frozenset({"step", "title", "author", "license", "base_model", "arm"}),
         training_file="run",
@@ -127,6 +131,7 @@ METHODS: dict[str, Method] = {
         model="variant",
         results=("detector/*", "summary.json"),
         total="steps",
+        wishes=WISHES,
     ),
     "self_refining": Method(
         does="train a base model on with its own flaws in sight",
@@ -143,6 +148,29 @@ METHODS: dict[str, Method] = {
         results=("pipeline/*", "pipeline/*/*", "summary.json"),
         product="pipeline",
         total="steps",
+        wishes=WISHES,
+    ),
+    "correct": Method(
+        does="correct a base model's images while they are drawn, before and after from one seed",
+        command=("correct",),
+        config="diffdoctor.correction_settings",
+        inputs={
+            "base": "the base model",
+            "prompts": "what to draw: .txt, .jsonl, .csv or .parquet; none for a base without",
+            "detector": "the detector that leads, or score_dynamics",
+            "judges": "detectors that read the images, NAME=ID each",
+            "calibration": "what `diffdoctor calibrate` found for the base (.json)",
+            "real": "bayes: real images (.zip), with captions where the base reads prompts",
+        },
+        named=frozenset({"judges"}),
+        otherwise={"detector": "score_dynamics"},
+        words=frozenset({"set", "device"}),
+        training_file="prompts",
+        model="base",
+        needs_training_file=False,
+        results=("sheet.png", "acceleration.svg", "report.html", "summary.json", "masks/*.png"),
+        total="n",
+        wishes=("sample",),
     ),
     "data_round": Method(
         does="turns of the whole loop, from tags to the next detector, until it gets worse",

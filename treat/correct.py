@@ -11,26 +11,27 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from base_models.load import check_prompts, check_size, load_base
 from base_models.sample import decode
-from core.config import Config as BaseConfig
 from core.contracts import DiffusionModel
 from core.heatmap import Map, overlay, write_map
 from core.images import Picture, contact_sheet, read_images, round_to_8bit, write_image
+from core.memory import in_use
 from core.prompts import read_prompts
 from core.run import PAUSED, Run
 from core.storage import read_json, write_atomic
+from core.wishes import MET
 from detector.measure import device
-from detector.score_dynamics import Variant, Window
+from detector.score_dynamics import Window
 from detector.segformer import freeze
 from detector.storage import open_detector
 from treat.arms import BASE, Draw, encode, image_path, named, plan
+from treat.correct_settings import Config
 from treat.correctors.acceleration import drawing, mean_curves, region_curves, shown_mask
 from treat.correctors.moment import Corrector
 from treat.correctors.opening import Wanted, open_corrector
@@ -45,61 +46,11 @@ from treat.evaluate import (
     reader,
     summarise,
 )
+from treat.names import DYNAMICS
 from treat.report import Pair, render
 from treat.step import Chain
 
-DYNAMICS = "score_dynamics"
 ITSELF = "itself"
-Name = Literal[
-    "asced", "state_replacement", "score_clipping", "bayes", "sargd", "trajectory", "guide"
-]
-
-
-class Config(BaseConfig):
-    """Same prompts, same seeds: a base model's images before and after a corrector."""
-
-    base: str
-    """Pipeline folder or Hub id of the base model; of any family, with prompts or without."""
-    corrector: Name = "asced"
-    """What corrects: `asced`; its table's baselines `state_replacement`, `score_clipping`, `bayes`
-    (BayesDiff), `sargd` and `trajectory` (PAL + TTC); `guide` (DIAMOND). docs/sister_methods.md
-    says what each does."""
-    detector: str = DYNAMICS
-    """What finds: `score_dynamics` (nothing is trained), or a detector's folder. `sargd`,
-    `trajectory` and `guide` need a folder; `score_clipping` needs none."""
-    variant: Variant = "paper"
-    """asced and score_dynamics: as the paper has it, or as its released code does."""
-    set: tuple[str, ...] = ()
-    """The corrector's own numbers, NAME=VALUE each (gamma=0.7 t_d=0.9)."""
-    calibration: Path | None = None
-    """asced: T_d, gamma and the score bank, as `diffdoctor calibrate` found them."""
-    real: Path | None = None
-    """bayes: real images that its last layer is fitted on; with captions (`treat --offline`) where
-    the base reads prompts."""
-    judges: tuple[str, ...] = ()
-    """Detectors that read the images, NAME=PATH each; the first judges. Without one, --detector
-    judges itself, which flatters it."""
-    prompts: Path | None = None
-    """Prompts: .txt (one a line), or .jsonl, .csv or .parquet with `prompt`. None for a base that
-    reads none."""
-    out: Path = Path("runs/correct")
-    """Run folder; the same command again takes up where it stopped."""
-    n: int | None = Field(default=None, ge=2)
-    """Images (default: one for every prompt, 16 without prompts); prompts repeat with new seeds."""
-    seed: int = 0
-    """Image i is drawn with seed hash(seed, i)."""
-    sampling_steps: int = Field(default=25, ge=2)
-    """Sampler steps; the paper's 25."""
-    height: int = Field(default=512, ge=1)
-    """Pixels."""
-    width: int = Field(default=512, ge=1)
-    """Pixels."""
-    batch: int = Field(default=8, ge=1)
-    """Images drawn and judged at once."""
-    shown: int = Field(default=12, ge=0)
-    """Pairs in the report and on the sheet: always the first ones, never chosen."""
-    device: str = "auto"
-    """Where the base model runs: `auto`, or a torch device."""
 
 
 def main(
@@ -124,11 +75,9 @@ def main(
     with Run.start(config, config.out, "treat.correct") as run:
         if judge_name.startswith(f"detector {ITSELF},"):
             run.event("warn", "the detector that corrects also judges: give --judges NAME=FOLDER")
-        for name in (BASE, config.corrector):
-            arm = None if name == BASE else opened.make
-            if not draw_arm(run, config, name, arm, draws, judge, str(place)):
-                return PAUSED
         arms = [BASE, config.corrector]
+        if not draw_pairs(run, config, opened.make, draws, judge, place):
+            return PAUSED
         tables = measure(run, arms, draws, config.batch, reader(judge, flagged, meters, judges))
         summary = summarise(tables, None, config.seed)
         summary |= {"judge": judge_name, **records(run.folder, config, len(draws), opened.window)}
@@ -158,49 +107,91 @@ def wanted(config: Config) -> Wanted:
 
 
 @torch.no_grad()
-def draw_arm(
+def draw_pairs(
     run: Run,
     config: Config,
-    name: str,
-    make: Callable[[DiffusionModel], Corrector] | None,
+    make: Callable[[DiffusionModel], Corrector],
     draws: Sequence[Draw],
     judge: Judge,
-    place: str,
+    place: torch.device,
 ) -> bool:
-    """Draw the images of one arm that are not there yet; False where the run was asked to stop.
+    """Draw the images of both arms that are not there yet; False where the run was asked to stop.
+
+    A step of the run's figures is a pair.
+    """
+    arms = (BASE, config.corrector)
+    starts = range(0, len(draws), config.batch)
+    batches = [range(at, min(at + config.batch, len(draws))) for at in starts]
+    left = [rows for rows in batches if any(missing(run.folder, name, rows) for name in arms)]
+    if not left:
+        return True
+    model = load_base(config.base)
+    text = encode(model, draws, str(place))
+    model.to(place)
+    corrector = make(model)
+    model.drop_text_encoders()
+    schedule = model.schedule(config.sampling_steps, config.height, config.width)
+    begun = len(batches) - len(left)
+    for batch in run.progress(left, len(batches), begun, config.corrector):
+        if run.interrupted:
+            return False
+        for name in arms:
+            rows = missing(run.folder, name, batch)
+            if rows:
+                conditioning = {n: part[rows].to(place) for n, part in text.items()}
+                chain, drawn = Chain(model, schedule, conditioning), [draws[i] for i in rows]
+                draw_rows(run, name, chain, rows, drawn, None if name == BASE else corrector, judge)
+        done = batch[-1] + 1
+        run.log(done, **figures_of(run.folder, arms, batch), **in_use(place))
+        if "sample" in run.wishes() and config.shown:
+            pairs = first_pairs(run.folder, arms, draws[: min(done, config.shown)], judge)
+            picture = sheet(run.folder, pairs, config.corrector)
+            write_image(run.pictures / f"step-{done:08d}.png", picture)
+            run.event("info", f"{MET['sample']} after step {done}, as asked", step=done)
+    return True
+
+
+def missing(folder: Path, arm: str, rows: Sequence[int]) -> list[int]:
+    return [i for i in rows if not image_path(folder, arm, i).exists()]
+
+
+def draw_rows(
+    run: Run,
+    name: str,
+    chain: Chain,
+    rows: Sequence[int],
+    draws: Sequence[Draw],
+    corrector: Corrector | None,
+    judge: Judge,
+) -> None:
+    """These images of one arm at once.
 
     Beside each image its record: seconds, what was changed, and of the base the dynamics.
     """
-    folder = run.folder / "images" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [i for i in range(len(draws)) if not image_path(run.folder, name, i).exists()]
-    if not missing:
-        return True
-    model = load_base(config.base)
-    text = encode(model, draws, place)
-    model.to(place)
-    corrector = None if make is None else make(model)
-    model.drop_text_encoders()
-    schedule = model.schedule(config.sampling_steps, config.height, config.width)
-    for at in run.progress(range(0, len(missing), config.batch), description=name):
-        if run.interrupted:
-            return False
-        rows = missing[at : at + config.batch]
-        seeds = [draws[i].seed for i in rows]
-        chain = Chain(model, schedule, {n: part[rows].to(place) for n, part in text.items()})
-        begun = time.perf_counter()
-        noise = model.noise(seeds, config.height, config.width)
-        drawn = draw_corrected(chain, noise, seeds, corrector)
-        images = round_to_8bit(decode(model, drawn.latents, chain.precision)).cpu()
-        seconds = (time.perf_counter() - begun) / len(rows)
-        curves: list[dict[str, Any]] = [{} for _ in rows]
-        if corrector is None:
-            curves = region_curves(drawn.trajectory, judge(images, [draws[i].prompt for i in rows]))
-        masks = shown_mask(drawn.mask, images)
-        for i, image, mask, curve in zip(rows, images, masks, curves, strict=True):
-            record = {"seconds": seconds, "changed": mask.mean().item(), "curves": curve}
-            keep(run.folder, name, i, image, mask, record)
-    return True
+    model, schedule, seeds = chain.model, chain.schedule, [draw.seed for draw in draws]
+    begun = time.perf_counter()
+    noise = model.noise(seeds, schedule.height, schedule.width)
+    drawn = draw_corrected(chain, noise, seeds, corrector)
+    images = round_to_8bit(decode(model, drawn.latents, chain.precision)).cpu()
+    seconds = (time.perf_counter() - begun) / len(rows)
+    curves: list[dict[str, Any]] = [{} for _ in rows]
+    if corrector is None:
+        maps = judge(images, [draw.prompt for draw in draws])
+        curves = region_curves(drawn.trajectory, maps)
+    masks = shown_mask(drawn.mask, images)
+    for i, image, mask, curve in zip(rows, images, masks, curves, strict=True):
+        record = {"seconds": seconds, "changed": mask.mean().item(), "curves": curve}
+        keep(run.folder, name, i, image, mask, record)
+
+
+def figures_of(folder: Path, arms: Sequence[str], rows: Sequence[int]) -> dict[str, float]:
+    """Of one batch: seconds an image in either arm, and the share of its area that was changed."""
+    base, corrected = ([read_json(record_path(folder, n, i)) for i in rows] for n in arms)
+    return {
+        "seconds_plain": float(np.mean([one["seconds"] for one in base])),
+        "seconds_corrected": float(np.mean([one["seconds"] for one in corrected])),
+        "area_changed": float(np.mean([one["changed"] for one in corrected])),
+    }
 
 
 def keep(
@@ -210,7 +201,9 @@ def keep(
     write_atomic(record_path(folder, arm, index), json.dumps(record).encode())
     if arm != BASE:
         write_map(mask_path(folder, index), mask)
-    write_image(image_path(folder, arm, index), image)
+    path = image_path(folder, arm, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, image)
 
 
 def record_path(folder: Path, arm: str, index: int) -> Path:
@@ -245,12 +238,14 @@ def publish(
     run: Run, config: Config, summary: dict[str, Any], pairs: Sequence[Pair], window: Window
 ) -> None:
     """The sheet, the curves, the report and, last, the summary."""
+    first = summary["arms"][BASE]
     if pairs:
-        write_image(run.folder / "sheet.png", sheet(run.folder, pairs, config.corrector))
+        picture = sheet(run.folder, pairs, config.corrector)
+        write_image(run.folder / "sheet.png", picture)
+        write_image(run.pictures / f"step-{first['n']:08d}.png", picture)
     curves = drawing(summary["acceleration"], window, config.sampling_steps)
     if curves:
         write_atomic(run.folder / "acceleration.svg", curves.encode())
-    first = summary["arms"][BASE]
     note = (
         f"{first['n']} images of {Path(config.base).name} from the same seeds, plainly and with "
         f"{config.corrector} ({config.detector}); {summary['images_changed']:.0%} of them and "

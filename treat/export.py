@@ -12,15 +12,13 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from base_models.load import check_base
-from core.config import Config as BaseConfig
 from core.errors import UserError
 from core.hub import check_push, push
 from core.storage import alone, check_room, check_writable, write_atomic
@@ -30,9 +28,10 @@ from treat.arms import NOTE
 from treat.combine import Part, check_bases, combined, read_parts
 from treat.export_card import KOHYA, MADE_BY, PICTURE, card, merged_card
 from treat.export_header import Labels, filled, header, mixture, provenance
+from treat.export_settings import Config
 from treat.lora_files.base import Base
 from treat.lora_files.values import LARGE, measured
-from treat.lora_kinds import Architecture, Kind, kind_of, kohya_named
+from treat.lora_kinds import Kind, kind_of, kohya_named
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CARD = "README.md"
@@ -40,48 +39,6 @@ STRANGE = ("large", "outlier", "nothing")
 """Findings of `diffdoctor verify` that are told of every export."""
 SHEET = "sheet.png"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-
-
-class Config(BaseConfig):
-    """Write an adapter as a LoRA file for downstream pipelines, or merged into its base."""
-
-    run: Path
-    """Run folder of `diffdoctor treat`, one of its checkpoints, or a LoRA file."""
-    out: Path
-    """Folder for the file and its card; nothing else may stand in it."""
-    step: str = "best"
-    """Which checkpoint of a run folder: best, last or a number."""
-    scale: float = Field(default=1.0, allow_inf_nan=False)
-    """Strength: what the adapter changes is multiplied by this."""
-    also: tuple[str, ...] = ()
-    """PATH=WEIGHT each: further adapters of the same base that are added (their best step)."""
-    merge: bool = False
-    """Write the whole pipeline with the adapter in its weights, which needs no LoRA loader."""
-    single_file: bool = False
-    """With --merge, of SDXL: in the folder also one file in the original layout, named after it,
-    which ComfyUI and Forge call a checkpoint."""
-    base: str | None = None
-    """Pipeline folder or Hub id of the base (default: the run's own): what --merge writes into, and
-    what header and card name. With it the bases that runs name are not compared."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Of the file: half the size, or the masters themselves; merged: of the network's weights."""
-    title: str = "DiffDoctor adapter"
-    """Shown by model managers."""
-    author: str = ""
-    """Shown by model managers."""
-    license: str = ""
-    """Of the adapter; the base model's own holds besides."""
-    architecture: Architecture | None = None
-    """What the base is (default: what the run's base says; of FLUX, schnell)."""
-    base_model: str = ""
-    """Hub id for the card (default: the folder's name of the run's base)."""
-    evaluation: Path | None = None
-    """Run folder of `diffdoctor evaluate`: figures and pictures for the header and the card."""
-    arm: str = "adapter"
-    """The name that this adapter has there."""
-    push: str | None = None
-    """Repository (OWNER/NAME) of the Hugging Face Hub that the folder is uploaded to, once it is
-    found sound."""
 
 
 class Told(NamedTuple):

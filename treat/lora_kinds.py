@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from base_models.load import locate, read_parts
 from core.errors import UserError
 from core.storage import read_json
 from treat.adapter import TRANSFORMER, UNET, Adapter
-
-Architecture = Literal["schnell", "dev", "sdxl", "sd1", "sd2", "sd2-768", "sd3", "kolors"]
+from treat.names import Architecture
 
 
 class Kind(NamedTuple):

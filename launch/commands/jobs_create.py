@@ -15,7 +15,8 @@ class Config(Remote):
     """Create a job. What names a file or folder of this machine is uploaded first."""
 
     method: str
-    """pixel_reward, artifact_detector, export or data_round."""
+    """artifact_detector, pixel_reward, export, flaw_highlighter, self_refining, correct or
+    data_round."""
     model: str | None = None
     """What is trained: a model that the service knows, or a job's id."""
     training_file: str | None = None

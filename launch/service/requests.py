@@ -8,7 +8,7 @@ No path comes from outside. Where a setting names a file, the request says one o
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ FILE = re.compile(r"file-[0-9a-f]{24}")
 JOB = re.compile(r"(ftjob-[0-9a-f]{24})(?::step-(\d{1,12}))?")
 NAMED = re.compile(r"^ft:.{0,130}:(?=ftjob-)")
 """What stands before the job's id in the name of a model that it made."""
+TITLED = re.compile(r"([\w-]{1,64})=(.*)", re.ASCII | re.DOTALL)
 HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 NOT_YET = {State.VALIDATING, State.QUEUED}
 
@@ -77,8 +78,9 @@ class Requests:
         uses: list[str] = []
         settings = {**told, "out": str(out / method.place if method.place else out)}
         for name in method.inputs:
-            if told.get(name) is not None:
-                settings[name] = self._paths(name, told[name], owner, uses)
+            if told.get(name) not in (None, method.otherwise.get(name)):
+                path = self._titled if name in method.named else self._path
+                settings[name] = self._paths(path, name, told[name], owner, uses)
         complete = self.checker.ask(
             "check",
             config=method.config,
@@ -97,11 +99,19 @@ class Requests:
             return None
         return self.checker.ask("estimate", module=module, settings=resolved.settings)
 
-    def _paths(self, name: str, value: Any, owner: str, uses: list[str]) -> Any:
+    def _paths(
+        self, path: Callable[..., str], name: str, value: Any, owner: str, uses: list[str]
+    ) -> Any:
         """A reference, or a list of them, as paths."""
         if isinstance(value, list):
-            return [self._path(name, one, owner, uses) for one in value]
-        return self._path(name, value, owner, uses)
+            return [path(name, one, owner, uses) for one in value]
+        return path(name, value, owner, uses)
+
+    def _titled(self, name: str, value: Any, owner: str, uses: list[str]) -> str:
+        match = TITLED.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            raise Fault(f"{name!r} is NAME=ID each, such as second=ftjob-...", name)
+        return f"{match[1]}={self._path(name, match[2], owner, uses)}"
 
     def _path(self, name: str, value: Any, owner: str, uses: list[str]) -> str:
         if not isinstance(value, str):

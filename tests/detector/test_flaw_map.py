@@ -8,10 +8,13 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
+from core import checkpoint
 from core.errors import UserError
 from core.images import write_image
+from core.run import Run
 from core.samples import Record, Sample
 from core.shards import ShardWriter
+from core.wishes import ask
 from detector import diagnose, evaluate, train_highlighter
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig, load_pretrained
 from detector.segformer import freeze
@@ -167,6 +170,30 @@ def test_a_stopped_run_goes_on_to_the_bit(data, tmp_path, monkeypatch):
         for name in ("whole", "parts")
     )
     assert whole == parts
+
+
+def test_asked_for_a_sheet_and_a_checkpoint_it_computes_the_same(data, tmp_path, monkeypatch):
+    few = {"steps": 5, "valid_every": 3, "checkpoint_every": 100}
+    train_highlighter.main(settings(data, tmp_path / "whole", **few))
+    held, log = [], Run.log
+
+    def logged(run, step, **figures):
+        log(run, step, **figures)
+        held.append(checkpoint.steps(run.checkpoints))
+        if step in (1, 4):
+            assert all(ask(run.folder, wish) for wish in ("sample", "save"))
+
+    monkeypatch.setattr(Run, "log", logged)
+    train_highlighter.main(settings(data, tmp_path / "run", **few))
+    whole, run = (
+        (tmp_path / name / "detector/detector.safetensors").read_bytes()
+        for name in ("whole", "run")
+    )
+    assert whole == run
+    drawn = [int(path.stem[5:]) for path in sorted((tmp_path / "run/pictures").iterdir())]
+    assert drawn == [2, 3, 5] and held == [[], [], [2], [2], [2]]  # 3 and 5 were due
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(10e6 < line["host_memory"] < 1e12 for line in lines)
 
 
 def test_one_kind_alone_teaches_nothing(data, tmp_path):

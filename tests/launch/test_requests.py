@@ -133,6 +133,20 @@ def resolved(service, name, told):
     return found.settings
 
 
+def test_a_named_reference_keeps_its_name_and_a_fixed_word_is_none(made, tmp_path):
+    service, _ = made
+    path = str(service.plan.models["thing"])
+    told = {"base": "thing", "judges": ["second=thing", "my-own=thing"]}
+    found = resolved(service, "correct", {**told, "detector": "score_dynamics"})
+    assert found["judges"] == [f"second={path}", f"my-own={path}"]
+    assert (found["detector"], found["base"]) == ("score_dynamics", path)
+    for wrong in ("second=/etc", "second=thing/..", "=thing", "a/b=thing", "second=", "a=b=thing"):
+        with pytest.raises(Fault, match="judges"):
+            resolved(service, "correct", {**told, "judges": [wrong]})
+    with pytest.raises(Fault, match="'base'"):  # a fixed word of one setting is none of another
+        resolved(service, "correct", {"base": "score_dynamics"})
+
+
 @pytest.mark.parametrize("number", [200, pytest.param(10_000, marks=pytest.mark.trial)])
 def test_whatever_a_reference_says_it_stays_below_the_root(made, number):
     service, client = made

@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.image_files import list_images
 from core.images import read_images, write_image
 from core.run import PAUSED, Run
+from core.wishes import ask
 from detector.score_dynamics import Window
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import save_detector
@@ -89,16 +90,50 @@ def test_the_same_command_draws_only_what_is_missing(done):
 def test_a_stopped_run_says_so_and_goes_on_to_the_same_images(world, done, tmp_path, monkeypatch):
     config, out = done
     stopped = config.model_copy(update={"out": tmp_path / "run"})
-    looks = iter([False] * 2 + [True])
+    looks = iter([False, True])
     monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
     assert correct.main(stopped, bright) == PAUSED
     assert not (tmp_path / "run/summary.json").exists()
+    assert [line["step"] for line in lines(tmp_path / "run")] == [2]
     monkeypatch.setattr(Run, "interrupted", property(lambda run: False))
     assert correct.main(stopped, bright) is None
     for arm in ("base", "asced"):
         for path in list_images(out / "images" / arm):
             again = tmp_path / "run/images" / arm / path.name
             assert again.read_bytes() == path.read_bytes()
+    assert [line["step"] for line in lines(tmp_path / "run")] == [2, 3]
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_step_is_a_pair_and_says_what_it_cost(done):
+    config, out = done
+    told = lines(out)
+    assert [line["step"] for line in told] == [2, 3]
+    assert all(line["seconds_corrected"] > 0 < line["seconds_plain"] for line in told)
+    assert all(10e6 < line["host_memory"] < 1e12 for line in told)
+    summary = json.loads((out / "summary.json").read_text())
+    mean = (2 * told[0]["area_changed"] + told[1]["area_changed"]) / 3
+    assert mean == pytest.approx(summary["area_changed"])
+
+
+def test_a_sheet_of_the_first_pairs_when_it_is_asked_for(world, tmp_path, monkeypatch):
+    log = Run.log
+
+    def logged(run, step, **figures):
+        log(run, step, **figures)
+        assert step != 2 or ask(run.folder, "sample")
+
+    monkeypatch.setattr(Run, "log", logged)
+    out = tmp_path / "run"
+    assert correct.main(settings(world, out, shown=3, n=4), bright) is None
+    sheets = read_images([out / "pictures/step-00000002.png"])
+    whole = read_images([out / "pictures/step-00000004.png"])
+    assert whole.shape[-2] > sheets.shape[-2]  # two pairs, then three
+    assert (out / "sheet.png").read_bytes() == (out / "pictures/step-00000004.png").read_bytes()
+    assert "drew after step 2, as asked" in (out / "events.jsonl").read_text()
 
 
 def test_a_detector_leads_on_latents_and_judges_itself_only_with_a_warning(world, tmp_path):

@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from base_models.load import load_base
 from base_models.sample import sample
 from base_models.samplers import StepSampler
+from core import checkpoint
 from core import seeds as seeding
 from core.errors import UserError
 from core.images import write_image
+from core.run import Run
+from core.wishes import ask
 from detector.flaw_map import Highlighter, HighlighterConfig
 from detector.storage import save_highlighter
 from tests.base_models.families import CASES
@@ -248,6 +251,27 @@ def test_a_stopped_run_goes_on_to_the_bit(world, monkeypatch, embedding):
     train.main(settings(world, "parts", embedding=embedding))
     whole, parts = weights(world / "whole"), weights(world / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_asked_for_images_and_a_checkpoint_it_computes_the_same(world, monkeypatch):
+    train.main(settings(world, "whole", checkpoint_every=100, cycle=3))
+    held, log = [], Run.log
+
+    def logged(run, step, **figures):
+        log(run, step, **figures)
+        held.append(checkpoint.steps(run.checkpoints))
+        if step in (1, 4):  # before there is a map, and under one
+            assert all(ask(run.folder, wish) for wish in ("sample", "save"))
+
+    monkeypatch.setattr(Run, "log", logged)
+    train.main(settings(world, "run", checkpoint_every=100, cycle=3))
+    whole, run = weights(world / "whole"), weights(world / "run")
+    assert all(torch.equal(whole[name], run[name]) for name in whole)
+    drawn = [int(path.stem[5:]) for path in sorted((world / "run/pictures").iterdir())]
+    assert drawn == [2, 3, 5]  # 3 is the map's
+    assert held == [[], [], [2], [2], [2], [2, 5]]
+    lines = [json.loads(line) for line in (world / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(10e6 < line["host_memory"] < 1e12 for line in lines)
 
 
 def test_latents_take_the_reverse_part_alone(world):

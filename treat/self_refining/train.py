@@ -26,14 +26,16 @@ from base_models.load import FAMILIES, check_base, check_size, load_base, locate
 from base_models.sample import autocast, sample
 from base_models.unconditional import Unconditional
 from core import checkpoint
-from core.contracts import Conditioning, DiffusionModel
+from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError
 from core.heatmap import colourise, overlay
 from core.images import contact_sheet, write_image
+from core.memory import in_use
 from core.order import batch_indices
 from core.run import PAUSED, Run
 from core.seeds import mix
 from core.storage import check_writable, remove_tree
+from core.wishes import MET
 from detector.flaw_map import FlawMap
 from detector.learning import Learner, learning_rate
 from detector.measure import device
@@ -83,11 +85,18 @@ def main(config: Config) -> int | None:
             if highlighter is not None and due(config, step):
                 flaws.map = renewed(config, model, learner, highlighter, rows, step, run)
             figures, done = learn(config, model, learner, rows, step), step + 1
-            run.log(done, **figures)
-            if run.interrupted or done % config.checkpoint_every == 0 or done == config.steps:
+            asked = run.wishes()
+            run.log(done, **figures, **in_use(place))
+            if "sample" in asked:
+                images = drawn(config, model, learner, rows, done, PICTURED)
+                write_image(run.pictures / f"step-{done:08d}.png", sampled(images, highlighter))
+            save = done % config.checkpoint_every == 0 or "save" in asked
+            if run.interrupted or save or done == config.steps:
                 tensors, state = learner.pack()
                 tensors[MAP] = {} if flaws.map is None else {"map": flaws.map}
                 checkpoint.save(run.checkpoints, done, tensors, state)
+            for wish in sorted(asked):
+                run.event("info", f"{MET[wish]} after step {done}, as asked", step=done)
             if run.interrupted and done < config.steps:
                 return PAUSED
         flaws.map = None
@@ -177,22 +186,8 @@ def renewed(
     run: Run,
 ) -> Float[Tensor, "1 1 h w"]:
     """The mean flaw map of images that the averaged weights draw plainly; a picture of it."""
-    seeds = [mix(config.seed, DRAWN, step, i) for i in range(config.map_images)]
-    asked = batch_indices(len(rows.train), config.map_images, mix(config.seed, PROMPTED), step)
-    text: Conditioning = split_rows(rows.rows(asked))[1]
-    learner.model.flaws.map = None
+    images = drawn(config, model, learner, rows, step, config.map_images)
     place = next(learner.model.parameters()).device
-    with learner.averaged():
-        images = sample(
-            model,
-            text,
-            seeds,
-            steps=config.map_steps,
-            height=config.height,
-            width=config.width,
-            batch=config.batch,
-            precision=autocast(place.type, config.mixed_precision),
-        )
     parts = [highlighter.flaw_maps(part.to(place)) for part in images.split(config.batch)]
     maps = torch.cat(parts).cpu()
     mean = maps.mean(0, keepdim=True)
@@ -207,6 +202,45 @@ def renewed(
     told += "" if seen else "; the highlighter sees no flaw anywhere, and nothing is refined"
     run.event("info" if seen else "warn", told, step=step)
     return mean.to(place)
+
+
+def drawn(
+    config: Config,
+    model: DiffusionModel,
+    learner: Learner[World],
+    rows: RealRows,
+    step: int,
+    count: int,
+) -> Images:
+    """Images that the averaged weights draw plainly; weights and map stay as they are."""
+    seeds = [mix(config.seed, DRAWN, step, i) for i in range(count)]
+    asked = batch_indices(len(rows.train), count, mix(config.seed, PROMPTED), step)
+    text: Conditioning = split_rows(rows.rows(asked))[1]
+    place, flaws = next(learner.model.parameters()).device, learner.model.flaws
+    known, flaws.map = flaws.map, None
+    with learner.averaged():
+        images = sample(
+            model,
+            text,
+            seeds,
+            steps=config.map_steps,
+            height=config.height,
+            width=config.width,
+            batch=config.batch,
+            precision=autocast(place.type, config.mixed_precision),
+        )
+    flaws.map = known
+    return images
+
+
+def sampled(images: Images, highlighter: FlawMap | None) -> Tensor:
+    """A sheet for whoever asked for it between two maps: images and, if known, their flaws."""
+    columns: list[Any] = [images]
+    if highlighter is not None:
+        place = next(highlighter.parameters()).device
+        columns.append(overlay(images, highlighter.flaw_maps(images.to(place)).cpu()))
+    rows = [[column[i] for column in columns] for i in range(len(images))]
+    return contact_sheet(rows, columns=("drawn", "flaws")[: len(columns)])
 
 
 def write_pipeline(model: DiffusionModel, base: Path, out: Path) -> None:
