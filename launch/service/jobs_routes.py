@@ -32,6 +32,8 @@ AT_ONCE = 8
 """Requests whose settings are looked at: the threads for all else stay free."""
 ALIVE = 15.0
 """Seconds of silence after which a stream says that it is still there."""
+PART = 100
+"""Events that a stream reads at once."""
 TAIL = 256 << 10
 STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 
@@ -202,19 +204,26 @@ async def told(house: Service, job_id: str, last: int) -> AsyncIterator[str]:
     try:
         while not house.stopping:
             heard.clear()
-            row = await run_in_threadpool(house.jobs.job, job_id)
-            rows = await run_in_threadpool(house.jobs.events_since, job_id, last, 100)
+            final, rows = await run_in_threadpool(news, house, job_id, last)
             for one in rows:
                 last = one["seq"]
                 shape = json.dumps(shapes.event_shape(one))
                 yield f"id: ftevent-{last}\nevent: {one['type']}\ndata: {shape}\n\n"
-            if not rows and (row is None or row["state"] in FINAL):
+            if len(rows) == PART:
+                continue
+            if final:
                 yield "event: done\ndata: [DONE]\n\n"
                 return
-            if not rows and not await _rung(heard):
+            if not await _rung(heard):
                 yield ": still here\n\n"
     finally:
         house.bell.leave(job_id, heard)
+
+
+def news(house: Service, job_id: str, last: int) -> tuple[bool, list[Row]]:
+    """Whether the job is final (or gone), then events after a number: a final job tells no more."""
+    row = house.jobs.job(job_id)
+    return row is None or row["state"] in FINAL, house.jobs.events_since(job_id, last, PART)
 
 
 async def _rung(heard: asyncio.Event) -> bool:
