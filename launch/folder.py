@@ -13,6 +13,7 @@ Each is replaced as a whole. A file of another attempt than the one in question 
 import fcntl
 import json
 import os
+import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -101,6 +102,12 @@ class Outcome:
     def read(cls, folder: Path, attempt: int) -> "Outcome | None":
         found = _read(cls, folder / OUTCOME)
         return found if found is not None and found.attempt == attempt else None
+
+
+def killed(code: int) -> int:
+    """The signal by which a program ended; 0 where it ended by itself."""
+    number = -code if code < 0 else code - 128  # `launch.many` says it as a shell does
+    return number if number in signal.valid_signals() else 0
 
 
 def ask_to_stop(folder: Path, attempt: int, how: How) -> None:

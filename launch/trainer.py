@@ -33,6 +33,7 @@ from launch.folder import (
     asked_to_stop,
     boot_id,
     host,
+    killed,
     start_ticks,
 )
 
@@ -100,6 +101,9 @@ class Trainer:
         self.pass_on()  # what was heard before there was anyone to tell
         code = self.wait(self.program)
         kill_group(self.program.pid)
+        if number := killed(code):
+            more = " (its machine has no memory left?)" if number == signal.SIGKILL else ""
+            return code, f"it was ended by {signal.Signals(number).name}{more}"
         return code, reason(self.folder / LOG, before) if code else ""
 
     def wait(self, program: "subprocess.Popen[bytes]") -> int:

@@ -4,23 +4,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.folder import Outcome, Program
+from launch.folder import Outcome, Program, killed
 from launch.methods import Method
 from launch.service.database import Row
 from launch.service.states import Event
 
 TOLD = {
     Event.FINISHED: "attempt {number} has finished",
-    Event.STOPPED: "attempt {number} has saved and stopped",
+    Event.STOPPED: "attempt {number} has stopped, and goes on from what it saved",
     Event.BROKE: "attempt {number} failed: {message}",
+    Event.VANISHED: "attempt {number} was lost: {message}",
 }
-LEVELS = {Event.FINISHED: "info", Event.STOPPED: "info", Event.BROKE: "error"}
+LEVELS = {
+    Event.FINISHED: "info",
+    Event.STOPPED: "info",
+    Event.BROKE: "error",
+    Event.VANISHED: "warn",
+}
 
 
 def judged(outcome: Outcome, proof: Path) -> tuple[Event, dict[str, Any] | None]:
-    """What an outcome means; an exit code is not believed without what it should have left."""
+    """What an outcome means; an exit code is not believed without what it should have left.
+
+    The error is the job's, should this have been the last attempt.
+    """
     if outcome.stopped:
-        return Event.STOPPED, None
+        message = "it was stopped again and again before it had saved anything new"
+        return Event.STOPPED, {"code": "trainer_lost", "message": message, "param": None}
+    if killed(outcome.code):
+        return Event.VANISHED, {"code": "trainer_lost", "message": outcome.error, "param": None}
     if outcome.code == 0 and proof.is_file():
         return Event.FINISHED, None
     if outcome.code == 0:

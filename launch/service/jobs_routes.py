@@ -35,7 +35,13 @@ ALIVE = 15.0
 PART = 100
 """Events that a stream reads at once."""
 TAIL = 256 << 10
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+SAID = {name: {"type": "string"} for name in ("id", "event", "data")}
+STREAM = {
+    "text/event-stream": {
+        "schema": {"type": "object", "properties": SAID, "required": ["event", "data"]}
+    }
+}
+"""Of one event; `data` is JSON, and `[DONE]` at the end."""
 
 
 def service_of(request: Request) -> Service:

@@ -1,8 +1,8 @@
 """Every job that is not final in; what is next for it done, however often the service restarts.
 
 The queue calls `check` and `start`; a thread looks at all attempts that hold a slot, several times
-a second, and now and then for jobs that no queue knows. Nothing here is remembered that a restart
-would lose: tables and run folders say it all.
+a second, and now and then for jobs that no queue knows. Tables and run folders say it all: what is
+remembered here, how often something failed, a restart may lose.
 """
 
 import logging
@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy.exc import OperationalError
 
 from core.errors import UserError
 from launch.folder import Job, Outcome, ask_to_stop, asked_to_stop
@@ -34,7 +36,9 @@ from launch.service.watch import Watch
 LOOK = 0.5
 """Seconds between two looks at the running jobs."""
 SWEEP = 10.0
-"""Seconds between two searches for jobs that no queue knows."""
+"""Seconds between two searches for jobs that no queue knows, and after a start that failed."""
+LONGEST = 600.0
+"""Seconds between two starts that fail; each pause is twice the last one."""
 GRACE = 90.0
 """Seconds that a cancelled trainer has; it gives its program 60."""
 
@@ -69,6 +73,7 @@ class Supervisor:
         self._watches: dict[tuple[str, int], Watch] = {}
         self._starting: set[tuple[str, int]] = set()
         self._tries: dict[str, int] = {}
+        self._held: dict[str, tuple[float, float]] = {}
         self._stopping = threading.Event()
         self._freed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -148,20 +153,29 @@ class Supervisor:
         job = self.jobs.job(job_id)
         assert job is not None  # it has just begun
         folder = self.folder(job_id)
-        folder.mkdir(exist_ok=True)
         environment = dict(self.environment)
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot]
         try:
+            folder.mkdir(exist_ok=True)
             asked = programs(job, METHODS[job["method"]], folder, self.layout)
             Job(job_id, attempt, asked, environment).write(folder)
             handle = self.launchers[self.launcher].submit(folder, attempt)
         except (UserError, OSError) as error:
             log.error("%s: %s", job_id, error)
-            self.conclude(job, attempt, None, f"no trainer could be started ({error})")
+            self.hold(job_id)
+            ours = isinstance(error, OSError)  # the disk, or no process left: no fault of the job
+            event = Event.UNSENT if ours else Event.VANISHED
+            self.conclude(job, attempt, None, f"no trainer could be started ({error})", event)
             return
+        self._held.pop(job_id, None)
         self.jobs.submitted(job_id, attempt, handle)
         self.bell.ring(job_id)
+
+    def hold(self, job_id: str) -> None:
+        """Have the next start of a job wait, ever longer."""
+        _, pause = self._held.get(job_id, (0.0, SWEEP))
+        self._held[job_id] = (time.monotonic() + pause, min(2 * pause, LONGEST))
 
     # What the thread does
 
@@ -196,7 +210,7 @@ class Supervisor:
         for state, kind in kinds:
             for job_id, attempt in self.jobs.waiting(state):
                 work = Work(kind, job_id, attempt)
-                if work not in known:
+                if work not in known and time.monotonic() >= self._held.get(job_id, (0.0, 0.0))[0]:
                     self.put(work)
 
     def tend(self) -> None:
@@ -215,7 +229,7 @@ class Supervisor:
         self.tell(job, number)
         handle = attempt["handle"] or launcher.recover(folder, number)
         if outcome is None and handle is None:
-            self.conclude(job, number, None, event=Event.UNSENT)
+            self.conclude(job, number, None, "the service ended first", Event.UNSENT)
             return
         if attempt["handle"] is None and handle is not None:
             self.jobs.submitted(job["id"], number, handle)
@@ -230,7 +244,15 @@ class Supervisor:
         self.conclude(job, number, outcome)
 
     def tell(self, job: Row, number: int) -> None:
-        """All that the run folder newly says, into the table."""
+        """All that the run folder newly says, into the table; what cannot be said ends nothing."""
+        try:
+            self.note_news(job, number)
+        except OperationalError:  # the database is away: all of it is looked at again
+            raise
+        except Exception:
+            log.exception("what %s says cannot be noted", job["id"])
+
+    def note_news(self, job: Row, number: int) -> None:
         key, row = (job["id"], number), job
         while row is not None and row["state"] == State.RUNNING and row["attempt"] == number:
             # Taken out while it is read: where what it read is not kept, another starts afresh.
@@ -283,7 +305,7 @@ class Supervisor:
         error = {"code": "trainer_lost", "message": why, "param": None}
         note = Note(f"attempt {number} ended without a word: {why}", "warn")
         if event is Event.UNSENT:
-            note = Note(f"attempt {number} was never started")
+            note = Note(f"attempt {number} was never started: {why}", "warn")
         if outcome is not None:
             event, error = judged(outcome, folder / method.place / method.proof)
             if event is Event.FINISHED:
@@ -297,7 +319,7 @@ class Supervisor:
         finally:
             self._freed.set()
             self.bell.ring(job["id"])
-        if row["state"] == State.QUEUED:
+        if row["state"] == State.QUEUED and job["id"] not in self._held:
             self.put(Work("start", job["id"], row["attempt"]))
 
     def change(self, job_id: str, event: Event, **more: Any) -> Row:

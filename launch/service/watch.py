@@ -4,6 +4,7 @@ Reading changes nothing, so the run may go on meanwhile. Only whole lines are re
 """
 
 import json
+import math
 import re
 import time
 from collections import deque
@@ -140,8 +141,19 @@ def whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
         except ValueError:
             continue  # torn by a crash
         if isinstance(record, dict):
-            found.append(record)
+            found.append(kept(record))
     return found, end
+
+
+def kept(value: Any) -> Any:
+    """Without what no database keeps: half characters, zero bytes, numbers that are none."""
+    if isinstance(value, dict):
+        return {kept(name): kept(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [kept(one) for one in value]
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode().replace("\0", "?")
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def saved_steps(folder: Path) -> list[int]:

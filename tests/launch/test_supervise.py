@@ -1,5 +1,6 @@
 """What becomes of a job when launchers, queues, folders and outcomes say this or that."""
 
+import itertools
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 
 from core.errors import UserError
 from core.storage import append_line
-from launch.folder import Job, Outcome, ask_to_stop, asked_to_stop
+from launch.folder import Job, Outcome, ask_to_stop, asked_to_stop, killed
 from launch.launchers import Liveness
 from launch.launchers.contract import Unreachable
 from launch.methods import METHODS, Method
@@ -33,11 +34,11 @@ class Fake:
     def __init__(self):
         self.liveness = Liveness.ALIVE
         self.submitted, self.cancelled, self.known = [], [], None
-        self.broken = False
+        self.fault = None
 
     def submit(self, folder, attempt):
-        if self.broken:
-            raise UserError("no more processes.")
+        if self.fault is not None:
+            raise self.fault
         self.submitted.append(attempt)
         return "handle"
 
@@ -199,16 +200,100 @@ def test_exit_code_zero_needs_its_proof(world):
         assert proof or row["error"]["code"] == "no_result"
 
 
-def test_a_launcher_that_cannot_is_tried_again_so_often(world):
+def test_a_launcher_that_cannot_is_tried_again_so_often(world, monkeypatch):
     supervisor, jobs, launcher, put = world
-    launcher.broken = True
+    monkeypatch.setattr(supervise, "SWEEP", 0.0)
+    launcher.fault = UserError("no such partition.")
     job_id = begun(world)
     for attempt in range(2, LIMIT + 1):
+        supervisor.sweep()
         assert put[-1] == Work("start", job_id, attempt)
         supervisor.start(job_id, attempt)
     row = jobs.job(job_id)
-    assert row["state"] == State.FAILED and "no more processes" in row["error"]["message"]
+    assert row["state"] == State.FAILED and "no such partition" in row["error"]["message"]
     assert jobs.live() == []
+
+
+def test_a_machine_that_cannot_is_tried_ever_more_rarely_and_fails_no_job(world, monkeypatch):
+    supervisor, jobs, launcher, put = world
+    now = [1000.0]
+    monkeypatch.setattr(supervise.time, "monotonic", lambda: now[0])
+    launcher.fault = OSError("no room on the disk")
+    job_id = begun(world)
+    moments = [now[0]]
+    for attempt in range(2, LIMIT + 5):
+        put.clear()
+        while not put:  # nothing at once
+            now[0] += 1
+            supervisor.sweep()
+        moments.append(now[0])
+        supervisor.start(job_id, attempt)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    assert pauses == [10, 20, 40, 80, 160, 320]
+    row = jobs.job(job_id)
+    assert (row["state"], row["silent"]) == (State.QUEUED, 0)
+    told = [one["message"] for one in jobs.events_since(job_id, 0, 100)]
+    assert "attempt 7 was never started: no trainer could be started (no room on the disk)" in told
+    launcher.fault = None
+    supervisor.start(job_id, LIMIT + 5)
+    assert jobs.job(job_id)["state"] == State.RUNNING
+
+
+def test_a_folder_that_is_away_makes_no_storm_of_attempts(world):
+    supervisor, jobs, _, put = world
+    (supervisor.root / "jobs").rename(supervisor.root / "away")
+    job_id = begun(world)
+    supervisor.sweep()
+    supervisor.tend()
+    assert jobs.job(job_id)["attempt"] == 2 and put == [Work("start", job_id, 1)]
+
+
+def test_a_program_that_was_killed_is_tried_again_and_says_so(world):
+    supervisor, jobs, _, _ = world
+    job_id = begun(world)
+    for attempt in range(1, LIMIT + 1):
+        outcome(supervisor, job_id, attempt, code=(-9, 137, -9)[attempt - 1], error="by SIGKILL")
+        supervisor.tend()
+        if attempt < LIMIT:
+            assert jobs.job(job_id)["state"] == State.QUEUED
+            supervisor.start(job_id, attempt + 1)
+    row = jobs.job(job_id)
+    assert row["state"] == State.FAILED
+    assert row["error"] == {"code": "trainer_lost", "message": "by SIGKILL", "param": None}
+
+
+@pytest.mark.parametrize(("code", "number"), [(-9, 9), (137, 9), (143, 15), (2, 0), (255, 0)])
+def test_codes_that_mean_a_signal(code, number):
+    assert killed(code) == number
+
+
+def test_one_that_is_stopped_again_and_again_fails_for_a_reason(world):
+    supervisor, jobs, _, _ = world
+    job_id = begun(world)
+    for attempt in range(1, LIMIT + 1):
+        outcome(supervisor, job_id, attempt, code=75, stopped=True)
+        supervisor.tend()
+        if attempt < LIMIT:
+            supervisor.start(job_id, attempt + 1)
+    row = jobs.job(job_id)
+    assert row["state"] == State.FAILED and "before it had saved" in row["error"]["message"]
+
+
+def test_news_that_cannot_be_noted_hold_no_slot(world, monkeypatch):
+    supervisor, jobs, _, _ = world
+    job_id = begun(world)
+    append_line(supervisor.folder(job_id) / "metrics.jsonl", '{"step": 1}')
+    jobs.change(job_id, Event.PAUSE)
+
+    def breaks(*_):
+        raise ValueError("nothing that a database keeps")
+
+    monkeypatch.setattr(jobs, "record", breaks)
+    supervisor.tend()
+    assert asked_to_stop(supervisor.folder(job_id), 1) == "pause"
+    outcome(supervisor, job_id, 1, code=75, stopped=True)
+    supervisor.tend()
+    assert jobs.job(job_id)["state"] == State.PAUSED and jobs.live() == []
 
 
 def test_the_last_news_are_told_before_the_end(world):
@@ -316,6 +401,19 @@ def test_news_are_whole_lines_only(tmp_path):
     more = watch.look(None, news.events_read)
     assert [(one["message"], one["level"]) for one in more.notes] == [("b", "info"), ("3", "info")]
     assert watch.look(None, more.events_read).notes == []
+
+
+def test_news_hold_only_what_a_database_keeps(world):
+    supervisor, jobs, _, _ = world
+    job_id = begun(world)
+    folder = supervisor.folder(job_id)
+    event = {"message": "\ud800 a\0b", "data": {"\udcff": ["\0", float("nan"), 2.5]}}
+    append_line(folder / "events.jsonl", json.dumps(event))
+    append_line(folder / "metrics.jsonl", '{"step": 1, "loss": Infinity}')
+    supervisor.tend()
+    told = jobs.events_since(job_id, 0, 100)
+    assert {"step": 1, "loss": None} in [one["data"] for one in told]
+    assert told[-1]["message"] == "? a?b" and told[-1]["data"] == {"?": ["?", None, 2.5]}
 
 
 def test_a_run_that_is_taken_up_again_tells_its_steps_once(tmp_path):
