@@ -28,7 +28,13 @@ from detector.segformer import (
     canonical_state,
     load_canonical_state,
 )
-from detector.storage import DESCRIPTION, TENSORS, read_description, save_detector
+from detector.storage import (
+    DESCRIPTION,
+    TENSORS,
+    check_segformer,
+    read_description,
+    save_detector,
+)
 
 PUBLISHED_SIZE = 512
 """Shorter side in pixels that the published detector takes."""
@@ -80,8 +86,8 @@ def main(config: Config) -> None:
         origin, out, digest, config.variant, input_size=config.input_size, licence=config.licence
     )
     said = read_description(folder)
-    layout = said.card["converted"]["layout"]
-    print(f"{folder}: {said.config.variant} from the layout of {layout}, {said.sha256[:12]}")
+    variant, layout = check_segformer(folder).variant, said.card["converted"]["layout"]
+    print(f"{folder}: {variant} from the layout of {layout}, {said.sha256[:12]}")
 
 
 def convert(

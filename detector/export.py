@@ -48,7 +48,7 @@ def main(config: Config) -> None:
     check_finite(detector, config.run)
     description = read_description(config.run)
     figures = read_figures(config.evaluation, description.sha256)
-    formats = possible(asked, description.config.variant)
+    formats = possible(asked, detector.config.variant)
 
     text = card(config.title, config.license, detector, description, figures, formats)
     config.out.mkdir(parents=True, exist_ok=True)

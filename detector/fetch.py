@@ -16,7 +16,7 @@ from core.download import ask, check_url, download
 from core.errors import UserError
 from core.storage import alone, check_room, check_writable
 from detector.convert import Origin, check_out, convert
-from detector.storage import DESCRIPTION, load_detector, read_description
+from detector.storage import DESCRIPTION, check_segformer, load_detector, read_description
 
 REPOSITORY = "https://github.com/ali-vilab/DiffDoctor"
 KIND = "application/vnd.git-lfs+json"
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     print(f"licence of the weights: {LICENCE}")
     folder = fetch(config.out.expanduser(), config.url)
     said = read_description(folder)
-    print(f"{folder}: {said.config.variant}, {said.sha256[:12]}")
+    print(f"{folder}: {check_segformer(folder).variant}, {said.sha256[:12]}")
     print(f"warning: {WARNING}")
 
 

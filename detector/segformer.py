@@ -158,8 +158,9 @@ def upsample(logits: Tensor, size: Sequence[Any]) -> Float[Tensor, "b 1 h w"]:
 def freeze(module: M) -> M:
     """No gradient to the weights, eval mode for good; gradient still reaches the images."""
     module.requires_grad_(False)
-    if isinstance(module, SegformerDetector):
-        module.frozen = True
+    for part in module.modules():  # an ensemble has several
+        if isinstance(part, SegformerDetector):
+            part.frozen = True
     return module.eval()
 
 

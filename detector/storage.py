@@ -7,7 +7,7 @@ configuration, the digest of the tensors, and the card: licence, data, seed, fig
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import safetensors
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from core.errors import UserError
 from core.storage import write_atomic
+from detector.ensemble import Combination, Ensemble, EnsembleConfig
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig
 from detector.segformer import (
     SegformerConfig,
@@ -42,6 +44,9 @@ LICENCE_NOTES = {
     ),
 }
 
+AnyConfig = SegformerConfig | HighlighterConfig | EnsembleConfig
+Single = SegformerDetector | FlawMap
+
 
 class Description(BaseModel):
     """What `detector.json` says."""
@@ -49,7 +54,7 @@ class Description(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = FORMAT
-    config: SegformerConfig | HighlighterConfig
+    config: AnyConfig
     sha256: str
     card: dict[str, Any] = {}
 
@@ -68,16 +73,27 @@ def save_highlighter(highlighter: Highlighter, folder: Path, card: dict[str, Any
     return _save(folder, highlighter.config, highlighter.state_dict(), card)
 
 
+def save_ensemble(
+    detectors: Sequence[Single], combine: Combination, folder: Path, card: dict[str, Any]
+) -> Path:
+    """The same of several detectors: one file of all their tensors, each under its number."""
+    config = EnsembleConfig(combine=combine, members=tuple(map(_config, detectors)))
+    state = {f"{i}.{n}": t for i, one in enumerate(detectors) for n, t in _state(one).items()}
+    backends = {c.backend for c in config.members if isinstance(c, SegformerConfig)}
+    licence = " ".join(LICENCE_NOTES[backend] for backend in sorted(backends))
+    return _save(folder, config, state, {"licence": licence, **card})
+
+
 def load_detector(folder: Path) -> SegformerDetector:
     """The SegFormer of a folder (its own, or the run's that made it), in eval mode, verified first.
 
     Raises `UserError` that names the cure for a missing folder, a damaged or foreign file, a
-    variant that this version does not know, and a flaw highlighter.
+    variant that this version does not know, and a detector of another kind.
     """
     config, (_, payload) = check_segformer(folder), _verified(folder)
     detector = SegformerDetector(config)
     with _fitting(folder, f"{config.variant} detector"):
-        load_canonical_state(detector, load_tensors(payload))
+        _take(detector, load_tensors(payload))
     return detector.eval()
 
 
@@ -85,25 +101,34 @@ def check_segformer(folder: Path) -> SegformerConfig:
     """What the SegFormer of a folder is, by its description alone; `UserError` for another."""
     config = read_description(folder).config
     if not isinstance(config, SegformerConfig):
+        what = "an ensemble" if isinstance(config, EnsembleConfig) else "a flaw highlighter"
         raise UserError(
-            f"{folder} is a flaw highlighter, and a SegFormer is needed here: train one with "
+            f"{folder} is {what}, and a SegFormer is needed here: train one with "
             "`diffdoctor detector train`."
         )
     return config
 
 
-def open_detector(folder: Path) -> SegformerDetector | FlawMap:
+def open_detector(folder: Path) -> Single | Ensemble:
     """Whatever detector a folder holds, as above; of a flaw highlighter its map."""
-    if isinstance(read_description(folder).config, SegformerConfig):
-        return load_detector(folder)
-    return FlawMap(load_highlighter(folder)).eval()
-
-
-def untrained(config: SegformerConfig | HighlighterConfig) -> SegformerDetector | FlawMap:
-    """The detector of a description, with random weights."""
+    config = read_description(folder).config
     if isinstance(config, SegformerConfig):
-        return SegformerDetector(config)
-    return FlawMap(Highlighter(config)).eval()
+        return load_detector(folder)
+    if isinstance(config, HighlighterConfig):
+        return FlawMap(load_highlighter(folder)).eval()
+    _, payload = _verified(folder)
+    with _fitting(folder, "ensemble"):
+        detectors, state = [_untrained(member) for member in config.members], load_tensors(payload)
+        for i, detector in enumerate(detectors):
+            _take(detector, {n.partition(".")[2]: t for n, t in state.items() if _of(n) == str(i)})
+    return Ensemble(detectors, config.combine).eval()
+
+
+def untrained(config: AnyConfig) -> Single | Ensemble:
+    """The detector of a description, with random weights."""
+    if isinstance(config, EnsembleConfig):
+        return Ensemble([_untrained(member) for member in config.members], config.combine)
+    return _untrained(config)
 
 
 def load_highlighter(folder: Path) -> Highlighter:
@@ -167,9 +192,36 @@ def located(folder: Path) -> Path:
     return inner if (inner / DESCRIPTION).is_file() else Path(folder)
 
 
-def _save(
-    folder: Path, config: SegformerConfig | HighlighterConfig, state: dict[str, Any], card: Any
-) -> Path:
+def _untrained(config: SegformerConfig | HighlighterConfig) -> Single:
+    if isinstance(config, SegformerConfig):
+        return SegformerDetector(config)
+    return FlawMap(Highlighter(config)).eval()
+
+
+def _config(detector: Single) -> SegformerConfig | HighlighterConfig:
+    return detector.highlighter.config if isinstance(detector, FlawMap) else detector.config
+
+
+def _state(detector: Single) -> dict[str, Tensor]:
+    if isinstance(detector, FlawMap):
+        return detector.highlighter.state_dict()
+    return canonical_state(detector)
+
+
+def _take(detector: Single, state: dict[str, Tensor]) -> None:
+    """The inverse of `_state`; raises `KeyError` or `RuntimeError` where they differ."""
+    if isinstance(detector, FlawMap):
+        detector.highlighter.load_state_dict(state)
+    else:
+        load_canonical_state(detector, state)
+
+
+def _of(name: str) -> str:
+    """Which member of an ensemble a tensor belongs to."""
+    return name.partition(".")[0]
+
+
+def _save(folder: Path, config: AnyConfig, state: dict[str, Any], card: Any) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -96,6 +96,11 @@ COMMANDS = {
         "artifact maps, overlays and a table for any image or folder of images",
         "diffdoctor detector diagnose photo.png --detector runs/detector --out diagnosis",
     ),
+    "detector ensemble": Command(
+        "detector.combine",
+        "several detectors as one: the mean or the largest of their maps",
+        "diffdoctor detector ensemble runs/first runs/second --out runs/both",
+    ),
     "detector convert": Command(
         "detector.convert",
         "a SegFormer's weights from elsewhere, or the released ones, as a detector",

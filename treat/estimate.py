@@ -31,13 +31,12 @@ from core.counting import Cost, DryRun, norms_in_float32
 from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
-from detector.flaw_map import FlawMap
-from detector.segformer import SegformerDetector, freeze
-from detector.storage import read_description, untrained
+from detector.ensemble import Ensemble, ensemble
+from detector.segformer import freeze
+from detector.storage import Single, read_description, untrained
 from treat import settings
 from treat.cache import CHUNK
 from treat.drawings import drawings
-from treat.ensemble import ensemble
 from treat.image_reward import outline_of_reward
 from treat.lora import add_lora, lora_parameters
 from treat.offline import LATENTS, images_at_once
@@ -267,7 +266,7 @@ def count_reward(
             replay(chain, drawing.tape, pull * drawing.factor)
 
 
-def outline_of(folder: Path) -> SegformerDetector | FlawMap:
+def outline_of(folder: Path) -> Single | Ensemble:
     """A detector's network on the meta device, by its description alone."""
     with torch.device("meta"):
         return freeze(untrained(read_description(folder).config))

@@ -28,12 +28,12 @@ from core.contracts import Detector, DiffusionModel, Latents, Schedule
 from core.errors import UserError
 from core.processes import this_process
 from core.run import Run
+from detector.ensemble import ensemble
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import check_segformer, open_detector, read_description
 from treat.adapter import check_adapters, fuse, pin, read_adapter, take_up
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
-from treat.ensemble import ensemble
 from treat.estimate import check_fits
 from treat.guard import Guard
 from treat.image_reward import ImageReward, check_reward, load_reward

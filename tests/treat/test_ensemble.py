@@ -5,11 +5,11 @@ import torch
 
 from core.config import from_mapping
 from core.errors import UserError
+from detector.ensemble import Ensemble, ensemble
 from detector.storage import load_detector
 from tests.tiny import SIZE
 from tests.treat.setting import build, config, losses
 from treat import estimate, train
-from treat.ensemble import Ensemble, ensemble
 
 
 @pytest.fixture(scope="module")
