@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from core.contracts import ArtifactMap
 
+CUT = 0.5
+"""A label counts as artifact from here, where it is to be all or nothing."""
 Loss = Callable[[Tensor, ArtifactMap], Tensor]
 FOCUS = 2.0
 """Power of the distance that weighs a pixel; 2 in both papers."""
@@ -48,9 +50,22 @@ def dice(logits: Tensor, target: ArtifactMap) -> Tensor:
     return (1 - (2 * shared + SMOOTH) / (both + SMOOTH)).mean()
 
 
+def binary(logits: Tensor, target: ArtifactMap) -> Tensor:
+    """Cross-entropy against the label cut at .5: segmentation, as PAL4VST does (Zhang et al. 2023,
+    arXiv 2310.05590). Half an artifact is one, and what is flagged is what reaches .5."""
+    return cross_entropy(logits, (target >= CUT).float())
+
+
+def binary_focal(logits: Tensor, target: ArtifactMap) -> Tensor:
+    """The focal loss against the label cut at .5: Lin et al.'s own (eq. 4), without its alpha."""
+    return focal(logits, (target >= CUT).float())
+
+
 LOSSES: dict[str, Loss] = {
     "mse": squared_error,
     "bce": cross_entropy,
     "focal": focal,
     "dice": dice,
+    "binary": binary,
+    "binary_focal": binary_focal,
 }

@@ -3,7 +3,7 @@
 
 from typing import Literal
 
-LossName = Literal["mse", "bce", "focal", "dice"]
+LossName = Literal["mse", "bce", "focal", "dice", "binary", "binary_focal"]
 OptimizerName = Literal["adamw", "muon"]
 Format = Literal["transformers", "program", "onnx"]
 DynamicsVariant = Literal["paper", "code"]

@@ -41,7 +41,8 @@ class Config(core.config.Config):
     """Images of a step, on all processes together."""
     loss: LossName = "mse"
     """Squared error of the map (the paper's), soft cross-entropy, or for soft labels the focal or
-    the Dice loss."""
+    the Dice loss; `binary` and `binary_focal`: labels cut at .5, as a segmentation detector
+    (PAL4VST) learns."""
     optimizer: OptimizerName = "adamw"
     """`muon` learns faster from random weights, `adamw` is the rule for pretrained mit_b*."""
     learning_rate: float = Field(1e-3, gt=0)

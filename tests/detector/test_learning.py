@@ -152,6 +152,19 @@ def test_focal_and_dice_are_their_formulas():
         assert LOSSES[name](torch.logit(torch.full_like(y, 0.3)), torch.full_like(y, 0.3)) < 1e-6
 
 
+def test_a_segmentation_loss_sees_labels_cut_in_half():
+    logits = torch.tensor([0.5, -1.0, 2.0]).view(1, 1, 1, 3)
+    soft, hard = torch.tensor([0.5, 0.49, 0.9]), torch.tensor([1.0, 0.0, 1.0])
+    for name, plain in (("binary", "bce"), ("binary_focal", "focal")):
+        found = LOSSES[name](logits, soft.view_as(logits))
+        assert found == LOSSES[plain](logits, hard.view_as(logits))
+        assert found != LOSSES[plain](logits, soft.view_as(logits))  # control
+    p, y = logits.sigmoid().flatten(), hard
+    right = torch.where(y == 1, p, 1 - p)  # Lin et al. 2017, eq. 4, gamma 2
+    focal = -((1 - right) ** 2 * right.log()).mean()
+    torch.testing.assert_close(LOSSES["binary_focal"](logits, y.view_as(logits)), focal)
+
+
 def test_the_power_bends_the_polynomial():
     rates = [learning_rate(5, 10, 1.0, 0, "poly", power) for power in (0.5, 1.0, 2.0)]
     assert rates == pytest.approx([0.5**0.5, 0.5, 0.25])

@@ -145,6 +145,16 @@ def test_presets_are_settings(name, tmp_path):
     assert text.startswith("# ") and "not measured" in text
 
 
+def test_the_segmentation_preset_is_the_published_size_with_hard_labels(tmp_path):
+    words = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    pal, b5 = (
+        load_config(train.Config, train.Config.presets / f"{name}.yaml", words)
+        for name in ("pal-24gb", "mit-b5-24gb")
+    )
+    assert pal.loss == "binary" and b5.loss == "mse"
+    assert pal.model_copy(update={"loss": "mse"}) == b5
+
+
 def test_a_preset_is_found_by_its_bare_name(tmp_path, capsys):
     words = ["--config", "mit-b5-24gb", "--data", str(tmp_path / "none"), "--out", str(tmp_path)]
     with pytest.raises(SystemExit):
