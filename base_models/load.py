@@ -153,9 +153,13 @@ def check_base(path: Path, weights: bool = True) -> str:
 
 def check_prompts(base: str, given: bool) -> None:
     """Raise `UserError` where a base reads prompts and none are `given`; no weights are read."""
-    family = FAMILIES[check_base(locate(base, weights=False), weights=False)]
-    if family.prompted and not given:
+    if reads_prompts(base) and not given:
         raise UserError(f"{base} draws what it is asked for: give --prompts FILE.")
+
+
+def reads_prompts(base: str) -> bool:
+    """Whether a base draws what it is asked for; no weights are read."""
+    return FAMILIES[check_base(locate(base, weights=False), weights=False)].prompted
 
 
 def pipeline_class(path: Path) -> str:

@@ -78,10 +78,13 @@ def weighted_scores(trajectory: Trajectory) -> Float[Tensor, "s b c y x"]:
     s = -eps-hat / sqrt(1 - abar) is the score (ASCED, arXiv 2503.16218). A step that starts from
     pure noise has none, for w is infinite there: NaN.
     """
-    scores = [
-        clean - entering / level.signal if level.signal else torch.full_like(clean, float("nan"))
-        for entering, clean, level in zip(
-            trajectory.entering, trajectory.clean, trajectory.levels, strict=False
-        )
-    ]
-    return torch.stack(scores)
+    return torch.stack([weighted_score(trajectory, i) for i in range(len(trajectory.clean))])
+
+
+def weighted_score(trajectory: Trajectory, i: int) -> Latents:
+    """The same of step i alone; from the end, where negative."""
+    i = range(len(trajectory.clean))[i]
+    clean, level = trajectory.clean[i], trajectory.levels[i]
+    if not level.signal:
+        return torch.full_like(clean, float("nan"))
+    return clean - trajectory.entering[i] / level.signal

@@ -58,12 +58,13 @@ def main(config: Config) -> int | None:
         saved = checkpoint.load_newest(run.checkpoints, lambda text: run.event("warn", text))
         if saved is not None:
             learner.unpack(saved.tensors, saved.state)
-        start = 0 if saved is None else saved.step
+        start, held = 0 if saved is None else saved.step, {}
         for step in run.progress(range(start, config.steps), config.steps, start, "highlighter"):
             figures, done = learn(learner, train, config, step), step + 1
             asked, last = run.wishes(), done == config.steps
             if done % config.valid_every == 0 or last:
-                figures |= measure(run, highlighter, valid, config, done)
+                held = measure(run, highlighter, valid, config, done)
+                figures |= held
             elif "sample" in asked:
                 picture(run, highlighter, valid, config, done)
             run.log(done, **figures, **in_use(place))
@@ -74,17 +75,17 @@ def main(config: Config) -> int | None:
                 run.event("info", f"{MET[wish]} after step {done}, as asked", step=done)
             if run.interrupted and done < config.steps:
                 return PAUSED
-        figures = measure(run, highlighter, valid, config, config.steps)
+        held = held or measure(run, highlighter, valid, config, config.steps)
         card = {
             "data": [path.resolve().name for path in config.data],
             "samples": {"real": len(train[0]), "generated": len(train[1])},
             "steps": config.steps,
             "seed": config.seed,
             "weights": None if config.weights is None else config.weights.name,
-            "held_out": figures,
+            "held_out": held,
         }
         save_highlighter(highlighter, run.folder / "detector", card)
-        run.summary({"detector": "detector", **figures})
+        run.summary({"detector": "detector", **held})
         run.event("info", f"the highlighter is in {run.folder / 'detector'}")
     return None
 

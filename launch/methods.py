@@ -27,8 +27,8 @@ class Method(NamedTuple):
     """Settings that name a file, a model or a job, and what that is to be (for people)."""
     named: frozenset[str] = frozenset()
     """Inputs whose values are NAME=REFERENCE each."""
-    otherwise: Mapping[str, str] = {}
-    """Inputs that may hold this word instead, which names nothing."""
+    otherwise: Mapping[str, tuple[str, ...]] = {}
+    """Inputs that may hold one of these words instead, which name nothing."""
     words: frozenset[str] = frozenset()
     """Settings of free text that names nothing: titles, licences, names in a fixed list."""
     training_file: str | None = None
@@ -157,13 +157,13 @@ METHODS: dict[str, Method] = {
         inputs={
             "base": "the base model",
             "prompts": "what to draw: .txt, .jsonl, .csv or .parquet; none for a base without",
-            "detector": "the detector that leads, or score_dynamics",
+            "detector": "the detector that leads, score_dynamics or bayes",
             "judges": "detectors that read the images, NAME=ID each",
             "calibration": "what `diffdoctor calibrate` found for the base (.json)",
             "real": "bayes: real images (.zip), with captions where the base reads prompts",
         },
         named=frozenset({"judges"}),
-        otherwise={"detector": "score_dynamics"},
+        otherwise={"detector": ("score_dynamics", "bayes")},
         words=frozenset({"set", "device"}),
         training_file="prompts",
         model="base",

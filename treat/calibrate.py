@@ -5,7 +5,8 @@
 The paper leaves T_d and gamma to its supplement. Here plain images are drawn once: the bank is the
 mean of their dynamics, and T_d (with tau's factor) is where Omega overlaps most with what the
 judge sees in the finished images. Then the same images are corrected with every gamma; the one
-that leaves the least artifact area is kept. `diffdoctor correct --calibration asced.json` reads it.
+that leaves the least artifact area is kept, and where that is no less than plain sampling leaves,
+it says so: no correction is the better one. `diffdoctor correct --calibration asced.json` reads it.
 Calibrate on other prompts or seeds, and by another judge, than those that are reported.
 """
 
@@ -59,7 +60,7 @@ class Config(BaseConfig):
     out: Path
     """The file to write (.json)."""
     variant: Variant = "paper"
-    """`paper` or `code`; of `code` only T_d is found."""
+    """`paper` or `code`; of `code` only T_d is found, and whether it helps."""
     judges: tuple[str, ...] = ()
     """NAME=PATH of the detector that says what an artifact is."""
     prompts: Path | None = None
@@ -104,15 +105,14 @@ def main(config: Config, judge: Judge | None = None) -> None:
     bank = mean_dynamics(torch.cat([dynamics(one) for one in walked], dim=1))
     overlaps = [_overlap(config, model, walked, images, seen, bank, *one) for one in _pairs(config)]
     best = max(overlaps, key=lambda one: one["iou"])
-    tried, gamma = [{"gamma": None, "area": _area(seen)}], 1.0
-    for value in config.gamma if config.variant == "paper" else ():
+    plain, tried = {"gamma": None, "area": _area(seen)}, []
+    for value in config.gamma if config.variant == "paper" else (1.0,):
         find = ByDynamics(config.variant, bank, best["factor"])
         corrector = Asced(find, config.variant, t_d=best["t_d"], gamma=value)
         _, mended = _walk(config, model, text, draws, corrector, f"gamma {value:g}")
         area = _area(_judged(judge, mended, draws, config.batch))
         tried.append({"gamma": value, "area": area})
-    if tried[1:]:
-        gamma = min(tried[1:], key=lambda one: one["area"])["gamma"]
+    least = min(tried, key=lambda one: one["area"])
     found = Calibration(
         base=config.base,
         steps=config.sampling_steps,
@@ -120,12 +120,18 @@ def main(config: Config, judge: Judge | None = None) -> None:
         bank=bank,
         factor=best["factor"],
         t_d=best["t_d"],
-        gamma=gamma,
+        gamma=least["gamma"],
         images=len(draws),
-        tried=[*overlaps, *tried],
+        helps=least["area"] < plain["area"],
+        tried=[*overlaps, plain, *tried],
     )
     write_calibration(config.out, found)
     Console().print(_table(found))
+    if not found.helps:
+        print(
+            f"no correction is recommended: the best leaves {least['area']:.2%} of artifact area, "
+            f"plain sampling {plain['area']:.2%}."
+        )
 
 
 def _pairs(config: Config) -> Iterable[tuple[float, float]]:

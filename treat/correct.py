@@ -46,7 +46,7 @@ from treat.evaluate import (
     reader,
     summarise,
 )
-from treat.names import DYNAMICS
+from treat.names import DYNAMICS, UNCERTAINTY
 from treat.report import Pair, render
 from treat.step import Chain
 
@@ -64,7 +64,8 @@ def main(
     check_size(config.base, config.height, config.width)
     check_prompts(config.base, config.prompts is not None)
     place = device(config.device)
-    leads = None if config.detector == DYNAMICS else Path(config.detector)
+    itself = config.detector in (DYNAMICS, UNCERTAINTY)
+    leads = None if itself else Path(config.detector)
     judges = {name: open_detector(Path(path)) for name, path in named(config.judges).items()}
     opened = open_corrector(wanted(config), leads and freeze(open_detector(leads)).to(place))
     if judge is None:
@@ -75,6 +76,8 @@ def main(
     with Run.start(config, config.out, "treat.correct") as run:
         if judge_name.startswith(f"detector {ITSELF},"):
             run.event("warn", "the detector that corrects also judges: give --judges NAME=FOLDER")
+        if opened.helps is False:
+            run.event("warn", f"{config.calibration} recommends no correction: none was better")
         arms = [BASE, config.corrector]
         if not draw_pairs(run, config, opened.make, draws, judge, place):
             return PAUSED
@@ -103,6 +106,7 @@ def wanted(config: Config) -> Wanted:
         config.seed,
         config.calibration,
         config.real,
+        config.detector == UNCERTAINTY,
     )
 
 

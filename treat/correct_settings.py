@@ -19,8 +19,9 @@ class Config(core.config.Config):
     (BayesDiff), `sargd` and `trajectory` (PAL + TTC); `guide` (DIAMOND). docs/sister_methods.md
     says what each does."""
     detector: str = DYNAMICS
-    """What finds: `score_dynamics` (nothing is trained), or a detector's folder. `sargd`,
-    `trajectory` and `guide` need a folder; `score_clipping` needs none."""
+    """What finds: `score_dynamics` (nothing is trained), `bayes` (BayesDiff's variance, with
+    --real), or a detector's folder. `sargd`, `trajectory` and `guide` need a folder;
+    `score_clipping` needs none."""
     variant: DynamicsVariant = "paper"
     """asced and score_dynamics: as the paper has it, or as its released code does."""
     set: tuple[str, ...] = ()
@@ -28,7 +29,7 @@ class Config(core.config.Config):
     calibration: Path | None = None
     """asced: T_d, gamma and the score bank, as `diffdoctor calibrate` found them."""
     real: Path | None = None
-    """bayes: real images that its last layer is fitted on; with captions (`treat --offline`) where
+    """bayes: real images that the last layer is fitted on; with captions (`treat --offline`) where
     the base reads prompts."""
     judges: tuple[str, ...] = ()
     """Detectors that read the images, NAME=PATH each; the first judges. Without one, --detector

@@ -7,5 +7,5 @@ Architecture = Literal["schnell", "dev", "sdxl", "sd1", "sd2", "sd2-768", "sd3",
 CorrectorName = Literal[
     "asced", "state_replacement", "score_clipping", "bayes", "sargd", "trajectory", "guide"
 ]
-DYNAMICS = "score_dynamics"
-"""What finds where no detector does."""
+DYNAMICS, UNCERTAINTY = "score_dynamics", "bayes"
+"""What finds where no detector's folder does."""

@@ -78,7 +78,7 @@ class Requests:
         uses: list[str] = []
         settings = {**told, "out": str(out / method.place if method.place else out)}
         for name in method.inputs:
-            if told.get(name) not in (None, method.otherwise.get(name)):
+            if told.get(name) not in (None, *method.otherwise.get(name, ())):
                 path = self._titled if name in method.named else self._path
                 settings[name] = self._paths(path, name, told[name], owner, uses)
         complete = self.checker.ask(

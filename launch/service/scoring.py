@@ -156,11 +156,11 @@ def score(model: str, images: list[str], thresholds: list[float]) -> list[dict[s
 
 def _detector(model: str) -> Any:
     from detector.segformer import freeze
-    from detector.storage import load_detector
+    from detector.storage import open_detector
 
     if model not in _detectors:
         try:
-            _detectors[model] = freeze(load_detector(Path(model)))
+            _detectors[model] = freeze(open_detector(Path(model)))
         except UserError as error:
             # the operator's folders are nobody's business
             print(f"error: {error}", file=sys.stderr)

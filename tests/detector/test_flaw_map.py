@@ -138,8 +138,13 @@ def settings(data, out, **changes) -> Config:
     return Config.model_validate({"data": (data,), "out": out, **few, **changes})
 
 
-def test_it_learns_what_sets_the_generated_apart_and_points_at_it(data, tmp_path):
-    assert train_highlighter.main(settings(data, tmp_path / "run")) is None
+def test_it_learns_what_sets_the_generated_apart_and_points_at_it(data, tmp_path, monkeypatch):
+    measured, measure = [], train_highlighter.measure
+    monkeypatch.setattr(
+        train_highlighter, "measure", lambda *given: measured.append(given[-1]) or measure(*given)
+    )
+    assert train_highlighter.main(settings(data, tmp_path / "run", valid_every=30)) is None
+    assert measured == [30, 60]  # the last once: it is what the card says
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["valid/balanced"] > 0.9
     assert (tmp_path / "run/pictures/step-00000060.png").is_file()

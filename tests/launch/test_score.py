@@ -12,9 +12,16 @@ from PIL import Image, ImageFile
 from core.errors import UserError
 from core.image_files import encode_png
 from core.images import from_uint8, to_uint8
+from detector.flaw_map import Highlighter, HighlighterConfig
 from detector.measure import predict
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
-from detector.storage import load_detector, save_detector
+from detector.storage import (
+    load_detector,
+    open_detector,
+    save_detector,
+    save_ensemble,
+    save_highlighter,
+)
 from launch.service import scoring
 from launch.service.checker import Unanswered
 from launch.service.scoring import Scoring
@@ -27,6 +34,10 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     config = SegformerConfig(variant="nano", prior=0.3)
     save_detector(SegformerDetector(config, seed=1), folder / "secret-place", {})
+    highlighter = Highlighter(HighlighterConfig(variant="test_resnet", hidden=8), seed=1)
+    save_highlighter(highlighter, folder / "secret-highlighter", {})
+    both = [open_detector(folder / name) for name in ("secret-place", "secret-highlighter")]
+    save_ensemble(both, "max", folder / "secret-both", {})
     (folder / "secret-empty").mkdir()
     return folder
 
@@ -34,7 +45,8 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def real(base, tmp_path_factory):
     """With a child that really scores."""
-    models = {"first": base / "secret-place", "empty": base / "secret-empty"}
+    names = {"first": "place", "empty": "empty", "highlighter": "highlighter", "both": "both"}
+    models = {name: base / f"secret-{folder}" for name, folder in names.items()}
     root = tmp_path_factory.mktemp("real") / "root"
     with house(root, open_to=NAMES, models=models) as (service, client):
         yield client
@@ -70,6 +82,20 @@ def test_the_answer_is_the_detectors(real, base):
     assert plain.content == base64.b64decode(found["map"])
     assert plain.headers["x-diffdoctor-verdict"] == "artifact"
     assert float(plain.headers["x-diffdoctor-max"]) == found["max"]
+
+
+@pytest.mark.parametrize("model", ["highlighter", "both"])
+def test_detectors_of_every_kind_answer(real, base, model):
+    image = picture(3)
+    detector = freeze(open_detector(base / f"secret-{model}"))
+    map = predict(detector, from_uint8(image[None]), 1)[0]
+    answer = post(real, encode_png(image), model=model)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["max"] == pytest.approx(map.max().item(), abs=1e-5)
+    assert found["mean"] == pytest.approx(map.mean().item(), abs=1e-5)
+    other = post(real, encode_png(image)).json()
+    assert abs(other["mean"] - found["mean"]) > 1e-3  # control: not the SegFormer's answer
 
 
 def test_images_of_many_requests_come_back_to_whom_they_belong(real):

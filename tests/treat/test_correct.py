@@ -181,6 +181,7 @@ def test_a_calibration_is_found_and_used(world, tmp_path):
     areas = {one["gamma"]: one["area"] for one in found.tried if "area" in one}
     assert set(areas) == {None, 0.5, 1.0}
     assert areas[found.gamma] == min(areas[0.5], areas[1.0])
+    assert found.helps == (areas[found.gamma] < areas[None])
     used = settings(world, tmp_path / "run", calibration=config.out, set=("gamma=0.9",))
     opened = open_corrector(correct.wanted(used), None)
     corrector = opened.make(model_of(used))
@@ -193,6 +194,32 @@ def test_a_calibration_is_found_and_used(world, tmp_path):
     config.out.write_text("{}")
     with pytest.raises(UserError, match="is no calibration"):
         read_calibration(config.out, config.base, 10, "paper")
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_correction_that_does_not_help_is_not_recommended(
+    world, tmp_path, capsys, variant, helps
+):
+    """The judge sees a flaw in every image but (or only) the plain ones, drawn and judged first."""
+    judged = []
+
+    def judge(images, prompts):
+        judged.append(len(images))
+        plain = sum(judged) <= 3
+        return torch.full_like(images[:, :1], 1.0 if plain == helps else 0.0)
+
+    few = {"n": 3, "batch": 3, "sampling_steps": 10, "height": SIZE, "width": SIZE}
+    tried = {"t_d": (1.0,), "factor": (1.0,), "gamma": (0.5, 1.0), "variant": variant}
+    out = tmp_path / "asced.json"
+    calibrate.main(calibrate.Config(base=str(world / "ddpm"), out=out, **few, **tried), judge)
+    found = read_calibration(out, str(world / "ddpm"), 10, variant)
+    assert len(judged) == (3 if variant == "paper" else 2) and found.helps == helps
+    assert ("no correction is recommended" in capsys.readouterr().out) != helps
+    used = settings(world, tmp_path / "run", calibration=out, variant=variant, n=2)
+    assert correct.main(used, bright) is None
+    said = (tmp_path / "run/events.jsonl").read_text()
+    assert ("recommends no correction" in said) != helps
 
 
 def model_of(config):
@@ -211,8 +238,16 @@ def test_bayes_fits_on_a_folder_of_real_images(world, tmp_path):
     assert correct.main(config, bright) is None
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert 0 < summary["area_changed"] < 0.6
-    with pytest.raises(UserError, match="give --real FOLDER"):
-        correct.main(settings(world, tmp_path / "other", corrector="bayes"), bright)
+    given = config.model_dump() | {"corrector": "asced", "detector": "bayes", "set": ()}
+    again = correct.Config.model_validate(given | {"out": tmp_path / "asced"})
+    assert correct.main(again, bright) is None  # its map, another's correction
+    changed = json.loads((tmp_path / "asced/summary.json").read_text())["area_changed"]
+    assert 0 < changed < 0.6
+    with pytest.raises(UserError, match="nobody judges"):  # a variance judges nothing
+        correct.main(again.model_copy(update={"out": tmp_path / "unjudged"}))
+    for given in ({"corrector": "bayes"}, {"detector": "bayes"}):
+        with pytest.raises(UserError, match="give --real FOLDER"):
+            correct.main(settings(world, tmp_path / "other", **given), bright)
 
 
 def walked(rises_at: int) -> Trajectory:

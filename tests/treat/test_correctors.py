@@ -8,21 +8,23 @@ import pytest
 import torch
 
 from base_models.sample import sample
-from base_models.trajectory import Trajectory, joined, levels, weighted_scores
+from base_models.trajectory import Trajectory, joined, levels, noise_in, weighted_scores
 from core.errors import UserError
 from core.images import round_to_8bit
+from detector import last_layer
+from detector.bayes import Uncertainty, coefficients
 from detector.score_dynamics import Window, median
 from tests.base_models.families import EVERY
 from tests.chain import Spots
 from tests.tiny import SIZE
 from treat.correct import Name
-from treat.correctors import CORRECTORS, defaults, last_layer, make, settings_of
+from treat.correctors import CORRECTORS, defaults, make, settings_of
 from treat.correctors.asced import Asced, StateReplacement, earlier, stochastic
-from treat.correctors.bayes import Bayes, coefficients
+from treat.correctors.bayes import Bayes
 from treat.correctors.clipping import ScoreClipping
 from treat.correctors.find import ByDetector, ByDynamics
 from treat.correctors.guided import Guide, Sargd
-from treat.correctors.moment import Moment, inside
+from treat.correctors.moment import Moment, asked_again, inside
 from treat.correctors.sampling import draw_corrected
 from treat.step import Chain
 
@@ -270,9 +272,11 @@ def test_guidance_lowers_the_map_and_passes_no_network(name):
         return detector(moment.chain.decode(clean)).mean()
 
     assert score(found.latents) < score(moment.leaving)
+    moved = (found.latents != moment.leaving).any(dim=1, keepdim=True)
+    assert torch.equal(found.mask == 1, moved) and moved.float().mean() > 0.9
     assert not found.latents.requires_grad
     blind = Guide(Bright(), threshold=2.0)(moment)  # sees nothing above 2
-    assert torch.equal(blind.latents, moment.leaving)
+    assert torch.equal(blind.latents, moment.leaving) and blind.mask.sum() == 0
     assert Guide(detector, start=0.1)(moment_at(name, 2)).mask is None
 
 
@@ -283,12 +287,59 @@ def test_bayes_carries_the_variance_along_the_samplers_own_line(name):
     a, b = coefficients(moment.level, moment.following)
     entering = moment.trajectory.entering[-1]
     torch.testing.assert_close(a * entering + b * moment.eps, moment.leaving, rtol=1e-3, atol=2e-3)
-    moment.notes["variance"] = torch.full_like(moment.leaving, 0.5)
-    corrector = Bayes(laplace(name), every=5)
-    assert torch.equal(corrector(moment).latents, moment.leaving)
-    torch.testing.assert_close(
-        moment.notes["variance"], torch.full_like(moment.leaving, 0.5 * a * a)
+    unsure = Uncertainty(moment.trajectory, asked_again(moment.chain, SEEDS), laplace(name))
+    half = torch.full_like(moment.leaving, 0.5)
+    torch.testing.assert_close(unsure.after(1, half), 0.5 * a * a * torch.ones_like(half))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ldm", "flux"])
+def test_the_variance_is_that_of_many_samplings(name):
+    """Monte Carlo without any of BayesDiff's bookkeeping, over the steps that it asks."""
+    chain, steps = chain_of(name), 2
+    trajectory = drawn(name, None).trajectory
+    first = 0 if trajectory.levels[0].signal else 1
+    cut = Trajectory(
+        trajectory.levels, trajectory.entering[: first + steps], trajectory.clean[: first + steps]
     )
+    again = asked_again(chain, SEEDS)
+    found = Uncertainty(cut, again, laplace(name), samples=60, every=1).variance()
+    ends = []
+    for s in range(60):
+        x = trajectory.entering[first]
+        for i in range(first, first + steps):
+            a, b = coefficients(*trajectory.levels[i : i + 2])
+            with laplace(name).sampled(torch.Generator().manual_seed(1000 * i + s)):
+                clean = again.clean(x, i)
+            x = a * x + b * noise_in(x, clean, trajectory.levels[i])
+        ends.append(x)
+    wanted = torch.stack(ends).var(dim=0)
+    assert wanted.mean() > 0
+    assert found.mean().item() == pytest.approx(wanted.mean().item(), rel=0.3)
+    pair = torch.stack([found.flatten(), wanted.flatten()])
+    assert torch.corrcoef(pair)[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ldm, AutoencoderKL"])
+def test_its_map_is_of_the_finished_images_and_each_images_own(name):
+    """Pixels of a base that draws pixels, decoded samples of latents; 0.5 at the limit."""
+    found = drawn(name, None)
+    images = model_of(name).decode(found.latents).clamp(0, 1)
+    again = asked_again(chain_of(name), SEEDS)
+    detector = Uncertainty(found.trajectory, again, laplace(name), samples=3)
+    maps = detector(images)
+    assert maps.shape == (2, 1, SIZE, SIZE) and 0 <= maps.min() < 0.5 < maps.max() <= 1
+    seen = detector.variance().mean(dim=1, keepdim=True)
+    if name == "ddpm":
+        flat = seen.flatten(1)[None]
+        middle = median(flat)
+        limit = middle + 3 * 1.4826 * median((flat - middle).abs())
+        assert torch.equal(maps > 0.5, seen > limit.view(-1, 1, 1, 1))
+    assert not detector.differentiable
+    with pytest.raises(ValueError, match="1 images"):
+        detector(images[:1])
+    sure = last_layer.last_layer(model_of(name).network)
+    zeros = last_layer.Laplace(sure, {n: 0 * w for n, w in sure.named_parameters()})
+    assert Uncertainty(found.trajectory, again, zeros, samples=3)(images).max() == 0  # control
 
 
 def test_bayes_asks_every_fifth_step_up_to_t_c_and_corrects_there():

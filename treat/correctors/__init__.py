@@ -10,6 +10,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from core.contracts import Detector
 from core.errors import UserError
 from treat.correctors.asced import Asced, StateReplacement
 from treat.correctors.bayes import Bayes
@@ -39,15 +40,21 @@ def make(name: str, settings: dict[str, Any], **parts: Any) -> Corrector:
     it), `laplace` (BayesDiff's last layer).
     """
     kind = CORRECTORS[name]
+    check_led(name, parts.get("detector"))
     asked = {field.name for field in fields(kind)}
-    detector: Any = parts.get("detector")
-    if "detector" in asked and detector is None:
+    return kind(**{part: found for part, found in parts.items() if part in asked}, **settings)
+
+
+def check_led(name: str, detector: Detector | None) -> None:
+    """Raise `UserError` where a corrector needs another detector to lead it, or one at all."""
+    if not any(field.name == "detector" for field in fields(CORRECTORS[name])):
+        return
+    if detector is None:
         raise UserError(
             f"'{name}' is led by a detector that looks at images: give --detector FOLDER."
         )
-    if kind is Guide and not detector.differentiable:
+    if name == "guide" and not detector.differentiable:
         raise UserError("'guide' follows a detector's gradient, and this one has none.")
-    return kind(**{part: found for part, found in parts.items() if part in asked}, **settings)
 
 
 def settings_of(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -79,4 +86,4 @@ def defaults(name: str) -> dict[str, Any]:
     }
 
 
-__all__ = ["CORRECTORS", "defaults", "make", "settings_of"]
+__all__ = ["CORRECTORS", "check_led", "defaults", "make", "settings_of"]

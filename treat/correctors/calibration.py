@@ -27,6 +27,9 @@ class Calibration(BaseModel):
     t_d: float
     gamma: float
     images: int
+    helps: bool | None = None
+    """Whether any gamma left less artifact area than plain sampling; None: of an earlier version,
+    which did not say."""
     tried: list[dict[str, Any]] = []
     """Every setting that was drawn, with its figures."""
 

@@ -5,7 +5,7 @@ from typing import final
 
 import torch
 
-from base_models.trajectory import weighted_scores
+from base_models.trajectory import weighted_score
 from detector.score_dynamics import median
 from treat.correctors.moment import Correction, Moment
 
@@ -20,7 +20,7 @@ class ScoreClipping:
     bound: float = 3.0
 
     def __call__(self, moment: Moment) -> Correction:
-        level, now = moment.level, weighted_scores(moment.trajectory)[-1]
+        level, now = moment.level, weighted_score(moment.trajectory, -1)
         before, moment.notes["score"] = moment.notes.get("score"), now
         if before is None or before.isnan().any():
             return moment.unchanged()

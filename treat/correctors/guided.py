@@ -69,7 +69,7 @@ class Guide:
         moves = flawed & (size > 0)
         clean = moment.clean - self.scale * slope / size.clamp(min=1e-12)
         new = torch.where(moves, moment.going_to(clean), moment.leaving)
-        return Correction(new, ((slope.abs().amax(1, True) > size) & moves).float())
+        return Correction(new, (new != moment.leaving).any(dim=1, keepdim=True).float())
 
     def _slope(self, moment: Moment) -> tuple[Latents, Tensor]:
         """The gradient at x0-hat, and whether the detector sees anything in an image at all."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from base_models.trajectory import Level, Trajectory, joined, noise_in
 from core.contracts import Images, Latents
 from core.seeds import mix
+from detector.bayes import Again
 from treat.step import Chain
 
 CORRECTION = 71
@@ -83,9 +84,7 @@ class Moment:
 
     def noise(self, number: int) -> Latents:
         """Unit noise of each image's seed, of this step; one for each `number`."""
-        schedule = self.chain.schedule
-        seeds = [mix(seed, CORRECTION, self.i, number) % 2**32 for seed in self.seeds]
-        return self.chain.model.noise(seeds, schedule.height, schedule.width)
+        return noise_of(self.chain, self.seeds, self.i, number)
 
     def pictures(self) -> Images:
         """x0-hat as an image in [0, 1]."""
@@ -106,3 +105,19 @@ class Corrector(Protocol):
 def inside(mask: Bool[Tensor, "b 1 #y #x"], new: Latents, old: Latents) -> Latents:
     """The new latents within the mask; what lies outside stays to the bit."""
     return torch.where(mask, new, old)
+
+
+def noise_of(chain: Chain, seeds: Sequence[int], i: int, number: int) -> Latents:
+    """Unit noise of each image's seed, of step i; one for each `number`."""
+    drawn = [mix(seed, CORRECTION, i, number) % 2**32 for seed in seeds]
+    return chain.model.noise(drawn, chain.schedule.height, chain.schedule.width)
+
+
+def asked_again(chain: Chain, seeds: Sequence[int]) -> Again:
+    """The chain's network, for whoever measures its uncertainty."""
+
+    def clean(latents: Latents, i: int) -> Latents:
+        with chain.precision():
+            return chain.model.move(latents, i, chain.schedule, chain.conditioning)[1]
+
+    return Again(clean, lambda i, number: noise_of(chain, seeds, i, number), chain.decode)

@@ -14,10 +14,11 @@ from core.errors import UserError
 from core.image_files import list_images
 from core.images import read_image
 from core.seeds import mix
+from detector import last_layer
 from detector.score_dynamics import T_C, Variant, Window, check_window
-from treat.correctors import defaults, last_layer, make, settings_of
+from treat.correctors import check_led, defaults, make, settings_of
 from treat.correctors.calibration import read_calibration
-from treat.correctors.find import ByDetector, ByDynamics
+from treat.correctors.find import ByDetector, ByDynamics, ByUncertainty
 from treat.correctors.moment import Corrector
 from treat.offline import RealImages, read_offline
 from treat.offline import fit as fitted
@@ -44,6 +45,8 @@ class Wanted(NamedTuple):
     seed: int
     calibration: Path | None = None
     real: Path | None = None
+    unsure: bool = False
+    """What finds is the network's own uncertainty."""
 
 
 class Opened(NamedTuple):
@@ -51,32 +54,45 @@ class Opened(NamedTuple):
     """To be called while the model still has its text encoders."""
     window: Window
     """In which dynamics are read."""
+    helps: bool | None = None
+    """What the calibration says of correcting at all."""
 
 
 def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
-    """Raise `UserError` for what cannot be made. `detector` finds, or None: score dynamics do."""
+    """Raise `UserError` for what cannot be made.
+
+    `detector` finds, or None: the uncertainty does where that is wanted, else score dynamics.
+    """
+    check_led(wanted.name, detector)
     settings = settings_of(wanted.name, wanted.words)
-    bank, factor = None, 1.0
+    bank, factor, helps = None, 1.0, None
     if wanted.calibration is not None:
         if wanted.name != "asced":
             raise UserError("a calibration is for --corrector asced: leave --calibration out.")
         known = read_calibration(wanted.calibration, wanted.base, wanted.steps, wanted.variant)
-        bank, factor = known.bank, known.factor
+        bank, factor, helps = known.bank, known.factor, known.helps
         settings = {"t_d": known.t_d, "gamma": known.gamma, **settings}
     if wanted.name == "asced":
         settings["variant"] = wanted.variant
-    if wanted.name == "bayes" and wanted.real is None:
+    unsure = wanted.unsure or wanted.name == "bayes"
+    if unsure and wanted.real is None:
         raise UserError("'bayes' fits its last layer on real images: give --real FOLDER.")
     numbers = {"t_c": T_C, "t_d": 1.0, **defaults(wanted.name), **settings}
     window = Window(numbers["t_c"], numbers["t_d"])
     if "t_c" in defaults(wanted.name):
         check_window(window, wanted.steps)
-    find = ByDynamics(wanted.variant, bank, factor) if detector is None else ByDetector(detector)
-    if wanted.name == "bayes":
+    if unsure:
         real = real_images(Path(str(wanted.real)), wanted.prompted)
-        return Opened(lambda m: make("bayes", settings, laplace=fit(m, real, wanted)), window)
+
+        def fitting(model: DiffusionModel) -> Corrector:
+            laplace = fit(model, real, wanted.steps, wanted.height, wanted.width, wanted.seed)
+            parts = {"find": ByUncertainty(laplace), "laplace": laplace, "detector": detector}
+            return make(wanted.name, settings, **parts)
+
+        return Opened(fitting, window, helps)
+    find = ByDynamics(wanted.variant, bank, factor) if detector is None else ByDetector(detector)
     corrector = make(wanted.name, settings, find=find, detector=detector)
-    return Opened(lambda model: corrector, window)
+    return Opened(lambda model: corrector, window, helps)
 
 
 def real_images(path: Path, prompted: bool) -> RealImages:
@@ -87,12 +103,14 @@ def real_images(path: Path, prompted: bool) -> RealImages:
     return RealImages([""] * len(files), lambda i: read_image(files[i])[None], str(path))
 
 
-def fit(model: DiffusionModel, real: RealImages, wanted: Wanted) -> last_layer.Laplace:
+def fit(
+    model: DiffusionModel, real: RealImages, steps: int, height: int, width: int, seed: int
+) -> last_layer.Laplace:
     """BayesDiff's last layer, from every image at several times and noises."""
-    place = model.schedule(wanted.steps, wanted.height, wanted.width).timesteps.device
-    pictures = [fitted(real.picture(i), wanted.height, wanted.width) for i in range(len(real))]
+    place = model.schedule(steps, height, width).timesteps.device
+    pictures = [fitted(real.picture(i), height, width) for i in range(len(real))]
     clean = torch.cat([model.encode(picture.to(place)) for picture in pictures])
     rows = {name: part.to(place) for name, part in model.encode_prompts(real.captions).items()}
     again = {name: part.repeat(TIMES, *[1] * (part.ndim - 1)) for name, part in rows.items()}
-    seeds = [mix(wanted.seed, LAPLACE, i) for i in range(TIMES * len(real))]
+    seeds = [mix(seed, LAPLACE, i) for i in range(TIMES * len(real))]
     return last_layer.fit(model, clean.repeat(TIMES, 1, 1, 1), again, seeds, PRIOR)
