@@ -57,7 +57,7 @@ from treat.correctors.sampling import draw_corrected
 from treat.offline import RealImages
 from treat.step import Chain
 
-PAPER, CODE, BAYES = "score dynamics (paper)", "score dynamics (code)", "BayesDiff"
+OWN = PAPER, CODE, BAYES = "ASCED paper", "ASCED code", "BayesDiff"
 TRUTH, CATEGORY, IMAGE = "truth", "category", "image"
 """Names in a batch's file, beside those of the rows."""
 SHOWN = 10
@@ -120,9 +120,9 @@ def main(config: Config) -> int | None:
                 own = {name: part[rows].to(place) for name, part in text.items()}
                 found = look(lookers, own, draws[rows], config.sampling_steps, truth_of(prompted))
                 write_atomic(file_of(run, at), safetensors.torch.save(found))
-        seen = gathered(run, range(0, len(draws), config.batch))
-        figures = measured(seen, config.resamples, config.seed)
-        write_image(run.folder / "sheet.png", sheet(seen))
+        seen, rows = gathered(run, range(0, len(draws), config.batch)), [*OWN, *detectors]
+        figures = measured(seen, rows, config.resamples, config.seed)
+        write_image(run.folder / "sheet.png", sheet(seen, rows))
         text = markdown(figures)
         write_atomic(run.folder / "table.md", text.encode())
         run.summary(figures)
@@ -196,35 +196,27 @@ def gathered(run: Run, starts: Sequence[int]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def rows_of(seen: Mapping[str, Tensor]) -> list[str]:
-    own = [PAPER, CODE, BAYES]
-    return own + [name for name in seen if name not in (*own, TRUTH, CATEGORY, IMAGE)]
-
-
-def measured(seen: Mapping[str, Tensor], resamples: int, seed: int) -> dict[str, Any]:
+def measured(
+    seen: Mapping[str, Tensor], rows: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
     """What the images are, and every row's figures."""
     truth, groups = seen[TRUTH].bool(), [list(CATEGORIES)[i] for i in seen[CATEGORY]]
     names = np.array(groups)
     kinds = {"all": np.ones(len(names), bool)}
     kinds |= {one: names == one for one in CATEGORIES if (names == one).any()}
+    masks = {kind: truth[torch.from_numpy(chosen)] for kind, chosen in kinds.items()}
     found: dict[str, Any] = {
-        "images": {kind: int(rows.sum()) for kind, rows in kinds.items()},
-        "flawed_images": {
-            kind: int(truth[torch.from_numpy(rows)].flatten(1).any(1).sum())
-            for kind, rows in kinds.items()
-        },
-        "flawed_pixels": {
-            kind: truth[torch.from_numpy(rows)].double().mean().item()
-            for kind, rows in kinds.items()
-        },
+        "images": {kind: len(own) for kind, own in masks.items()},
+        "flawed_images": {k: int(own.flatten(1).any(1).sum()) for k, own in masks.items()},
+        "flawed_pixels": {kind: own.double().mean().item() for kind, own in masks.items()},
         "method": f"95 % bootstrap over images, {resamples:,} seeded resamples",
         "rows": {},
     }
-    for name in rows_of(seen):
+    for name in rows:
         maps = seen[name][:, None]
         counts = Counts.of(maps, truth)
         best = best_threshold(counts)
-        own = {k: pixel_figures(counts.only(r), best, resamples, seed) for k, r in kinds.items()}
+        own = {k: pixel_figures(counts.only(c), best, resamples, seed) for k, c in kinds.items()}
         spots = hotspot_figures(maps, truth, groups, resamples, seed)
         found["rows"][name] = {"best_threshold": best, "pixels": own, "hotspots": spots}
     return found
@@ -276,14 +268,14 @@ def share(figure: Mapping[str, Any] | None) -> str:
     return "-" if figure is None else f"{figure['value']:.0%}"
 
 
-def sheet(seen: Mapping[str, Tensor]) -> Tensor:
+def sheet(seen: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
     """The first images, never chosen ones: the truth and every row's map laid over each."""
     images = seen[IMAGE][:SHOWN].float() / 255
-    columns = {"truth": seen[TRUTH][:SHOWN].float()} | {n: seen[n][:SHOWN] for n in rows_of(seen)}
+    columns = {"truth": seen[TRUTH][:SHOWN].float()} | {n: seen[n][:SHOWN] for n in names}
     laid = [overlay(images, maps[:, None]) for maps in columns.values()]
     rows = [[images[i], *(column[i] for column in laid)] for i in range(len(images))]
     labels = [list(CATEGORIES)[i] for i in seen[CATEGORY][:SHOWN]]
-    heads = ["image", *(name[:10] for name in columns)]
+    heads = ["image", *(name[:11] for name in columns)]
     return contact_sheet(rows, labels, heads)
 
 

@@ -37,7 +37,7 @@ def base(tmp_path_factory):
     highlighter = Highlighter(HighlighterConfig(variant="test_resnet", hidden=8), seed=1)
     save_highlighter(highlighter, folder / "secret-highlighter", {})
     both = [open_detector(folder / name) for name in ("secret-place", "secret-highlighter")]
-    save_ensemble(both, "max", folder / "secret-both", {})
+    save_ensemble(both, "mean", folder / "secret-both", {})
     (folder / "secret-empty").mkdir()
     return folder
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from core import checkpoint
 from core.images import write_image
 from detector import train_highlighter
+from detector.data import Chosen
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig
 from detector.learning import Learner
 from detector.score_dynamics import Window, grown
@@ -73,26 +74,26 @@ def test_pal_and_ttc_is_the_detectors_mask_at_t_c_and_equation_6(name):
     """The mask from x0-hat decoded, not from the dynamics; noise and factor as ASCED's paper."""
     model = EVERY[name].model()
     chain = Chain(model, model.schedule(STEPS, SIZE, SIZE), model.encode_prompts(["a", "b"]))
-    moments = {}
-    corrector = PalTtc(Left(), threshold=0.6, gamma=0.8)
+    corrector, corrected = PalTtc(Left(), threshold=0.6, gamma=0.8), []
 
     def watched(moment):
-        found = corrector(moment)
-        moments[moment.i] = moment, found
+        latents, mask = found = corrector(moment)
+        if mask is None:
+            return found
+        corrected.append(moment.i)
+        seen = Left()(moment.chain.decode(moment.clean).clamp(0, 1)) >= 0.6
+        assert torch.equal(mask > 0, moment.cells(seen.float())) and 0 < mask.mean() < 0.5
+        noised = model.noised(moment.clean, AT, chain.schedule, moment.noise(0))
+        expected = noised * 0.8 * moment.noise(1)
+        inside = (mask > 0).expand_as(latents)
+        torch.testing.assert_close(latents[inside], expected[inside], rtol=1e-3, atol=1e-3)
+        assert torch.equal(latents[~inside], moment.leaving[~inside])
+        blind = PalTtc(Left(), threshold=0.8)(moment)  # control: above what the detector says
+        assert torch.equal(blind.latents, moment.leaving)
         return found
 
     draw_corrected(chain, model.noise(SEEDS, SIZE, SIZE), SEEDS, watched)
-    assert [i for i, (_, found) in moments.items() if found.mask is not None] == [AT - 1]
-    moment, (latents, mask) = moments[AT - 1]
-    seen = Left()(moment.chain.decode(moment.clean).clamp(0, 1)) >= 0.6
-    assert torch.equal(mask > 0, moment.cells(seen.float())) and 0 < mask.mean() < 0.5
-    noised = model.noised(moment.clean, AT, chain.schedule, moment.noise(0))
-    expected = noised * 0.8 * moment.noise(1)
-    inside = (mask > 0).expand_as(latents)
-    torch.testing.assert_close(latents[inside], expected[inside], rtol=1e-3, atol=1e-3)
-    assert torch.equal(latents[~inside], moment.leaving[~inside])
-    blind = PalTtc(Left(), threshold=0.8)(moment)  # control: above what the detector says
-    assert torch.equal(blind.latents, moment.leaving)
+    assert corrected == [AT - 1]
 
 
 # Self-refining diffusion
@@ -107,7 +108,7 @@ def test_the_highlighter_is_taught_and_asked_with_images_normalised_alike():
     """A release trains it on images as they are and asks with normalised ones."""
     network, shown = highlighter(), []
     network.trunk.register_forward_pre_hook(lambda _, given: shown.append(given[0].detach()))
-    samples = toy_samples(4)
+    samples = Chosen(toy_samples(4), range(4))
     settings = train_highlighter.Config.model_validate({"data": (".",), "out": ".", "batch": 4})
     halves = [train_highlighter.drawn(samples, settings, 0) for _ in range(2)]
     train_highlighter.learn(Learner(network.train()), (samples, samples), settings, 0)

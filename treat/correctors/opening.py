@@ -63,7 +63,6 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
 
     `detector` finds, or None: the uncertainty does where that is wanted, else score dynamics.
     """
-    check_led(wanted.name, detector)
     settings = settings_of(wanted.name, wanted.words)
     bank, factor, helps = None, 1.0, None
     if wanted.calibration is not None:
@@ -81,6 +80,7 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
     window = Window(numbers["t_c"], numbers["t_d"])
     if "t_c" in defaults(wanted.name):
         check_window(window, wanted.steps)
+    check_led(wanted.name, detector)
     if unsure:
         real = real_images(Path(str(wanted.real)), wanted.prompted)
 
