@@ -28,8 +28,8 @@ from treat.self_refining.attention import Flaws
 from treat.step import Chain
 
 STEPS, AT, SEEDS = 10, 5, [3, 4]
-SEEING = 0
-"""Seed of an untrained highlighter whose map of noise is not zero everywhere."""
+SEEING = 2
+"""Seed of an untrained highlighter that sees something in what either tiny base draws."""
 
 
 # ASCED and its baselines
@@ -142,7 +142,7 @@ def test_the_map_is_the_mean_of_one_batch_of_the_averaged_weights(
     tmp_path, monkeypatch, kind, forward
 ):
     """Of the class *generated*, of pixels and of latents alike: the latent branch of a release asks
-    for the other one. Renewed every `cycle` steps, and drawn plainly, without the map."""
+    for the other one. Drawn plainly, without the map."""
     kind().save_pretrained(tmp_path / "base")
     save_highlighter(highlighter(), tmp_path / "highlighter", {})
     (tmp_path / "real").mkdir()
@@ -167,8 +167,8 @@ def test_the_map_is_the_mean_of_one_batch_of_the_averaged_weights(
         "out": tmp_path / "run",
         "height": SIZE,
         "width": SIZE,
-        "steps": 6,
-        "cycle": 2,
+        "steps": 4,
+        "cycle": 1,
         "batch": 2,
         "map_images": 3,
         "map_steps": 2,
@@ -178,25 +178,18 @@ def test_the_map_is_the_mean_of_one_batch_of_the_averaged_weights(
         "learning_rate": 1e-2,
     }
     train.main(train.Config.model_validate(settings))
-    assert [len(images) for images, _, _ in drawn] == [3, 3]  # after steps 3 and 5
-    network = load_highlighter(tmp_path / "highlighter")
-    for after, (images, weights, maps) in zip((3, 5), drawn, strict=True):
-        before, later = (
-            checkpoint._read(tmp_path / f"run/checkpoints/step-{step:08d}", step)
-            for step in (after, after + 1)
-        )
-        mean = generated_cam(network, images).mean(dim=0, keepdim=True)
-        torch.testing.assert_close(later.tensors["flaws"]["map"], mean, atol=1e-4, rtol=1e-3)
-        assert mean.max() > 0
-        averaged = {
-            name.removeprefix("network."): t
-            for name, t in before.tensors["average"].items()
-            if name.startswith("network.")
-        }
-        assert all(torch.equal(weights[name], t) for name, t in averaged.items())
-        own = before.tensors["weights"]
-        assert any(not torch.equal(averaged[n], own[f"network.{n}"]) for n in averaged)  # control
-        assert maps and all(one is None for one in maps)
+    assert [len(images) for images, _, _ in drawn] == [3, 3]  # after steps 2 and 3
+    images, weights, maps = drawn[-1]
+    before, later = (
+        checkpoint._read(tmp_path / f"run/checkpoints/step-{step:08d}", step) for step in (3, 4)
+    )
+    mean = generated_cam(load_highlighter(tmp_path / "highlighter"), images).mean(0, keepdim=True)
+    torch.testing.assert_close(later.tensors["flaws"]["map"], mean, atol=1e-4, rtol=1e-3)
+    assert mean.max() > 0
+    own, average = before.tensors["weights"], before.tensors["average"]
+    assert all(torch.equal(t, average[f"network.{name}"]) for name, t in weights.items())
+    assert any(not torch.equal(t, own[f"network.{name}"]) for name, t in weights.items())  # control
+    assert maps and all(one is None for one in maps)
 
 
 def test_the_learned_embedding_is_1_8_8_1():
