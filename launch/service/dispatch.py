@@ -16,7 +16,7 @@ from dbos import DBOS, Serializer, SetWorkflowID
 
 Kind = Literal["check", "start"]
 KINDS: tuple[Kind, ...] = ("check", "start")
-POLL = 1.0
+POLL = 2.0
 """Seconds between two looks at a queue."""
 OPEN = ["ENQUEUED", "PENDING", "DELAYED"]
 """DBOS's words for work that is still to be done."""

@@ -183,7 +183,7 @@ class Curves(BaseModel):
     object: Literal["figures"] = "figures"
     last: str
     """The newest event that is in them."""
-    curves: dict[str, list[tuple[int, float]]]
+    curves: dict[str, list[Annotated[list[int | float], Field(min_length=2, max_length=2)]]]
 
 
 class SheetShape(BaseModel):

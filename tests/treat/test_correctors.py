@@ -17,7 +17,6 @@ from detector.score_dynamics import Window, median
 from tests.base_models.families import EVERY
 from tests.chain import Spots
 from tests.tiny import SIZE
-from treat.correct import Name
 from treat.correctors import CORRECTORS, defaults, make, settings_of
 from treat.correctors.asced import Asced, StateReplacement, earlier, stochastic
 from treat.correctors.bayes import Bayes
@@ -26,6 +25,7 @@ from treat.correctors.find import ByDetector, ByDynamics
 from treat.correctors.guided import Guide, Sargd
 from treat.correctors.moment import Moment, asked_again, inside
 from treat.correctors.sampling import draw_corrected
+from treat.names import CorrectorName
 from treat.step import Chain
 
 STEPS = 10
@@ -407,7 +407,7 @@ def test_a_mask_covers_every_cell_that_it_touches():
 
 
 def test_every_corrector_has_its_name_on_the_command_line():
-    assert get_args(Name) == tuple(CORRECTORS)
+    assert get_args(CorrectorName) == tuple(CORRECTORS)
 
 
 def test_settings_by_words():
