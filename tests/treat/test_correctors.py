@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from base_models.sample import sample
-from base_models.trajectory import Trajectory, joined, levels, noise_in, weighted_scores
+from base_models.trajectory import (
+    Trajectory,
+    joined,
+    levels,
+    noise_in,
+    weighted_score,
+    weighted_scores,
+)
 from core.errors import UserError
 from core.images import round_to_8bit
 from detector import last_layer
@@ -227,6 +234,8 @@ def test_clipping_bounds_every_change_of_the_score():
     assert loose.mask.sum() == 0 and 0 < clipped.mask.mean() < 1
     moment = moment_at("ddpm", 1)
     before, now = weighted_scores(moment.trajectory)
+    assert torch.equal(weighted_score(moment.trajectory, 0), before)
+    assert torch.equal(weighted_score(moment.trajectory, -1), now)  # one alone: no stack of all
     moment.notes["score"] = before
     found = ScoreClipping(bound)(moment)
     sizes = (now - before).abs().flatten(1)[None]
