@@ -41,6 +41,11 @@ COMMANDS = {
         "same prompts, same seeds: base against adapters, with intervals and a report",
         "diffdoctor evaluate --base FOLDER --adapters treated=runs/treat --prompts held_out.txt",
     ),
+    "compare": Command(
+        "treat.compare",
+        "FID, KID, precision and recall of sets of images against real ones",
+        "diffdoctor compare real drawn --features miniature/features",
+    ),
     "self-refine": Command(
         "treat.self_refining.train",
         "train a base on with its own flaws in sight (self-refining diffusion)",
@@ -275,6 +280,11 @@ COMMANDS = {
         "miniature.build",
         "build a base model (flux, sdxl, kolors, ddpm, ldm) from nothing but the law",
         "diffdoctor miniature build --out bases",
+    ),
+    "miniature features": Command(
+        "miniature.learn_features",
+        "train the feature network that sets of the miniature's images are compared by",
+        "diffdoctor miniature features --out runs/features",
     ),
     "miniature sample": Command(
         "miniature.sample",
