@@ -27,7 +27,8 @@ class Config(core.config.Config):
     set: tuple[str, ...] = ()
     """The corrector's own numbers, NAME=VALUE each (gamma=0.7 t_d=0.9)."""
     calibration: Path | None = None
-    """asced: T_d, gamma and the score bank, as `diffdoctor calibrate` found them."""
+    """asced, state_replacement: T_d, the score bank and (asced) gamma, as `diffdoctor calibrate`
+    found them."""
     real: Path | None = None
     """bayes: real images that the last layer is fitted on; with captions (`treat --offline`) where
     the base reads prompts."""

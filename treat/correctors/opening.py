@@ -26,6 +26,8 @@ from treat.offline import fit as fitted
 FITTED, TIMES, PRIOR = 64, 4, 1.0
 """Real images that BayesDiff's last layer is fitted on, noised so often each, and the weights'
 prior precision."""
+CALIBRATED = {"asced": ("t_d", "gamma"), "state_replacement": ("t_d",)}
+"""What each takes of a calibration, beside its bank and factor."""
 LAPLACE = 73
 """What a draw is for; see `core.seeds`."""
 
@@ -66,11 +68,14 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
     settings = settings_of(wanted.name, wanted.words)
     bank, factor, helps = None, 1.0, None
     if wanted.calibration is not None:
-        if wanted.name != "asced":
-            raise UserError("a calibration is for --corrector asced: leave --calibration out.")
+        if wanted.name not in CALIBRATED:
+            raise UserError(
+                "a calibration is for --corrector asced or state_replacement, which finds by the "
+                "same mask: leave --calibration out."
+            )
         known = read_calibration(wanted.calibration, wanted.base, wanted.steps, wanted.variant)
         bank, factor, helps = known.bank, known.factor, known.helps
-        settings = {"t_d": known.t_d, "gamma": known.gamma, **settings}
+        settings = {name: getattr(known, name) for name in CALIBRATED[wanted.name]} | settings
     if wanted.name == "asced":
         settings["variant"] = wanted.variant
     unsure = wanted.unsure or wanted.name == "bayes"

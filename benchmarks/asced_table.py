@@ -1,0 +1,279 @@
+"""ASCED's table in the miniature: eight ways to draw from the same seeds, against exact truth.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.asced_table --out runs/asced_table
+
+Rows: plain sampling, State Replacement, Score Clipping, BayesDiff, SARGD, PAL + TTC, and ASCED as
+its paper and as its code has it; DDIM, 25 steps. ASCED is calibrated on other seeds, and of a base
+that reads prompts on other prompts, by a detector; its Omega is State Replacement's too, and its
+gamma that of every row that ends in equation 6. All other numbers are the correctors' defaults. The
+oracle judges, which no row has seen. FID, KID, precision and recall are those of the feature
+network that `--features` names, against as many sound renders.
+
+All rows draw one batch after the other, in an order that goes round, and what a batch costs is its
+process's CPU time. The same command goes on where it stopped. OUT/summary.json, OUT/table.md,
+OUT/acceleration.svg; `benchmarks.score_curve` says more of the last.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.markdown import Markdown
+
+import core.config
+from base_models.load import FAMILIES, check_base, check_size
+from benchmarks.asced_draw import Plan, draw_rows
+from benchmarks.asced_figures import compared, markdown
+from core.errors import UserError
+from core.images import write_image
+from core.run import PAUSED, Run, plain
+from core.samples import Sample
+from core.seeds import mix
+from core.storage import read_json, write_atomic
+from detector.features import open_features
+from detector.measure import device
+from detector.score_dynamics import Variant, Window
+from detector.segformer import freeze
+from detector.storage import open_detector
+from miniature import listing, meters, unprompted
+from miniature.bases import DETECTORS, SHIPPED, base_folder, is_pipeline
+from miniature.law import CATEGORIES, SIZE, all_prompts
+from miniature.prompts import balanced, split
+from miniature.render import render_samples
+from miniature.stages import SHARES
+from treat import calibrate
+from treat.arms import BASE, Draw, plan
+from treat.correct import record_path
+from treat.correctors.acceleration import drawing, mean_curves
+from treat.correctors.calibration import read_calibration
+from treat.correctors.opening import Opened, Wanted, open_corrector
+from treat.evaluate import reader
+
+FEATURES = SHIPPED.parent / "features"
+PREFERRED = ("ldm", "ddpm", "sdxl")
+REAL = 151
+"""What a draw is for; see `core.seeds`."""
+RowName = Literal["state_replacement", "score_clipping", "bayes", "sargd", "pal_ttc", "asced",
+                  "asced_code"]  # fmt: skip
+
+
+class Row(NamedTuple):
+    title: str
+    corrector: str
+    variant: Variant = "paper"
+    calibrated: bool = False
+    """Takes ASCED's Omega."""
+    mends: bool = False
+    """Ends in equation 6: takes the calibrated gamma."""
+    led: bool = False
+    """By a detector."""
+
+
+ROWS: dict[str, Row] = {
+    "state_replacement": Row("State Replacement", "state_replacement", calibrated=True),
+    "score_clipping": Row("Score Clipping", "score_clipping"),
+    "bayes": Row("BayesDiff", "bayes", mends=True),
+    "sargd": Row("SARGD", "sargd", led=True),
+    "pal_ttc": Row("PAL + TTC", "trajectory", mends=True, led=True),
+    "asced": Row("ASCED (paper)", "asced", calibrated=True),
+    "asced_code": Row("ASCED (code)", "asced", variant="code", calibrated=True),
+}
+
+
+class Config(core.config.Config):
+    """Which base, and how much of everything."""
+
+    out: Path = Path("runs/asced_table")
+    """Run folder; the same command again takes up where it stopped."""
+    base: str | None = None
+    """A base of the miniature by name, or a pipeline folder; by default the first of ldm, ddpm and
+    sdxl that is there."""
+    rows: tuple[RowName, ...] = Field(tuple(ROWS), min_length=1)  # type: ignore[arg-type]
+    """Beside plain sampling."""
+    images: int = Field(2000, ge=4)
+    """Of every row; as many renders are the real ones."""
+    sampling_steps: int = Field(25, ge=2)
+    """The paper's 25."""
+    batch: int = Field(25, ge=1)
+    """Images drawn and judged at once."""
+    leads: Path | None = None
+    """Detector that SARGD and PAL + TTC follow; by default the base's own, else `first`."""
+    calibrates: Path = DETECTORS / "second"
+    """Detector that judges while ASCED is calibrated."""
+    calibration_images: int = Field(64, ge=2)
+    features: str = str(FEATURES)
+    """As of `diffdoctor compare`."""
+    resamples: int = Field(200, ge=0)
+    """Of FID's intervals."""
+    seed: int = Field(0, ge=0)
+    """Of images and renders; calibration has the next one."""
+    device: str = "auto"
+    """`auto`, or a torch device; on a GPU the cost is that of the clock on the wall."""
+    json_file: core.config.JsonFile = None
+
+
+class Asked(NamedTuple):
+    """The base, and what it is asked to draw."""
+
+    base: str
+    prompted: bool
+    draws: list[Draw]
+    leads: Path
+
+
+def main(config: Config) -> int | None:
+    asked, network = ask(config), open_features(config.features).to(device(config.device))
+    if asked.prompted:
+        oracle, judge = meters.Bench(), meters.NAME
+    else:
+        oracle, judge = unprompted.Unprompted(), unprompted.NAME
+    read = reader(oracle.judge, oracle.flagged, oracle.meters, {})
+    with Run.start(config, config.out, "benchmarks.asced_table", may_change={"json_file"}) as run:
+        write_real(run.folder / "real", asked, config)
+        calibrated(run.folder, asked, config)
+        opened = {name: open_row(ROWS[name], run.folder, asked, config) for name in config.rows}
+        work = Plan(asked.base, asked.draws, config.sampling_steps, config.batch, config.device)
+        if not draw_rows(run, work, {name: one.make for name, one in opened.items()}, read):
+            return PAUSED
+        names = [BASE, *config.rows]
+        found = compared(run.folder, names, network, config.resamples, config.seed)
+        windows = [opened[name].window for name in ("asced", *config.rows) if name in opened]
+        found |= {"judge": judge, **described(run.folder, asked, config, windows)}
+        publish(run, found, config)
+    return None
+
+
+def ask(config: Config) -> Asked:
+    """Everything that can be wrong, before anything is made."""
+    names = [name for name in PREFERRED if is_pipeline(SHIPPED / name)]
+    base = base_folder(config.base or names[0])
+    check_size(str(base), SIZE, SIZE)
+    prompted = FAMILIES[check_base(base)].prompted
+    own = DETECTORS / base.name
+    leads = config.leads or (own if own.is_dir() else DETECTORS / "first")
+    for folder in (leads, config.calibrates):
+        open_detector(folder)
+    if leads.resolve() == config.calibrates.resolve():
+        raise UserError("the detector that leads also calibrates: name another --calibrates.")
+    said = balanced(split()["held_out"], config.images, config.seed) if prompted else [""]
+    return Asked(str(base), prompted, plan(said, config.images, config.seed), leads)
+
+
+def write_real(folder: Path, asked: Asked, config: Config) -> None:
+    """Sound renders of what the base draws, with captions; the categories mixed in their order."""
+    samples = real_samples(asked, config)
+    lines = [{"file": f"{i:06d}.png", "prompt": one.record.prompt}
+             for i, one in enumerate(samples)]  # fmt: skip
+    for i in listing.claim(folder, lines):
+        image = torch.from_numpy(samples[i].image).permute(2, 0, 1) / 255
+        write_image(folder / "images" / lines[i]["file"], image)
+    listing.write_captions(folder, lines)
+
+
+def real_samples(asked: Asked, config: Config) -> list[Sample]:
+    """As the prompts say, or in the shares in which a base without prompts was taught."""
+    seed = mix(config.seed, REAL) % 2**32
+    if asked.prompted:
+        return render_samples(config.images, seed, prompts=split()["held_out"])
+    placed = []
+    for number, name in enumerate(CATEGORIES):
+        own = [prompt for prompt, (category, _) in all_prompts().items() if category == name]
+        count = max(1, round(SHARES[name] * config.images))
+        samples = render_samples(count, seed + number, prompts=own)
+        placed += [((i + 0.5) / count, number, one) for i, one in enumerate(samples)]
+    return [one for _, _, one in sorted(placed, key=lambda each: each[:2])]
+
+
+def calibrated(folder: Path, asked: Asked, config: Config) -> None:
+    """Both variants of ASCED, each once."""
+    prompts = folder / "search.txt" if asked.prompted else None
+    seed = config.seed + 1
+    if prompts is not None:
+        said = balanced(split()["search"], config.calibration_images, seed)
+        write_atomic(prompts, ("\n".join(said) + "\n").encode())
+    for variant in ("paper", "code"):
+        path = calibration_of(folder, variant)
+        if not path.exists():
+            given = {
+                "base": asked.base,
+                "out": path,
+                "variant": variant,
+                "judges": (f"second={config.calibrates}",),
+                "prompts": prompts,
+                "n": config.calibration_images,
+                "seed": seed,
+                "sampling_steps": config.sampling_steps,
+                "height": SIZE,
+                "width": SIZE,
+                "batch": config.batch,
+                "device": config.device,
+            }
+            calibrate.main(calibrate.Config.model_validate(given))
+
+
+def calibration_of(folder: Path, variant: str) -> Path:
+    return folder / f"calibration-{variant}.json"
+
+
+def open_row(row: Row, folder: Path, asked: Asked, config: Config) -> Opened:
+    """The corrector of a row with its numbers."""
+    own = calibration_of(folder, row.variant)
+    paper = read_calibration(calibration_of(folder, "paper"), asked.base, config.sampling_steps,
+                             "paper")  # fmt: skip
+    wanted = Wanted(
+        row.corrector,
+        row.variant,
+        (f"gamma={paper.gamma}",) if row.mends else (),
+        asked.base,
+        asked.prompted,
+        config.sampling_steps,
+        SIZE,
+        SIZE,
+        config.seed,
+        own if row.calibrated else None,
+        folder / "real/images",
+    )
+    leads = freeze(open_detector(asked.leads)).to(device(config.device)) if row.led else None
+    return open_corrector(wanted, leads)
+
+
+def described(folder: Path, asked: Asked, config: Config, windows: Sequence[Window]) -> dict:
+    """What the figures are of, and the curves of plain sampling, its phases parted as for ASCED."""
+    count = len(asked.draws)
+    records = [read_json(record_path(folder, BASE, i)) for i in range(count)]
+    return {
+        "base": asked.base,
+        "images": count,
+        "sampling_steps": config.sampling_steps,
+        "seed": config.seed,
+        "leads": str(asked.leads),
+        "calibrates": str(config.calibrates),
+        "calibration": {
+            variant: read_json(calibration_of(folder, variant)) for variant in ("paper", "code")
+        },
+        "window": windows[0]._asdict(),
+        "acceleration": mean_curves([one["curves"] for one in records]),
+    }
+
+
+def publish(run: Run, found: dict[str, Any], config: Config) -> None:
+    """The table in both forms, the curves, the summary last."""
+    said = markdown(found, {BASE: "Original", **{name: ROWS[name].title for name in config.rows}})
+    write_atomic(run.folder / "table.md", said.encode())
+    window = Window(**found["window"])
+    curves = drawing(found["acceleration"], window, config.sampling_steps)
+    if curves:
+        write_atomic(run.folder / "acceleration.svg", curves.encode())
+    if config.json_file is not None:
+        text = json.dumps(plain(found), indent=2) + "\n"
+        write_atomic(config.json_file, text.encode())
+    run.summary(found)
+    Console(width=max(160, Console().width)).print(Markdown(said))
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="python -m benchmarks.asced_table")
