@@ -76,6 +76,11 @@ COMMANDS = {
         "a LoRA file in other names, PEFT's or kohya's, without rounding",
         "diffdoctor convert lora.safetensors --to kohya --out for_comfyui.safetensors",
     ),
+    "convert-base": Command(
+        "treat.convert_base",
+        "a guided-diffusion or improved-diffusion checkpoint as a base of diffusers",
+        "diffdoctor convert-base ema.pt --image-size 64 --num-heads 4 --out base",
+    ),
     "redraw": Command(
         "treat.redraw",
         "sound images as a base would finish them: broken ones whose mend is known",
