@@ -72,6 +72,26 @@ def joined(clean: Latents, eps: Latents, level: Level) -> Latents:
     return level.signal * clean + level.noise * eps
 
 
+def stochastic(
+    clean: Latents, eps: Latents, before: Level, after: Level, eta: float, noise: Latents
+) -> Latents:
+    """A step from `before` to `after` that keeps (1 - eta) of its noise (Song et al. 2021, arXiv
+    2010.02502, equation 16); eta 1 is DDPM's, 0 DDIM's.
+
+    In ratios r = noise / signal: r_up = eta r' sqrt(1 - r'^2 / r^2), r_down = sqrt(r'^2 - r_up^2),
+    which is the same for every law of noise.
+    """
+    up = eta * after.ratio * (1 - (after.ratio / before.ratio) ** 2) ** 0.5
+    down = max(0.0, after.ratio**2 - up**2) ** 0.5
+    return after.signal * (clean + down * eps + up * noise)
+
+
+def noisier(latents: Latents, before: Level, after: Level, noise: Latents) -> Latents:
+    """The law of noise itself, from a level to an earlier one."""
+    kept = after.signal / before.signal
+    return kept * latents + (after.noise**2 - (kept * before.noise) ** 2) ** 0.5 * noise
+
+
 def weighted_scores(trajectory: Trajectory) -> Float[Tensor, "s b c y x"]:
     """w s = -ratio eps-hat = x0-hat - x_t / signal, for w = (1 - abar) / sqrt(abar).
 

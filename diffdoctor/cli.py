@@ -56,6 +56,11 @@ COMMANDS = {
         "same seeds before and after a corrector that works while the base draws",
         "diffdoctor correct --base FOLDER --corrector asced --judges second=runs/second",
     ),
+    "inpaint": Command(
+        "treat.inpaint",
+        "what a mask hides of images, drawn anew by a base without prompts (RePaint)",
+        "diffdoctor inpaint --base FOLDER --images photographs --masks masks --out inpainted",
+    ),
     "calibrate": Command(
         "treat.calibrate",
         "what ASCED leaves open (T_d, gamma), found for one base",

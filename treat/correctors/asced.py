@@ -6,8 +6,7 @@ Cao et al., CVPR 2025, arXiv 2503.16218, equation 6, and what the paper's releas
 from dataclasses import dataclass
 from typing import final
 
-import torch
-
+from base_models import trajectory
 from base_models.trajectory import joined
 from core.contracts import Latents
 from detector.score_dynamics import T_C, Variant, Window, check_window
@@ -93,13 +92,6 @@ def earlier(moment: Moment, back: int) -> Latents:
 
 
 def stochastic(moment: Moment, eta: float) -> Latents:
-    """Step i once more, as DDIM takes it with noise (Song et al. 2021, arXiv 2010.02502, eq. 16).
-
-    In ratios r = noise / signal: r_up = eta r' sqrt(1 - r'^2 / r^2), r_down = sqrt(r'^2 - r_up^2),
-    which is the same for every law of noise.
-    """
-    before, after = moment.level.ratio, moment.following.ratio
-    up = eta * after * (1 - (after / before) ** 2) ** 0.5
-    down = torch.tensor(after**2 - up**2).clamp(min=0).sqrt().item()
-    noisy = moment.clean + down * moment.eps + up * moment.noise(STEP)
-    return moment.following.signal * noisy
+    """Step i once more, with noise."""
+    levels = moment.level, moment.following
+    return trajectory.stochastic(moment.clean, moment.eps, *levels, eta, moment.noise(STEP))

@@ -1,0 +1,163 @@
+"""Images, masks and a base without prompts in; the images with what was masked drawn anew out.
+
+    diffdoctor inpaint --base runs/refined/pipeline --images photographs --masks masks --out runs/in
+
+RePaint (`treat.repaint`), at evaluation: any base that draws without being asked, a self-refined
+one as well. OUT/images/*.png, OUT/sheet.png and OUT/summary.json. What is black in a mask comes out
+as it went in, to the bit. The same command goes on where it stopped.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+import core.config
+from base_models.load import FAMILIES, check_base, check_size, load_base, locate
+from core.contracts import DiffusionModel, Images
+from core.errors import UserError
+from core.heatmap import read_map
+from core.image_files import list_images
+from core.images import contact_sheet, read_image, read_images, round_to_8bit, write_image
+from core.memory import in_use
+from core.run import PAUSED, Run
+from core.seeds import mix
+from detector.measure import device
+from treat.repaint import REPAINT, repaint, walk
+from treat.step import Chain
+
+GRAY = 0.5
+"""What the sheet shows where a mask is."""
+
+
+class Config(core.config.Config):
+    """Draw the masked parts of images anew with RePaint."""
+
+    base: str
+    """Pipeline folder of a base without prompts: DDPM, Improved DDPM, LDM, self-refined or not."""
+    images: Path
+    """An image or a folder of them, all of one size that the base can draw."""
+    masks: Path
+    """White is drawn anew, black is known: a folder with a mask of each image's name (any ending),
+    or one file for all."""
+    out: Path
+    """Run folder; the same command again takes up where it stopped."""
+    n: int | None = Field(default=None, ge=1)
+    """Use at most so many images."""
+    sampling_steps: int = Field(default=250, ge=2)
+    """Levels of noise; the paper's 250."""
+    jump_length: int = Field(default=10, ge=1)
+    """Levels that a resampling goes back by."""
+    resamples: int = Field(default=10, ge=1)
+    """r: how often each stretch is walked; 1 only blends."""
+    eta: float = Field(default=1.0, ge=0, le=1)
+    """Share of each step's noise that is drawn anew: 1 is DDPM's step (the paper's), 0 DDIM's."""
+    seed: int = 0
+    """Image i is drawn with seed hash(seed, i)."""
+    batch: int = Field(default=8, ge=1)
+    shown: int = Field(default=12, ge=0)
+    """Images on the sheet: always the first ones, never chosen."""
+    device: str = "auto"
+    """`auto`, or a torch device."""
+
+
+def main(config: Config) -> int | None:
+    """Check, draw what is missing, show."""
+    files = list_images(config.images)[: config.n]
+    masks = [mask_of(config.masks, file) for file in files]
+    height, width = check(config, files, masks)
+    path = walk(config.sampling_steps, config.jump_length, config.resamples)
+    place = device(config.device)
+    with Run.start(config, config.out, "inpaint") as run:
+        made = [run.folder / "images" / f"{file.stem}.png" for file in files]
+        made[0].parent.mkdir(exist_ok=True)
+        left = [i for i, file in enumerate(made) if not file.exists()]
+        model = load_base(config.base).to(place) if left else None
+        for at in run.progress(range(0, len(left), config.batch), description="inpaint"):
+            if run.interrupted:
+                return PAUSED
+            assert model is not None  # something is left
+            rows, begun = left[at : at + config.batch], time.perf_counter()
+            seeds = [mix(config.seed, REPAINT, i) % 2**32 for i in rows]
+            images, holes = read_images([files[i] for i in rows]), read([masks[i] for i in rows])
+            schedule = model.schedule(config.sampling_steps, height, width)
+            chain = Chain(model, schedule, model.encode_prompts([""] * len(rows)))
+            drawn = fill(chain, images.to(place), holes.to(place), seeds, path, config.eta)
+            for i, image in zip(rows, drawn, strict=True):
+                write_image(made[i], image)
+            spent = (time.perf_counter() - begun) / len(rows)
+            run.log(rows[-1] + 1, seconds_an_image=spent, **in_use(place))
+        if config.shown:
+            shown = [one[: config.shown] for one in (files, masks, made)]
+            write_image(run.folder / "sheet.png", sheet(*shown))
+        calls = sum(b > a for a, b in zip(path, path[1:], strict=False))
+        run.summary({"n": len(files), "steps_an_image": calls, "images": "images"})
+    return None
+
+
+def mask_of(masks: Path, file: Path) -> Path:
+    """`UserError` where an image has none."""
+    if masks.is_file():
+        return masks
+    named = [one for one in list_images(masks) if one.stem == file.stem]
+    if not named:
+        raise UserError(f"{masks} has no mask for {file.name}: name each after its image.")
+    return named[0]
+
+
+def check(config: Config, files: Sequence[Path], masks: Sequence[Path]) -> tuple[int, int]:
+    """Height and width of all; `UserError` for what cannot work, before anything heavy."""
+    family = FAMILIES[check_base(locate(config.base, weights=False), weights=False)]
+    if family.prompted:
+        raise UserError(f"{config.base} draws what it is asked for: inpaint takes others only.")
+    if len({file.stem for file in files}) < len(files):
+        raise UserError(f"{config.images} holds two images of one name: rename one.")
+    first = read_image(files[0]).shape[-2:]
+    for file, mask in zip(files, masks, strict=True):
+        for one, side in ((file, read_image(file).shape[-2:]), (mask, read_map(mask).shape[-2:])):
+            if side != first:
+                raise UserError(
+                    f"{one} has {side[1]}x{side[0]} pixels, {files[0].name} {first[1]}x{first[0]}: "
+                    "bring images and masks to one size."
+                )
+    check_size(config.base, first[0], first[1])
+    return first[0], first[1]
+
+
+def read(masks: Sequence[Path]) -> Float[Tensor, "b 1 h w"]:
+    return (torch.stack([read_map(mask) for mask in masks]) > 0.5).float()
+
+
+def fill(
+    chain: Chain,
+    images: Images,
+    masks: Float[Tensor, "b 1 h w"],
+    seeds: Sequence[int],
+    path: Sequence[int],
+    eta: float,
+) -> Images:
+    """The images with what is masked drawn; a cell of latents is drawn where any pixel of it is."""
+    model: DiffusionModel = chain.model
+    known = model.encode(images)
+    drawn = F.adaptive_max_pool2d(masks, known.shape[-2:]) > 0
+    latents = repaint(chain, known, drawn, seeds, path, eta)
+    with torch.no_grad():
+        found = round_to_8bit(chain.decode(latents))
+    return torch.where(masks > 0, found, images).cpu()
+
+
+def sheet(files: Sequence[Path], masks: Sequence[Path], made: Sequence[Path]) -> Tensor:
+    """A row for each image: itself, what was known of it, what came out."""
+    rows = []
+    for before, hole, after in zip(read_images(files), read(masks), read_images(made), strict=True):
+        rows.append([before, before * (1 - hole) + GRAY * hole, after])
+    return contact_sheet(rows, columns=("image", "known", "inpainted"))
+
+
+if __name__ == "__main__":
+    core.config.run_program(main, Config, prog="diffdoctor inpaint")
