@@ -19,10 +19,13 @@ from benchmarks.localisation_figures import (
     pixel_figures,
 )
 from core.errors import UserError
+from core.images import from_uint8
 from core.run import PAUSED, Run
 from detector import metrics
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import save_detector
+from miniature.prompts import category_of, split
+from miniature.render import render_samples
 from tests.tiny.unconditional import tiny_ddpm
 
 N, SIDE = 12, 16
@@ -105,6 +108,19 @@ def test_chance_is_told_from_knowledge():
             clear = found["hotspots_met"]["interval"][0] > found[chance]["interval"][1]
             assert clear == knows
     assert not (others(np.array(["a"] * 5), 0, 0) == np.arange(5)).any()
+
+
+def test_the_truth_is_the_oracles_under_the_category_of_the_prompt():
+    signs = [prompt for prompt in split()["train"] if category_of(prompt) == "sign"]
+    sample = render_samples(1, 0, prompts=signs)[0]
+    sound = from_uint8(sample.image[None])
+    broken = sound.clone()
+    broken[..., 2:12, 2:12] = 0  # a stamp in the sky
+    said = [sample.record.prompt] * 2
+    maps, names = localisation.truth_of(prompted=True)(torch.cat([sound, broken]), said)
+    assert list(names) == ["sign", "sign"]
+    assert maps[0].max() < 0.5 and (maps[1, 0, 2:12, 2:12] > 0.5).float().mean() > 0.9
+    assert (maps[1] > 0.5).sum() < 150
 
 
 @pytest.fixture(scope="module")
