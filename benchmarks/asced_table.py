@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python -m benchmarks.asced_table --out runs/asced_table
 
 Rows: plain sampling, State Replacement, Score Clipping, BayesDiff, SARGD, PAL + TTC, and ASCED as
-its paper and as its code has it; DDIM, 25 steps. ASCED is calibrated on other seeds, and of a base
-that reads prompts on other prompts, by a detector; its Omega is State Replacement's too, and its
-gamma that of every row that ends in equation 6. All other numbers are the correctors' defaults. The
-oracle judges, which no row has seen. FID, KID, precision and recall are those of the feature
-network that `--features` names, against as many sound renders.
+its paper and as its code has it; DDIM, 25 steps. ASCED is calibrated by a detector on other seeds,
+and of a base that reads prompts on other prompts; its Omega is State Replacement's too, and its
+gamma that of every row that ends in equation 6. One number of the other rows is chosen on the same
+images (`benchmarks.asced_tune`); the rest are the correctors' defaults. The oracle judges, which no
+row has seen. FID, KID, precision and recall are those of the feature network that `--features`
+names, against as many sound renders.
 
 All rows draw one batch after the other, in an order that goes round, and what a batch costs is its
 process's CPU time. The same command goes on where it stopped. OUT/summary.json, OUT/table.md,
@@ -16,6 +17,7 @@ OUT/acceleration.svg; `benchmarks.score_curve` says more of the last.
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,8 +30,10 @@ import core.config
 from base_models.load import FAMILIES, check_base, check_size
 from benchmarks.asced_draw import Plan, draw_rows
 from benchmarks.asced_figures import compared, markdown
+from benchmarks.asced_tune import Open, kept, tune
 from core.errors import UserError
 from core.images import write_image
+from core.prompts import read_prompts
 from core.run import PAUSED, Run, plain
 from core.samples import Sample
 from core.seeds import mix
@@ -51,8 +55,9 @@ from treat.correct import record_path
 from treat.correctors.acceleration import drawing, mean_curves
 from treat.correctors.calibration import read_calibration
 from treat.correctors.opening import Opened, Wanted, open_corrector
-from treat.evaluate import reader
+from treat.evaluate import first_detector, reader
 
+TUNED = "tuned.json"
 FEATURES = SHIPPED.parent / "features"
 PREFERRED = ("ldm", "ddpm", "sdxl")
 REAL = 151
@@ -96,8 +101,8 @@ class Config(core.config.Config):
     """Beside plain sampling."""
     images: int = Field(2000, ge=4)
     """Of every row; as many renders are the real ones."""
-    sampling_steps: int = Field(25, ge=2)
-    """The paper's 25."""
+    sampling_steps: int = Field(25, ge=20)
+    """The paper's 25; dynamics need about 20."""
     batch: int = Field(25, ge=1)
     """Images drawn and judged at once."""
     leads: Path | None = None
@@ -135,7 +140,9 @@ def main(config: Config) -> int | None:
     with Run.start(config, config.out, "benchmarks.asced_table", may_change={"json_file"}) as run:
         write_real(run.folder / "real", asked, config)
         calibrated(run.folder, asked, config)
-        opened = {name: open_row(ROWS[name], run.folder, asked, config) for name in config.rows}
+        opener = partial(open_row, run.folder, asked, config)
+        tune_rows(run.folder, asked, config, opener)
+        opened = {name: opener(name, kept(run.folder / TUNED, name)) for name in config.rows}
         work = Plan(asked.base, asked.draws, config.sampling_steps, config.batch, config.device)
         if not draw_rows(run, work, {name: one.make for name, one in opened.items()}, read):
             return PAUSED
@@ -219,15 +226,26 @@ def calibration_of(folder: Path, variant: str) -> Path:
     return folder / f"calibration-{variant}.json"
 
 
-def open_row(row: Row, folder: Path, asked: Asked, config: Config) -> Opened:
+def tune_rows(folder: Path, asked: Asked, config: Config, opener: Open) -> None:
+    """On the images that ASCED was calibrated on, by the same detector."""
+    path = folder / "search.txt"
+    draws = plan(read_prompts(path) if asked.prompted else [""], config.calibration_images,
+                 config.seed + 1)  # fmt: skip
+    work = Plan(asked.base, draws, config.sampling_steps, config.batch, config.device)
+    judge, _ = first_detector({"second": open_detector(config.calibrates)})
+    tune(folder / TUNED, config.rows, work, opener, judge)
+
+
+def open_row(folder: Path, asked: Asked, config: Config, name: str, words: Sequence[str]) -> Opened:
     """The corrector of a row with its numbers."""
+    row = ROWS[name]
     own = calibration_of(folder, row.variant)
     paper = read_calibration(calibration_of(folder, "paper"), asked.base, config.sampling_steps,
                              "paper")  # fmt: skip
     wanted = Wanted(
         row.corrector,
         row.variant,
-        (f"gamma={paper.gamma}",) if row.mends else (),
+        [*words, *([f"gamma={paper.gamma}"] if row.mends else [])],
         asked.base,
         asked.prompted,
         config.sampling_steps,
@@ -255,6 +273,7 @@ def described(folder: Path, asked: Asked, config: Config, windows: Sequence[Wind
         "calibration": {
             variant: read_json(calibration_of(folder, variant)) for variant in ("paper", "code")
         },
+        "tuned": read_json(folder / TUNED),
         "window": windows[0]._asdict(),
         "acceleration": mean_curves([one["curves"] for one in records]),
     }

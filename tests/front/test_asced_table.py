@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import asced_draw, asced_table, score_curve
 from benchmarks.asced_figures import cost, joined, markdown
+from benchmarks.asced_tune import TRIED
 from core.errors import UserError
 from core.image_files import list_images
 from core.images import read_images
@@ -29,7 +30,7 @@ def settings(tmp_path, **changes):
     if not (tmp_path / "features").exists():
         shape = Description(name="toy features", channels=(4, 8, 3), side=32)
         save_features(SmallFeatures(shape, seed=1), shape, tmp_path / "features")
-    few = {"images": IMAGES, "batch": 8, "sampling_steps": 10, "calibration_images": 3}
+    few = {"images": IMAGES, "batch": 8, "sampling_steps": 20, "calibration_images": 2}
     few |= {"resamples": 4, "features": str(tmp_path / "features"), "base": "sdxl"}
     return asced_table.Config.model_validate(
         {"out": tmp_path / "run", "device": "cpu"} | few | changes
@@ -37,7 +38,7 @@ def settings(tmp_path, **changes):
 
 
 @pytest.mark.slow
-def test_every_row_is_drawn_judged_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_every_row_is_drawn_judged_and_goes_on(tmp_path, monkeypatch):
     config, looks = settings(tmp_path), iter([False])
     with monkeypatch.context() as stopped:
         stopped.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
@@ -51,7 +52,7 @@ def test_every_row_is_drawn_judged_and_goes_on(tmp_path, monkeypatch, capsys):
     names = [BASE, *asced_table.ROWS]
     drawn = {name: read_images(list_images(out / "images" / name)) for name in names}
     assert all(len(one) == IMAGES for one in drawn.values())
-    assert all(not torch.equal(drawn[name], drawn[BASE]) for name in ("asced", "pal_ttc", "bayes"))
+    assert all(not torch.equal(drawn[name], drawn[BASE]) for name in ("asced", "pal_ttc"))
     summary = json.loads((out / "summary.json").read_text())
     assert summary["features"]["name"] == "toy features" and summary["real"] == IMAGES
     rows = summary["rows"]
@@ -65,15 +66,13 @@ def test_every_row_is_drawn_judged_and_goes_on(tmp_path, monkeypatch, capsys):
             for place in ("real/images", "images/asced")]  # fmt: skip
     assert rows["asced"]["fid"] == pytest.approx(Fid(seen[0])(seen[1]), rel=1e-6)
     found = summary["calibration"]["paper"]
-    assert found["images"] == 3 and found["steps"] == 10
+    assert found["images"] == 2 and found["steps"] == 20
+    tuned = summary["tuned"]
+    for row, (name, values) in TRIED.items():
+        areas = {f"{name}={v:g}": tuned["area"][f"{row} {name}={v:g}"] for v in values}
+        assert areas[tuned["kept"][row]] == min(areas.values())
     page = (out / "table.md").read_text()
     assert page.count("FID") == page.count("FID (toy features)") and "PAL + TTC" in page
-    capsys.readouterr()
-
-    score_curve.main(score_curve.Config(run=out))
-    curve = json.loads((out / "score_curve.json").read_text())
-    assert set(curve["swing"]) == {"artifact - sound", "artifact - control"}
-    assert (out / "score_acceleration.svg").read_text().count("<polygon") == 2
     with pytest.raises(UserError, match="other settings"):
         asced_table.main(config.model_copy(update={"images": IMAGES + 1}))
 
@@ -163,12 +162,36 @@ def test_swings_are_sums_of_absolute_changes_by_phase():
     assert control["difference"] == pytest.approx(2) and control["interval"][0] <= 2
 
 
+def write_run(folder, records):
+    (folder / "records/base").mkdir(parents=True)
+    for i, record in enumerate(records):
+        (folder / f"records/base/{i:06d}.json").write_text(json.dumps(record))
+    summary = {"window": {"t_c": 0.48, "t_d": 0.7}, "judge": "J"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.yaml").write_text("sampling_steps: 10\n")
+
+
+def test_a_runs_curve_is_drawn_with_its_figures(tmp_path):
+    rng = np.random.default_rng(0)
+    sides = [rng.normal(1, spread, (30, 9)).tolist() for spread in (0.5, 0.1, 0.1)]
+    write_run(tmp_path / "run", [curve(*row) for row in zip(*sides, strict=True)] + [{}])
+    svg = tmp_path / "docs/curve.svg"
+    svg.parent.mkdir()
+    score_curve.main(score_curve.Config(run=tmp_path / "run", svg=svg))
+    found = json.loads((tmp_path / "run/score_curve.json").read_text())
+    assert found["images"] == 30 and set(found["swing"]) == set(score_curve.PAIRS)
+    for pair in found["swing"].values():
+        assert pair["difference"]["all"]["interval"][0] > 0
+    low, high = np.array(found["curves"]["artifact"]["interval"])
+    middle = np.array(found["curves"]["artifact"]["acceleration"])
+    assert (low < middle).all() and (middle < high).all()
+    wanted = 2 * 1.96 * 0.5 * 2**0.5 / 30**0.5  # of a mean of 30 differences
+    assert (high - low).mean() == pytest.approx(wanted, rel=0.2)
+    assert svg.read_text().count("<polygon") == 2 and "Refinement" in svg.read_text()
+
+
 def test_a_run_without_flaws_has_no_curve(tmp_path):
-    (tmp_path / "records/base").mkdir(parents=True)
-    (tmp_path / "records/base/000000.json").write_text(json.dumps({"curves": {}}))
-    summary = {"window": {"t_c": 0.48, "t_d": 1.0}, "judge": "J"}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    (tmp_path / "config.yaml").write_text("sampling_steps: 10\n")
+    write_run(tmp_path / "run", [{"curves": {}}])
     with pytest.raises(UserError, match="no two images with an artifact"):
-        score_curve.main(score_curve.Config(run=tmp_path))
+        score_curve.main(score_curve.Config(run=tmp_path / "run"))
     assert drawing({"images": 0}, Window(), 10) == ""
