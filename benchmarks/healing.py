@@ -104,16 +104,7 @@ class Config(core.config.Config):
 
 
 def main(config: Config) -> int | None:
-    if not (config.demo / "summary.json").is_file():
-        raise UserError(f"{config.demo} holds no finished demo: run `make demo` first.")
-    note = read_note(config.demo / "demo.json")
-    settings = OF_BASE.get(note.get("base", ""))
-    if settings is None:
-        raise UserError(f"{config.demo} is of an earlier version: run the demo anew (--out).")
-    demo = Demo(config.demo, quick(settings) if config.quick else settings)
-    if note.get("labelled") != demo.settings.labelled:
-        raise UserError(f"{config.demo} is of the other kind: {'drop' if config.quick else 'add'} "
-                        "--quick.")  # fmt: skip
+    demo = open_demo(config.demo, config.quick)
     arms = {name: config.out / name for name in planned(config)}
     for name, folder in arms.items():
         code = train(config, demo, name, folder)
@@ -135,6 +126,20 @@ def main(config: Config) -> int | None:
     for line in verdicts(rows):
         console.print(line)
     return None
+
+
+def open_demo(folder: Path, is_quick: bool) -> Demo:
+    """A finished demo; raises `UserError` for what is none, or of the other kind."""
+    if not (folder / "summary.json").is_file():
+        raise UserError(f"{folder} holds no finished demo: run `make demo` first.")
+    note = read_note(folder / "demo.json")
+    settings = OF_BASE.get(note.get("base", ""))
+    if settings is None:
+        raise UserError(f"{folder} is of an earlier version: run the demo anew (--out).")
+    demo = Demo(folder, quick(settings) if is_quick else settings)
+    if note.get("labelled") != demo.settings.labelled:
+        raise UserError(f"{folder} is of the other kind: {'drop' if is_quick else 'add'} --quick.")
+    return demo
 
 
 def planned(config: Config) -> list[str]:

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from base_models import unet
 from base_models.load import load_base
 from base_models.sample import sample
 from base_models.samplers import StepSampler
@@ -159,11 +161,44 @@ def test_tokens_that_are_no_place_have_zero():
     flaws.map = torch.ones(1, 1, SIZE, SIZE)
     assert said(flaws, 21).tolist() == [0] * 5 + [1] * 16
     assert said(flaws, 4).tolist() == [1] * 4
-    assert grid(6, 5, 7) == (2, 2)  # an odd side is halved upwards
     learned = Flaws("learned", (4, 4))
     learned.map = flaws.map
     said(learned, 16).sum().backward()
     assert all(weight.grad is not None for weight in learned.parameters())
+
+
+def halvings(y, x, odd):
+    while y * x > 1:
+        yield y, x
+        y, x = max(1, (y + odd) // 2), max(1, (x + odd) // 2)
+
+
+def test_odd_sides_are_halved_as_the_network_does():
+    assert grid(12, 5, 7) == (3, 4) and grid(6, 5, 7) == (2, 3) and grid(40, 5, 7) == (5, 7)
+    for y in range(1, 40):
+        for x in range(1, 40):
+            assert all(grid(h * w, y, x) == (h, w) for h, w in halvings(y, x, 1))
+    with pytest.raises(UserError, match="13 tokens, which no halving of 5x7"):
+        grid(13, 5, 7)
+
+
+@pytest.mark.parametrize("case", ["sdxl", "sd", "kolors"])
+def test_the_map_lies_on_odd_latents_as_the_image_does(case, monkeypatch):
+    """As they are at the deepest level of a base that halves three times."""
+    monkeypatch.setattr(unet, "check_sides", lambda *sides: None)
+    model: Any = CASES[case].model()
+    seen: list[tuple[int, int]] = []
+    cell = SIZE // model.noise([0], SIZE, SIZE).shape[-1]
+    height, width = 7 * cell, 5 * cell
+    noise, schedule = model.noise([0], height, width), model.schedule(2, height, width)
+    text = model.encode_prompts(["a hand"])
+    for module in model.network.modules():
+        if isinstance(module, Transformer2DModel):
+            module.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape[-2:]))
+    with torch.no_grad():
+        model.step(noise, 0, schedule, text)
+    assert any(side % 2 for pair in seen for side in pair)
+    assert all(grid(y * x, *finest(model, height, width)) == (y, x) for y, x in seen)
 
 
 @pytest.fixture

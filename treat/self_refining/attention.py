@@ -57,10 +57,23 @@ class Flaws(nn.Module):
 
 
 def grid(n: int, y: int, x: int) -> tuple[int, int]:
-    """y x, halved until there are at most n places; UNets halve as often."""
-    while y * x > n:
-        y, x = -(-y // 2), -(-x // 2)
-    return y, x
+    """y x, if n has room for it and for text; else halved until there are n places, as in UNets.
+
+    Convolutions halve an odd side upwards, pooling and convolutions padded on one side alone
+    downwards. Raises `UserError` where neither comes to n: the map would lie beside the image.
+    """
+    if y * x <= n:
+        return y, x
+    for odd in (1, 0):
+        height, width = y, x
+        while height * width > n:
+            height, width = (max(1, (side + odd) // 2) for side in (height, width))
+        if height * width == n:
+            return height, width
+    raise UserError(
+        f"an attention of this base has {n} tokens, which no halving of {y}x{x} has: choose sides "
+        "that it can halve, or set reverse_weight to 0."
+    )
 
 
 class Louder(nn.Module):
