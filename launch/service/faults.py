@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from core.errors import UserError
-from launch.service.checker import Fault, Unanswered
-from launch.service.guard import error_body
+from launch.service.checker import Closed, Fault, Unanswered
+from launch.service.guard import BUSY, error_body
 from launch.service.states import Refused
 from launch.service.store import KeyReused
 
@@ -69,14 +69,20 @@ def add_handlers(app: FastAPI) -> None:
         log.error("a child gave no answer: %s", error)
         return answer(503, "this cannot be answered now; try again.", "unavailable")
 
+    @app.exception_handler(Closed)
+    def closed(request: Request, error: Closed) -> JSONResponse:
+        return answer(503, "the service is being stopped; try again in a while.", "unavailable")
+
     @app.exception_handler(exc.DataError)
     def strange(request: Request, error: exc.DataError) -> JSONResponse:
-        return answer(400, "the request holds a character that no text has here.", "invalid_value")
+        return answer(
+            400, "the request holds a number or character that has no place here.", "invalid_value"
+        )
 
     @app.exception_handler(exc.OperationalError)
     def busy(request: Request, error: exc.OperationalError) -> JSONResponse:
         log.error("the database: %s", error.orig)
-        return answer(503, "the database is busy; try again.", "unavailable")
+        return answer(503, BUSY, "unavailable")
 
     @app.exception_handler(Exception)
     def broken(request: Request, error: Exception) -> JSONResponse:

@@ -4,6 +4,7 @@ Every route carries a policy: an app with one that does not is not made. The ord
 origin, then who asks, then the size of what is sent; then only the route's own code runs.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -20,10 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launch.service.tokens import LOCAL, Caller, Tokens
 
+log = logging.getLogger("diffdoctor.service")
+
 SMALL = 1 << 20
 """Bytes of a body that is no upload."""
 HOST = re.compile(r"(?:\[([0-9A-Fa-f:]+)\]|([A-Za-z0-9.-]+))(?::\d{1,5})?")
 """A name or an address, and perhaps a port."""
+BUSY = "the database is busy; try again."
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -119,7 +124,11 @@ class Guard:
         if scope["type"] != "http":  # there are no websockets here
             return
         send = self._told(scope, _with_headers(send))
-        refusal = await self._refusal(scope)
+        try:
+            refusal = await self._refusal(scope)
+        except OperationalError as error:  # `faults` hears of what routes raise
+            log.error("the database: %s", error.orig)
+            refusal = _refused(503, BUSY, "unavailable")
         known = self._methods(scope)
         if refusal is None and known and scope["method"] not in known:
             told = f"{scope['method']} is not for this address."
@@ -214,7 +223,7 @@ def caller_of(request: Request) -> Caller:
 def _refused(
     status: int, message: str, code: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    kinds = {401: "authentication_error", 403: "permission_error"}
+    kinds = {401: "authentication_error", 403: "permission_error", 503: "server_error"}
     body = error_body(message, kinds.get(status, "invalid_request_error"), None, code)
     return JSONResponse(body, status, headers)
 

@@ -2,6 +2,7 @@
 
 import pytest
 from fastapi import FastAPI
+from sqlalchemy.exc import OperationalError
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from starlette.routing import Route as BareRoute
@@ -71,6 +72,23 @@ def test_on_this_machine_no_token_is_needed_until_one_is_made(tmp_path):
         assert client.get("/v1/files", headers=headers).status_code == 200
         service.tokens.revoke(token_id)
         assert client.get("/v1/files").status_code == 401  # the last one gone opens no door
+
+
+@pytest.mark.parametrize("names", [NAMES, None])
+def test_without_its_database_the_service_is_busy_not_broken(tmp_path, monkeypatch, names):
+    with house(tmp_path / "root", open_to=names) as (service, client):
+        mine = bearer(service)
+
+        def away(*_):
+            raise OperationalError("SELECT", {}, Exception("no connection"))
+
+        monkeypatch.setattr(service.tokens, "any", away)
+        monkeypatch.setattr(service.tokens, "caller", away)
+        for path in ("/v1/files", "/health"):
+            answer = client.get(path, headers=mine)
+            assert answer.status_code == 503, answer.text
+            assert answer.json()["error"]["type"] == "server_error"
+            assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.fixture(scope="module")
