@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -40,6 +41,10 @@ class Unanswered(Exception):
     """The child broke or took too long: no fault of who asked."""
 
 
+class Closed(Exception):
+    """The service ends, and answers no more."""
+
+
 class Checker:
     """Asks the child, which is started when there is something to ask. Safe for many threads."""
 
@@ -55,17 +60,28 @@ class Checker:
         self._offline, self._idle, self._patience = offline, idle, patience
         self._child: subprocess.Popen[bytes] | None = None
         self._one = threading.Lock()
+        self._closed = False
+        self._starting = threading.RLock()  # a signal's handler may close in the midst of a call
 
     def ask(self, what: str, **values: Any) -> Any:
-        """An answer; raises `UserError` with the child's sentence, or `Unanswered`."""
+        """An answer; raises `UserError` with the child's sentence, `Unanswered` or `Closed`."""
         question = json.dumps({"do": what, **values}).encode() + b"\n"
         with self._one:
             answer = self._exchange(question)
+        if "broken" in answer:
+            raise Unanswered(answer["broken"])
+        if "strange" in answer:
+            raise Strange(answer["strange"])
         if "error" in answer:
             raise Fault(answer["error"], answer.get("param"))
         return answer["answer"]
 
     def close(self) -> None:
+        """At once: whoever waits for an answer, or asks from now on, hears `Closed`."""
+        with self._starting:
+            self._closed, child = True, self._child
+        if child is not None:
+            child.kill()
         with self._one:
             self._end()
 
@@ -88,18 +104,21 @@ class Checker:
         raise Unanswered("the process that was asked has died")
 
     def _started(self) -> "subprocess.Popen[bytes]":
-        if self._child is None or self._child.poll() is not None:
-            words = [sys.executable, "-P", "-m", self._module, str(self._idle)]
-            more = {"HF_HUB_OFFLINE": "1"} if self._offline else {}
-            more |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-            self._child = subprocess.Popen(
-                words,
-                env={**environment(), **more},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,  # a Ctrl-C is the server's to hear
-            )
-        return self._child
+        with self._starting:
+            if self._closed:
+                raise Closed
+            if self._child is None or self._child.poll() is not None:
+                words = [sys.executable, "-P", "-m", self._module, str(self._idle)]
+                more = {"HF_HUB_OFFLINE": "1"} if self._offline else {}
+                more |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+                self._child = subprocess.Popen(
+                    words,
+                    env={**environment(), **more},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    start_new_session=True,  # a Ctrl-C is the server's to hear
+                )
+            return self._child
 
     def _end(self) -> None:
         if self._child is not None:
@@ -114,6 +133,10 @@ class Fault(UserError):
     def __init__(self, message: str, param: str | None = None):
         super().__init__(message)
         self.param = param
+
+
+class Strange(UserError):
+    """What was asked broke something that nobody had foreseen; the child's log says what."""
 
 
 def _line(source: int, patience: float) -> bytes | None:
@@ -179,7 +202,28 @@ def estimate(module: str, settings: dict[str, Any]) -> Any:
 
 def unpack(archive: str, into: str, room: int) -> int:
     """The bytes that it holds unpacked."""
-    return archives.unpack(Path(archive), Path(into), room)
+    try:
+        return archives.unpack(Path(archive), Path(into), room)
+    except OSError as error:  # the disk's fault, not the archive's
+        raise Unanswered(str(error)) from error
+
+
+def read(file: str, name: str) -> None:
+    """Try what a program will read; faults say `name`, by which its owner knows the file."""
+    from core.parquet import IMAGE, ParquetRows, open_parquet, require_column
+    from core.prompts import SUFFIX, read_prompts
+
+    path = Path(file)
+    try:
+        if path.suffix != SUFFIX:
+            read_prompts(path)
+        elif not len(ParquetRows(path)):  # its cells stay unread: they may unpack to anything
+            raise UserError(f"{path} has no rows: write some.")
+        else:
+            with open_parquet(path) as opened:
+                require_column(path, opened, ["prompt", IMAGE])
+    except UserError as error:
+        raise UserError(str(error).replace(file, name)) from error
 
 
 def config_class(module: str) -> type[BaseModel]:
@@ -231,18 +275,26 @@ QUESTIONS = {
     "check": check,
     "estimate": estimate,
     "free": free,
+    "read": read,
     "schema": schema,
     "unpack": unpack,
 }
 
 
 def answer(questions: Questions, question: dict[str, Any]) -> dict[str, Any]:
+    """The child lives on, whatever becomes of a question: it is everybody's."""
     try:
         return {"answer": questions[question.pop("do")](**question)}
     except Fault as fault:
         return {"error": str(fault), "param": fault.param}
     except UserError as error:
         return {"error": str(error)}
+    except Unanswered as error:
+        return {"broken": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        kind = type(error).__name__  # its text may hold a place of the operator's
+        return {"strange": f"this cannot be worked out ({kind}): try smaller or more usual values."}
 
 
 def serve_questions(questions: Questions, idle: float) -> None:

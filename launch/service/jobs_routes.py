@@ -78,10 +78,10 @@ def create(house: Service, owner: str, body: shapes.CreateJob, key: str | None) 
     job_id = new_id("ftjob")
     resolved = house.requests.resolve(asked, owner, house.supervisor.folder(job_id))
     if body.dry_run:
-        told = {asked.method: dict(asked.settings), "type": asked.method}
-        found = house.requests.estimate(asked, resolved)
         return shapes.Resolution(
-            method=told, hyperparameters=resolved.shown, estimate=found
+            method={asked.method: dict(asked.settings), "type": asked.method},
+            hyperparameters=resolved.shown,
+            estimate=house.requests.estimate(asked, resolved),
         ).model_dump_json()
     total = METHODS[asked.method].total
     row, new = house.jobs.create_job(
@@ -152,17 +152,17 @@ def retrieve_job(job_id: str, who: Who, house: House) -> Any:
 
 def cancel_job(job_id: str, who: Who, house: House) -> Any:
     """End a job for good; its trainer is told, and its run folder stays as it is."""
-    return asked(house, who, job_id, Event.CANCEL, "cancelled")
+    return changed(house, who, job_id, Event.CANCEL, "cancelled")
 
 
 def pause_job(job_id: str, who: Who, house: House) -> Any:
     """Have a job save and stop; `pausing` until it has."""
-    return asked(house, who, job_id, Event.PAUSE, "asked to pause")
+    return changed(house, who, job_id, Event.PAUSE, "asked to pause")
 
 
 def resume_job(job_id: str, who: Who, house: House) -> Any:
     """Queue a paused job again; it goes on where it saved."""
-    made = asked(house, who, job_id, Event.RESUME, "asked to resume")
+    made = changed(house, who, job_id, Event.RESUME, "asked to resume")
     row = found(house, who, job_id)
     if row["state"] == State.QUEUED:
         house.dispatcher.put(Work("start", job_id, row["attempt"]))
@@ -175,7 +175,7 @@ def run_folder(house: Service, row: Row) -> Path:
     return folder / METHODS[row["method"]].place if row["method"] in METHODS else folder
 
 
-def asked(house: Service, who: Caller, job_id: str, event: Event, told: str) -> Response:
+def changed(house: Service, who: Caller, job_id: str, event: Event, told: str) -> Response:
     found(house, who, job_id)
     row = house.supervisor.change(job_id, event, notes=[Note(told)])
     return Response(shaped(house, row), media_type="application/json")
@@ -198,13 +198,13 @@ async def list_events(
     """
     await run_in_threadpool(found, house, who, job_id)
     if stream or "text/event-stream" in request.headers.get("accept", ""):
-        events = told(house, job_id, event_number(last_event_id or after or ""))
+        events = event_stream(house, job_id, event_number(last_event_id or after or ""))
         return StreamingResponse(events, media_type="text/event-stream")
     page = await run_in_threadpool(house.jobs.events, job_id, after, limit)
     return shapes.page_of(page, shapes.event_shape)
 
 
-async def told(house: Service, job_id: str, last: int) -> AsyncIterator[str]:
+async def event_stream(house: Service, job_id: str, last: int) -> AsyncIterator[str]:
     """Server-sent events, until the job is final and all has been said."""
     heard = house.bell.listen(job_id)
     try:

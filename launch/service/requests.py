@@ -8,7 +8,8 @@ No path comes from outside. Where a setting names a file, the request says one o
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,23 +82,40 @@ class Requests:
             if told.get(name) not in (None, *method.otherwise.get(name, ())):
                 path = self._titled if name in method.named else self._path
                 settings[name] = self._paths(path, name, told[name], owner, uses)
-        complete = self.checker.ask(
-            "check",
-            config=method.config,
-            settings=settings,
-            inputs=list(method.inputs),
-            words=list(method.words),
-        )
+        with in_words(settings, told, method):
+            complete = self.checker.ask(
+                "check",
+                config=method.config,
+                settings=settings,
+                inputs=list(method.inputs),
+                words=list(method.words),
+            )
         shown = {n: v for n, v in complete.items() if n != "out"}
         shown |= {n: told[n] for n in method.inputs if n in told}
         return Resolved(complete, shown, sorted(set(uses)))
 
+    def model(self, name: str, owner: str) -> Path | None:
+        """Where the operator's model is, or what a job of the owner has made; None: nowhere.
+
+        Raises `Fault` for a job that has made nothing yet, or whose files are gone.
+        """
+        match = JOB.fullmatch(NAMED.sub("", name))
+        if match is None:
+            return self.models.get(name)
+        job = self.jobs.job(match[1], owner)
+        if job is None:
+            return None
+        if job["state"] != State.SUCCEEDED:
+            raise Fault(f"the job {job['id']} is {job['state']}: name one that succeeded.", "model")
+        return Path(self._job("model", match[1], match[2], owner))
+
     def estimate(self, asked: Asked, resolved: Resolved) -> Any:
         """Memory and arithmetic, where the method can count them."""
-        module = METHODS[asked.method].estimate
-        if module is None:
+        method = METHODS[asked.method]
+        if method.estimate is None:
             return None
-        return self.checker.ask("estimate", module=module, settings=resolved.settings)
+        with in_words(resolved.settings, resolved.shown, method):
+            return self.checker.ask("estimate", module=method.estimate, settings=resolved.settings)
 
     def _paths(
         self, path: Callable[..., str], name: str, value: Any, owner: str, uses: list[str]
@@ -183,6 +201,34 @@ def placed(asked: Asked, method: Method) -> dict[str, Any]:
     if "out" in told:
         raise Fault("'out' is the service's to choose; leave it out.", "out")
     return told
+
+
+@contextmanager
+def in_words(
+    settings: Mapping[str, Any], told: Mapping[str, Any], method: Method
+) -> Iterator[None]:
+    """Faults that come out of it name inputs as the caller did, not by their paths."""
+    try:
+        yield
+    except Fault as fault:
+        raise Fault(worded(str(fault), settings, told, method), fault.param) from fault
+
+
+def worded(text: str, settings: Mapping[str, Any], told: Mapping[str, Any], method: Method) -> str:
+    """A text with the caller's references where it has paths of the settings'."""
+    pairs = []
+    for name in method.inputs:
+        paths, words = _listed(settings.get(name)), _listed(told.get(name))
+        if name in method.named:
+            paths, words = ([str(one).partition("=")[2] for one in some] for some in (paths, words))
+        pairs += zip(map(str, paths), map(str, words), strict=False)
+    for path, word in sorted(pairs, key=lambda pair: -len(pair[0])):  # one may begin another
+        text = text.replace(path, word) if path else text
+    return text
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def unpacked(archive: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fastapi import Request
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 
@@ -48,15 +49,15 @@ class ScoreShape(BaseModel):
 
 
 async def score(request: Request, who: Who, house: House) -> Any:
-    """An image (PNG, JPEG, WebP) and the name of a detector in; its map and figures out. With
-    `Accept: image/png` the map itself, the figures in headers; 429 where many wait already."""
+    """An image (PNG, JPEG, WebP) and a detector's name, of `GET /v1/models`, in; map and figures
+    out. With `Accept: image/png` the map itself, the figures in headers; 429 where many wait."""
     try:
         with house.scoring.place():
             async with request.form(max_files=1, max_fields=2, max_part_size=1024) as form:
                 if not set(form) <= FIELDS or len(form.multi_items()) != len(form):
                     raise UserError("a score takes one 'file', a 'model' and a 'threshold'.")
                 name, threshold = str(form.get("model", "")), limit(form.get("threshold", "0.5"))
-                folder = house.plan.models.get(name)
+                folder = await run_in_threadpool(house.requests.model, name, who.owner)
                 if folder is None:
                     raise Missing("model", name)
                 file = form.get("file")

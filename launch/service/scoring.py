@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from core.errors import UserError
-from launch.service.checker import Unanswered, serve_questions
+from launch.service.checker import Strange, Unanswered, serve_questions
 
 ROOM = 16
 """Requests that may be under way at once; each holds an image of at most `BYTES`."""
@@ -75,7 +75,7 @@ class Scoring:
                 self._taken -= 1
 
     def ask(self, model: Path, content: bytes, threshold: float) -> "Future[dict[str, Any]]":
-        """What will come; as an exception `UserError`, of the image or model, or `Unanswered`."""
+        """What will come; as an exception `UserError`, of the image or model, or a `Checker`'s."""
         one = Waiting(model, content, threshold, Future())
         with self._one:
             self._line.append(one)
@@ -106,7 +106,7 @@ class Scoring:
         """Of every image, whatever happens."""
         try:
             found = self._found(model, taken) if taken else []
-        except Unanswered as error:
+        except (Unanswered, Strange) as error:
             if len(taken) > 1:  # an image that breaks the child breaks nobody else's
                 for one in taken:
                     self._answer(model, [one])

@@ -107,6 +107,13 @@ class Service:
         self.supervisor.begin()
         self.retention.begin()
 
+    def leave(self) -> None:
+        """Heard a signal: streams end, and nobody waits for an answer any longer."""
+        self.stopping = True
+        self.bell.ring_all()
+        self.checker.close()
+        self.scoring.close()
+
     def end(self) -> None:
         """Trainers go on; whoever opens the root next takes them up."""
         self.stopping = True

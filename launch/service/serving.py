@@ -24,7 +24,7 @@ QUIET: dict[str, Any] = {
 
 
 class Server(uvicorn.Server):
-    """Tells the service at once that it ends, so that its streams do."""
+    """Tells the service at once that it ends, so that its streams and open questions do."""
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
@@ -33,8 +33,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Without uvicorn's own end, which raises the signal again: a stop that was asked for
         is no failure."""
-        self.service.stopping = True
-        self.service.bell.ring_all()
+        self.service.leave()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 

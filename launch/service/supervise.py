@@ -133,6 +133,8 @@ class Supervisor:
             into = str(unpacked(path))
             taken = self.checker.ask("unpack", archive=str(path), into=into, room=room)
             self.files.has_unpacked(file_id, taken)
+        elif path.suffix in (".txt", ".jsonl", ".csv", ".parquet"):
+            self.checker.ask("read", file=str(path), name=row["filename"])
 
     def start(self, job_id: str, attempt: int) -> None:
         """Wait for a slot, then have a trainer started; `Refused` if none is wanted any more."""

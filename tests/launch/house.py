@@ -1,5 +1,6 @@
-"""A service in the test's own process, without a queue or a checker: routes, guard and tables."""
+"""A service in the test's own process, without a queue or a child: routes, guard and tables."""
 
+import json
 import re
 import tempfile
 from contextlib import contextmanager
@@ -8,7 +9,9 @@ from pathlib import Path
 
 from starlette.testclient import TestClient
 
+from launch.service import checker
 from launch.service.app import ROUTES, make_app
+from launch.service.checker import Fault
 from launch.service.database import Database
 from launch.service.service import Limits, Plan, Service, default_db
 
@@ -40,6 +43,20 @@ class Believes:
         pass
 
 
+class Answers:
+    """The checker's child, without the child: JSON in, JSON out."""
+
+    def ask(self, what, **values):
+        line = json.dumps({"do": what, **values}).encode()
+        found = json.loads(json.dumps(checker.answer(checker.QUESTIONS, json.loads(line))))
+        if "error" in found:
+            raise Fault(found["error"], found.get("param"))
+        return found["answer"]
+
+    def close(self):
+        pass
+
+
 @cache
 def migrated() -> bytes:
     """A database with its tables and nothing in them; making one takes as long as a short test."""
@@ -60,7 +77,7 @@ def house(root: Path, open_to=None, models=None, limits=None, routes=ROUTES, db=
     plan = Plan(root, db or default_db(root), models=models or {}, limits=limits)
     service = Service(plan)
     service.dispatcher, service.checker = Queue(), Believes()
-    service.requests.checker = service.checker
+    service.requests.checker, service.supervisor.checker = service.checker, Answers()
     try:
         app = make_app(service, open_to, routes)
         yield service, TestClient(app, base_url=HOST, raise_server_exceptions=False)

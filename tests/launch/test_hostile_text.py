@@ -21,11 +21,9 @@ from launch.folder import Job
 from launch.launchers.local import Local
 from launch.launchers.slurm import Slurm
 from launch.methods import METHODS, Method
-from launch.service import checker
-from launch.service.checker import Fault
 from launch.service.states import Event, State
 from launch.trainer import Trainer
-from tests.launch.house import bearer, house
+from tests.launch.house import Answers, bearer, house
 from tests.launch.served import until
 from tests.launch.test_requests import sent
 from tests.launch.toy import METHOD, Config
@@ -55,20 +53,6 @@ def hostile(draw, sentinel):
     pieces = draw.choices(ODD, k=draw.randint(0, 3)) + [draw.choice(RUNS).format(s=sentinel)]
     draw.shuffle(pieces)
     return json.loads(json.dumps("".join(pieces)))  # two halves of a character are one in JSON
-
-
-class Answers:
-    """The checker's child, without the child: JSON in, JSON out."""
-
-    def ask(self, what, **values):
-        line = json.dumps({"do": what, **values}).encode()
-        found = json.loads(json.dumps(checker.answer(checker.QUESTIONS, json.loads(line))))
-        if "error" in found:
-            raise Fault(found["error"], found.get("param"))
-        return found["answer"]
-
-    def close(self):
-        pass
 
 
 @pytest.fixture

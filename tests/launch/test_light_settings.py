@@ -23,7 +23,7 @@ def heavy(*modules: str) -> set[str]:
 
 def test_settings_come_without_torch():
     assert len(LIGHT) >= 7
-    assert heavy("launch.service.checker", *LIGHT) == set()
+    assert heavy("launch.service.checker", "core.prompts", *LIGHT) == set()
 
 
 def test_a_schema_says_what_settings_mean():

@@ -14,11 +14,11 @@ import core.config
 from core.errors import UserError
 from launch.methods import METHODS
 from launch.service.checker import Checker, Fault, free_settings
-from launch.service.requests import Asked, placed
+from launch.service.requests import Asked, placed, worded
 from launch.service.shelf import beneath, ending, shown_name
 from launch.service.states import Event
 from launch.service.uploads import FIELD
-from tests.launch.house import bearer, house
+from tests.launch.house import Answers, bearer, house
 
 REFERENCES = {
     "/etc/passwd", "../../etc/passwd", "~/.ssh/id_rsa", "file:///etc/passwd", "thing/../../x",
@@ -173,6 +173,28 @@ def test_whatever_a_reference_says_it_stays_below_the_root(made, number):
     assert file_id in accepted and set(accepted) <= {file_id, "thing"}
 
 
+def test_faults_name_inputs_as_the_caller_did(made):
+    service, client = made
+    path = str(service.plan.models["thing"])
+    file_id = sent(client, bearer(service)).json()["id"]
+
+    class Complains(Answers):
+        def ask(self, what, settings, **values):
+            if what == "estimate":
+                raise Fault(f"{path}/weights or {settings['prompts'][0]} is none", "base")
+            return settings
+
+    service.requests.checker = Complains()
+    mine = bearer(service)
+    told = f'"base": "thing", "prompts": ["{file_id}"]'
+    answer = created(client, mine, told, dry=True).json()["error"]
+    assert answer["message"] == f"thing/weights or {file_id} is none"
+    settings = {"judges": [f"a={path}", f"b={path}/b"]}
+    said = {"judges": ["a=thing", "b=ftjob-1"]}
+    text = f"{path}/b has no end, {path}/c has"
+    assert worded(text, settings, said, METHODS["correct"]) == "ftjob-1 has no end, thing/c has"
+
+
 def test_a_job_names_what_another_made(made):
     service, client = made
     mine = bearer(service)
@@ -224,6 +246,47 @@ def test_bodies_that_are_no_job(made, body, param):
     answer = client.post("/v1/fine_tuning/jobs", json=body, headers=bearer(service))
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
     assert service.jobs.jobs("ada", None, 10).rows == []
+
+
+NUMBERS = [
+    ('"seed": 18446744073709551616', "seed"),
+    ('"steps": 1' + 23 * "0", "steps"),
+    ('"steps": 1e30', "steps"),
+    ('"learning_rate": 1e400', "learning_rate"),
+    ('"learning_rate": NaN', "learning_rate"),
+    ('"offline_weight": Infinity', "offline_weight"),
+    ('"refresh_augmentation": {"brightness": 1e400}', "refresh_augmentation.brightness"),
+]
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(("told", "param"), NUMBERS)
+def test_numbers_that_nothing_holds_are_refused(made, told, param, dry):
+    service, client = made
+    service.requests.checker = Answers()
+    answer = created(client, bearer(service), f'"base": "thing", "prompts": "thing", {told}', dry)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+    assert service.jobs.jobs("ada", None, 10).rows == []
+
+
+def created(client, headers, told, dry=False):
+    """`told`: settings as JSON, which may say what Python's own writer would not."""
+    kind = '"type": "pixel_reward", "pixel_reward"'
+    body = f'{{"method": {{{kind}: {{{told}}}}}, "dry_run": {str(dry).lower()}}}'
+    headers = {**headers, "content-type": "application/json"}
+    return client.post("/v1/fine_tuning/jobs", content=body.encode(), headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("depth", "said"),
+    [(30, "'detector' is the id"), (31, "32 levels"), (900, "32 levels"), (100_000, "parsing")],
+)
+def test_what_is_deeper_than_settings_are_is_refused(made, depth, said):
+    service, client = made
+    nested = '{"a": ' * depth + "1" + "}" * depth
+    told = f'"base": "thing", "prompts": "thing", "detector": {nested}'
+    answer = created(client, bearer(service), told)
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
 
 
 def test_the_detector_that_a_data_round_keeps_can_be_named(tmp_path):

@@ -23,10 +23,12 @@ from detector.storage import (
     save_highlighter,
 )
 from launch.service import scoring
-from launch.service.checker import Unanswered
+from launch.service.checker import Strange, Unanswered
 from launch.service.scoring import Scoring
-from tests.launch.house import NAMES, house
+from launch.service.states import Event
+from tests.launch.house import NAMES, bearer, house
 from tests.launch.served import until
+from tests.launch.test_store import job as row_of
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,39 @@ def test_pixels_are_counted_before_they_are_decoded(monkeypatch):
     assert loads != []
 
 
+def test_a_detector_that_was_trained_here_scores(tmp_path):
+    figures = dict.fromkeys(("max", "mean", "area"), 0.0) | {"verdict": "sound", "map": ""}
+    asked = []
+
+    class Recording:
+        def ask(self, what, model, images, thresholds):
+            asked.append(model)
+            return [{**figures, "width": 1, "height": 1} for _ in images]
+
+        def close(self):
+            pass
+
+    with house(tmp_path / "root") as (service, client):
+        service.scoring = Scoring(Recording())
+        mine, other = bearer(service), bearer(service, "bob")
+        values = {"method": "artifact_detector", "total": 1, "uses": []}
+        job_id = service.jobs.create_job(row_of(owner="ada", **values))[0]["id"]
+        early = post(client, b"x", mine, model=job_id)
+        assert early.status_code == 400 and "name one that" in early.json()["error"]["message"]
+        folder = service.supervisor.folder(job_id)
+        folder.mkdir(parents=True)
+        service.jobs.change(job_id, Event.VALIDATED)
+        service.jobs.begin(job_id, 1, 1, "local")
+        service.jobs.change(job_id, Event.FINISHED, 1)
+        names = [one["id"] for one in client.get("/v1/models", headers=mine).json()["data"]]
+        assert len(names) == 1 and names[0].startswith("ft:artifact_detector:")
+        for name in (names[0], job_id):
+            found = post(client, b"x", mine, model=name)
+            assert found.status_code == 200 and found.json()["model"] == name, found.text
+            assert post(client, b"x", other, model=name).status_code == 404
+        assert asked == [str(folder)] * 2
+
+
 # The line
 
 
@@ -184,7 +219,7 @@ class Child:
         self.asked.append((model, len(images)))
         assert self.go.wait(20)
         if self.poison in images:
-            raise Unanswered("it has died")
+            raise self.fault("it has died")
         return [{"max": image} for image in images]
 
     def close(self):
@@ -214,8 +249,9 @@ def test_what_comes_meanwhile_goes_together_and_by_model(child, tmp_path):
     assert sizes == [1, 3, 2, 1]
 
 
-def test_an_image_that_breaks_the_child_breaks_nobody_elses(child, tmp_path):
-    line, child.poison = Scoring(child), text(b"evil")
+@pytest.mark.parametrize("fault", [Unanswered, Strange])
+def test_an_image_that_breaks_the_child_breaks_nobody_elses(child, tmp_path, fault):
+    line, child.poison, child.fault = Scoring(child), text(b"evil"), fault
     first = line.ask(tmp_path, b"0", 0.5)
     until(lambda: child.asked)
     evil, good = line.ask(tmp_path, b"evil", 0.5), line.ask(tmp_path, b"good", 0.5)
@@ -223,7 +259,7 @@ def test_an_image_that_breaks_the_child_breaks_nobody_elses(child, tmp_path):
     gone.cancel()
     child.go.set()
     assert first.result(10) and good.result(10)["max"] == text(b"good")
-    with pytest.raises(Unanswered):
+    with pytest.raises(fault):
         evil.result(10)
     assert [number for _, number in child.asked] == [1, 2, 1, 1]
 

@@ -1,14 +1,20 @@
 """What becomes of a job when launchers, queues, folders and outcomes say this or that."""
 
+import io
 import itertools
 import json
 import os
+import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import sqlalchemy as sa
+import uvicorn
 
 from core.errors import UserError
 from core.storage import append_line
@@ -19,11 +25,13 @@ from launch.methods import METHODS, Method
 from launch.service import looks, supervise
 from launch.service import tables as t
 from launch.service.attempt import programs
-from launch.service.checker import Checker, Unanswered
+from launch.service.checker import Checker, Closed, Strange, Unanswered
 from launch.service.dispatch import Dispatcher, Work
+from launch.service.serving import Server
 from launch.service.states import LIMIT, Event, State
 from launch.service.watch import CHUNK, LONGEST, Watch
-from tests.launch.house import house
+from tests.launch.house import NAMES, house
+from tests.launch.served import until
 from tests.launch.test_store import job as row_of
 from tests.launch.toy import METHOD
 
@@ -368,6 +376,45 @@ def test_a_file_that_is_gone_or_damaged_fails_the_job(world, tmp_path):
     assert jobs.job(kept)["state"] == State.QUEUED
 
 
+def parquet(**columns):
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), stream)
+    return stream.getvalue()
+
+
+FILES = {
+    "empty.txt": (b"", "holds no prompt"),
+    "comments.txt": (b"# a\n\n", "holds no prompt"),
+    "picture.txt": (b"\x89PNG\r\n\x1a\n\0\0", "does not parse"),
+    "bare.jsonl": (b"a hand\n", "does not parse"),
+    "other.csv": (b"text\na hand\n", "no column 'prompt'"),
+    "five.parquet": (b"PAR1\n", "no Parquet file"),
+    "other.parquet": (parquet(text=["a hand"]), "no column 'prompt' or 'image'"),
+    "empty.parquet": (parquet(prompt=pyarrow.array([], "string")), "has no rows"),
+    "good.txt": (b"a hand\n", None),
+    "good.jsonl": (b'{"prompt": "a hand"}\n', None),
+    "good.csv": (b"prompt\na hand\n", None),
+    "good.parquet": (parquet(prompt=["a hand"]), None),
+    "pictures.parquet": (parquet(image=[b"x"]), None),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_read_before_it_is_said_to_be_in_order(world, name):
+    supervisor, jobs, _, _ = world
+    content, fault = FILES[name]
+    part = supervisor.files.incoming("ada")
+    part.write(content)
+    file = supervisor.files.keep(part, "ada", name, "fine-tune")
+    job_id = jobs.create_job(row_of(method="toy", uses=[file["id"]]))[0]["id"]
+    supervisor.check(job_id)
+    job = jobs.job(job_id)
+    assert job["state"] == (State.QUEUED if fault is None else State.FAILED)
+    if fault is not None:
+        said = job["error"]["message"]
+        assert said.startswith(name) and fault in said and str(supervisor.root) not in said
+
+
 def test_files_that_nobody_can_check_fail_the_job_in_the_end(world):
     supervisor, jobs, _, _ = world
     part = supervisor.files.incoming("ada")
@@ -467,6 +514,46 @@ def test_a_checker_that_dies_or_hangs_is_replaced(tmp_path):
         checker.ask("schema", config="tests.launch.toy", allowed=[])
     assert checker._child is None
     checker.close()
+
+
+def test_a_question_that_breaks_ends_no_child(tmp_path):
+    checker = Checker()
+    try:
+        with pytest.raises(Strange, match="AttributeError"):
+            checker.ask("free", config="json")  # has no settings
+        child = checker._child
+        missing = {"archive": str(tmp_path / "no.zip"), "into": str(tmp_path / "x"), "room": 1}
+        with pytest.raises(Unanswered):  # a fault of the disk is not who asked's
+            checker.ask("unpack", **missing)
+        assert "command" in checker.ask("free", config="tests.launch.toy")
+        assert checker._child is child
+    finally:
+        checker.close()
+
+
+def test_a_checker_is_closed_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.zip")  # the child waits for what nobody writes
+    checker, room = Checker(patience=30), {"into": str(tmp_path / "x"), "room": 1}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(checker.ask, "unpack", archive=str(tmp_path / "a.zip"), **room)
+        until(lambda: (tmp_path / ".x.staging").exists())
+        begun = time.monotonic()
+        checker.close()
+        assert time.monotonic() - begun < 10
+        with pytest.raises(Closed):
+            asked.result(10)
+    with pytest.raises(Closed):
+        checker.ask("free", config="tests.launch.toy")
+
+
+def test_a_signal_ends_open_questions(tmp_path):
+    with house(tmp_path / "root", open_to=NAMES) as (service, client):
+        service.checker = service.requests.checker = Checker()
+        server = Server(uvicorn.Config(client.app), service)
+        server.handle_exit(signal.SIGTERM, None)
+        assert service.stopping and server.should_exit
+        schema = client.get("/v1/methods/export/schema")
+        assert schema.status_code == 503 and "being stopped" in schema.json()["error"]["message"]
 
 
 def test_work_is_done_in_order_once_and_again_after_a_stop(tmp_path, db):
