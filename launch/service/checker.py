@@ -107,7 +107,9 @@ class Checker:
         with self._starting:
             if self._closed:
                 raise Closed
-            if self._child is None or self._child.poll() is not None:
+            if self._child is not None and self._child.poll() is not None:
+                self._end()
+            if self._child is None:
                 words = [sys.executable, "-P", "-m", self._module, str(self._idle)]
                 more = {"HF_HUB_OFFLINE": "1"} if self._offline else {}
                 more |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
