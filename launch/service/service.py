@@ -93,9 +93,7 @@ class Service:
             plan.layout,
         )
         self.dispatcher = Dispatcher(plan.db, self.supervisor.do)
-        self.retention = Retention(
-            self.database, self.jobs, root, self.dispatcher.prune, plan.keep_days
-        )
+        self.retention = Retention(self.database, root, self.dispatcher.prune, plan.keep_days)
         self.root = root
         self.stopping = False
 

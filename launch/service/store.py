@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from launch.service import tables as t
 from launch.service.database import Database, Page, Row, first, page, rows
 from launch.service.noted import Note, write_checkpoints, write_notes
+from launch.service.retention import keeps_files
 from launch.service.states import FINAL, Event, Refused, Standing, State, after
 from launch.service.watch import News
 
@@ -36,13 +37,15 @@ class Jobs:
     def create_job(self, job: Row, key: str | None = None, request: str = "") -> tuple[Row, bool]:
         """The new job and True; of a key that was used before, its job and False.
 
-        Raises `KeyReused` where the key came with another request.
+        Raises `KeyReused` where the key came with another request, and `UserError` where the files
+        of a job that it names are being removed.
         """
         try:
             with self.write() as c:
                 former = self._keyed(c, job["owner"], key, request)
                 if former is not None:
                     return former, False
+                keeps_files(c, job["settings"])
                 c.execute(t.jobs.insert().values(**job, **Standing()._asdict(), events_read=0))
                 if key is not None:
                     values = {"owner": job["owner"], "key": key, "request": request}

@@ -36,6 +36,7 @@ jobs = sa.Table(
     _text("owner", 64),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float),
+    sa.Column("removed_at", sa.Float),  # when its folder was given up (service.retention)
     _text("method", 64),
     _text("model", 256),
     _text("training_file", 256, empty=True),

@@ -7,7 +7,9 @@ import pytest
 import sqlalchemy as sa
 
 from core.errors import UserError
+from core.storage import remove_tree
 from launch.methods import METHODS, Method
+from launch.service import retention
 from launch.service import tables as t
 from launch.service.checker import Checker
 from launch.service.dispatch import Dispatcher, Work
@@ -28,7 +30,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "toy", Method(**METHOD))
     with house(tmp_path / "root", limits=Limits(1 << 20, 1 << 20)) as (service, client):
         pruned = []
-        keeps = Retention(service.database, service.jobs, service.root, pruned.append, 7.0)
+        keeps = Retention(service.database, service.root, pruned.append, 7.0)
         yield service, client, keeps, pruned
 
 
@@ -88,6 +90,50 @@ def test_a_folder_that_is_still_needed_stays(world):
         c.execute(t.attempts.update().values(ended_at=1.0))
     keeps.sweep(NOW)  # control
     assert folders(service) == set()
+
+
+def naming(service, job_id):
+    settings = {"run": str(service.supervisor.folder(job_id))}
+    return service.jobs.create_job(row_of(method="toy", settings=settings))[0]["id"]
+
+
+def test_a_folder_that_a_job_names_meanwhile_stays(world, monkeypatch):
+    """Whoever asks while another folder is removed, which may take minutes."""
+    service, _, keeps, _ = world
+    ids = {ended(service, 99) for _ in range(2)}
+
+    def slow(folder):
+        remove_tree(folder)
+        monkeypatch.setattr(retention, "remove_tree", remove_tree)
+        naming(service, *(ids - {folder.name}))
+
+    monkeypatch.setattr(retention, "remove_tree", slow)
+    keeps.sweep(NOW)
+    (kept,) = folders(service)
+    assert service.files.of_jobs([kept]) == {kept: [f"file-of-{kept}"]}
+
+
+def test_a_job_that_named_a_folder_too_late_is_not_made(world, monkeypatch):
+    """Its request was resolved before the folder was given up; or the removal was broken off."""
+    service, client, keeps, _ = world
+    old = ended(service, 99)
+    asked = {"method": {"type": "toy", "toy": {"other": old}}}
+    ada, resolve = bearer(service), service.requests.resolve
+
+    def slow(*words):
+        found = resolve(*words)
+        keeps.sweep(NOW)
+        return found
+
+    monkeypatch.setattr(retention, "remove_tree", lambda folder: None)  # killed before that
+    monkeypatch.setattr(service.requests, "resolve", slow)
+    answer = client.post("/v1/fine_tuning/jobs", json=asked, headers=ada)
+    assert answer.status_code == 400 and "are removed" in answer.json()["error"]["message"]
+    monkeypatch.undo()
+    keeps.sweep(NOW)
+    assert folders(service) == set()
+    young = ended(service, 1)
+    naming(service, young)  # control
 
 
 def test_by_default_run_folders_stay_for_ever(world):
