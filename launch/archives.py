@@ -34,11 +34,19 @@ MEANT = {"images", "masks", "real"}
 
 
 def pack(folder: Path, archive: Path) -> None:
-    """Regular files that are not hidden; images are not compressed once more."""
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+    """Regular files that are not hidden; images are not compressed once more.
+
+    Raises `UserError` at a link: it may lead anywhere, and a folder behind it is not gone through.
+    """
+    # Not strict: times before 1980 or after 2107, which a .zip cannot say, become the nearest.
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED, strict_timestamps=False) as packed:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder)
-            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            if any(part.startswith(".") for part in name.parts):
+                continue
+            if path.is_symlink():
+                raise UserError(f"{path} is a link: send a copy with its files (cp -rL).")
+            if path.is_file():
                 packed.write(path, name.as_posix())
 
 
@@ -66,6 +74,8 @@ def unpack(archive: Path, into: Path, room: int) -> int:
     try:
         left = _extract(archive, staging, room)
         inner = list(staging.iterdir())
+        # All that the machine has to write, at once: an fsync takes 4 ms, and there may be `MOST`.
+        os.sync()
         alone = len(inner) == 1 and inner[0].is_dir() and inner[0].name not in MEANT
         (inner[0] if alone else staging).rename(into)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:

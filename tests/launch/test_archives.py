@@ -1,6 +1,7 @@
 """Strangers' archives: refused or safe, within their room on the disk and in memory."""
 
 import io
+import os
 import stat
 import struct
 import subprocess
@@ -332,6 +333,45 @@ def test_uploads_that_come_at_once_share_their_owners_room(tmp_path, monkeypatch
 
 
 # Ordinary ones
+
+
+def test_what_is_in_its_place_is_on_the_disk(tmp_path, monkeypatch):
+    """A folder that is there is believed, also after a power loss."""
+    (tmp_path / "a.zip").write_bytes(zipped(("d/a", b"x"), ("d/b", b"y")))
+    written = []
+
+    def sync():
+        assert not (tmp_path / "out").exists()
+        written.extend(one.read_bytes() for one in sorted(tmp_path.glob(".out.staging/d/*")))
+
+    monkeypatch.setattr(archives.os, "sync", sync)
+    archives.unpack(tmp_path / "a.zip", tmp_path / "out", 1 << 20)
+    assert written == [b"x", b"y"] and (tmp_path / "out/a").is_file()
+
+
+@pytest.mark.parametrize("year", [0, 200])  # after 1970
+def test_a_time_that_no_archive_can_say_is_no_fault(tmp_path, year):
+    source = tmp_path / "labels"
+    source.mkdir()
+    (source / "a").write_text("a")
+    os.utime(source / "a", times=(year * 366 * 86400,) * 2)
+    archives.pack(source, tmp_path / "a.zip")
+    archives.unpack(tmp_path / "a.zip", tmp_path / "out", 1 << 20)
+    assert (tmp_path / "out/a").read_text() == "a"
+
+
+@pytest.mark.parametrize("target", ["../secret", "sound", "..", "nowhere"])
+def test_a_link_is_not_followed_out_of_the_folder(tmp_path, target):
+    (tmp_path / "secret").write_text("x")
+    source = tmp_path / "labels"
+    source.mkdir()
+    (source / "sound").write_text("a")
+    archives.pack(source, tmp_path / "a.zip")  # control
+    (source / ".hidden").symlink_to(target)
+    archives.pack(source, tmp_path / "a.zip")
+    (source / "link").symlink_to(target)
+    with pytest.raises(UserError, match="link is a link"):
+        archives.pack(source, tmp_path / "a.zip")
 
 
 def test_a_folder_goes_out_and_comes_back(tmp_path):
