@@ -28,6 +28,10 @@ EVERY = 5.0
 How a trainer ended stands in its folder, and is seen at once."""
 PATIENCE = 20.0
 """Seconds that an answer may take."""
+WAIT = 1.0
+"""Seconds for which a question waits for the answer to another one."""
+LOST = 600.0
+"""Seconds after which an answer is not to come any more: Ray's client waits without end."""
 ENDING = 30.0
 """Seconds within which what was stopped is gone; Ray gives it three before it kills."""
 FORGOTTEN = "status code 404"
@@ -54,6 +58,8 @@ class Ray:
         if memory is not None:
             self.taken["entrypoint_memory"] = int(memory * GB)
         self._client: Any = None
+        self._turn = threading.Condition()
+        self._asked: float | None = None
         self._seen: dict[str, float] = {}
 
     def submit(self, folder: Path, attempt: int) -> str:
@@ -129,10 +135,12 @@ class Ray:
     def _ask(self, what: Callable[[Any], Any]) -> Any:
         """What Ray answers; its client itself would wait for an answer without end.
 
+        One question at a time: of a head that is silent, not every question leaves a thread behind.
         Raises `Unreachable` where none comes, and the client's `RuntimeError` where it is no.
         """
         answer: list[Any] = []
         fault: list[BaseException] = []
+        asked = self._take_turn()
 
         def call() -> None:
             try:
@@ -141,6 +149,10 @@ class Ray:
                 answer.append(what(self._client))
             except BaseException as error:
                 fault.append(error)
+            with self._turn:
+                if self._asked == asked:  # else it was given up
+                    self._asked = None
+                    self._turn.notify()
 
         thread = threading.Thread(target=call, name="asks Ray", daemon=True)
         thread.start()
@@ -151,6 +163,17 @@ class Ray:
             raise fault[0]
         said = _sentence(fault[0]) if fault else f"no answer within {PATIENCE:.0f} s"
         raise Unreachable(f"Ray at {self.address}: {said}") from (fault[0] if fault else None)
+
+    def _take_turn(self) -> float:
+        """The moment, once no earlier question is open; `Unreachable` where one stays so."""
+        with self._turn:
+            now = time.monotonic()
+            left = WAIT if self._asked is None else max(0.0, self._asked + WAIT - now)
+            free = self._turn.wait_for(lambda: self._asked is None, left)
+            if not free and now - (self._asked or now) < LOST:
+                raise Unreachable(f"Ray at {self.address}: no answer yet to an earlier question")
+            self._asked = time.monotonic()
+            return self._asked
 
 
 def _connected(address: str) -> Any:

@@ -1,6 +1,6 @@
 """Trainers as jobs of a SLURM cluster whose machines see the service's root folder.
 
-submitit writes the batch script and hands it to `sbatch`. Its public call would pickle a function;
+submitit words the batch script, which `sbatch` is handed. Its public call would pickle a function;
 the script here only starts `launch.trainer`, which reads the `job.json` of its folder. Nothing of
 a job gets into the script but its id and the number of the attempt.
 """
@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,8 +45,13 @@ NOTICE = 120
 """Seconds before its time is up at which SLURM asks a trainer to save and stop."""
 FORGOTTEN = "Invalid job id"
 """What `squeue` says of a job that ended some minutes ago."""
-AWAY = "Unable to contact slurm controller"
-"""What `sbatch` says where nobody can tell whether the job was taken."""
+LOST = re.compile(
+    "Unable to contact|timed out|Zero Bytes were transmitted|Unexpected message received"
+    "|(Communication|Message) (connection|send|receive|shutdown) failure"
+)
+"""What `sbatch` says where nobody can tell whether the job was taken (SLURM's `slurm_errno.c`)."""
+ASKING = threading.BoundedSemaphore(8)
+"""Questions to a controller at a time, so that one that is silent holds up half of the looks."""
 
 
 class Slurm:
@@ -90,13 +96,23 @@ class Slurm:
                 additional_parameters=fixed,
             )
             # Not `submit`, which pickles what is to run.
-            return executor._submit_command(f"exec {shlex.join(words)}").job_id
-        except (ValueError, TypeError, RuntimeError, OSError, _failure(submitit)) as error:
+            text = executor._make_submission_file_text(f"exec {shlex.join(words)}", name)
+            script = scripts / "submission.sh"
+            script.write_text(text)
+            done = _run("sbatch", str(script))
+        except subprocess.TimeoutExpired as error:
+            raise Unreachable(str(error)) from error
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
             lines = str(error).strip().splitlines() or ["no reason given"]
-            said = lines[0 if isinstance(error, ValueError) else -1].strip()
-            if AWAY in str(error):
-                raise Unreachable(said) from error
-            raise UserError(f"SLURM took no job ({said}).") from error
+            raise UserError(f"SLURM took no job ({lines[0].strip()}).") from error
+        number = re.search(r"job (\d+)", done.stdout, re.ASCII)
+        if done.returncode or number is None:
+            said = (done.stderr.strip().splitlines() or ["no reason given"])[-1].strip()
+            if LOST.search(done.stderr) or not done.returncode:
+                raise Unreachable(said)
+            raise UserError(f"SLURM took no job ({said}).")
+        script.rename(scripts / f"{number[1]}_submission.sh")  # for `recover`
+        return number[1]
 
     def poll(self, folder: Path, attempt: int, handle: str) -> Liveness:
         if not handle.isascii() or not handle.isdigit():
@@ -148,10 +164,6 @@ def _value(said: str) -> str | int:
     return int(said) if said.isascii() and said.isdigit() else said
 
 
-def _failure(submitit: object) -> type[Exception]:
-    return submitit.core.utils.FailedJobError  # pyright: ignore
-
-
 def _state(number: str) -> str:
     try:
         found = _ask("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={number}")
@@ -163,19 +175,27 @@ def _state(number: str) -> str:
 
 
 def _ask(*words: str) -> str:
-    """What a command of SLURM prints."""
+    """What a command of SLURM prints, in plain English."""
+    if not ASKING.acquire(blocking=False):
+        raise Unreachable("SLURM has not answered earlier questions yet")
     try:
-        done = subprocess.run(
-            words,
-            env={**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE,
-        )
+        done = _run(*words, LC_ALL="C", SLURM_TIME_FORMAT="standard")
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unreachable(str(error)) from error
+    finally:
+        ASKING.release()
     if done.returncode:
         raise Unreachable(done.stderr.strip())
     return done.stdout
+
+
+def _run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=PATIENCE,
+    )

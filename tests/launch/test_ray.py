@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from launch.folder import ask_to_stop
 from launch.launchers import ray
 from launch.launchers.contract import Liveness, Unreachable
 from launch.launchers.ray import Ray
+from tests.launch.served import until
 
 NAME = "diffdoctor-ftjob-1-1"
 ABSENT = RuntimeError("Request failed with status code 404: Job x does not exist.")
@@ -194,6 +196,40 @@ def test_a_head_that_hangs_holds_nobody_up(monkeypatch, folder):
         Ray().recover(folder, 1)
     assert time.monotonic() - begun < 5
     never.set()
+
+
+def test_a_head_that_hangs_is_asked_one_question(monkeypatch, folder):
+    """And by all looks together: none leaves a thread behind, or waits for another's answer."""
+    never = threading.Event()
+    client = answers(monkeypatch, status=never.wait)
+    monkeypatch.setattr(ray, "PATIENCE", 0.1)
+    monkeypatch.setattr(ray, "WAIT", 0.05)
+    launcher, begun = Ray(), time.monotonic()
+    with ThreadPoolExecutor(16) as pool:
+        said = list(pool.map(lambda _: launcher.poll(folder, 1, NAME), range(100)))
+    assert set(said) == {Liveness.UNKNOWN} and time.monotonic() - begun < 5
+    assert len(client.asked) == len(asking()) == 1
+    monkeypatch.setattr(ray, "LOST", 0.0)  # control: an answer that is given up
+    launcher.poll(folder, 1, NAME)
+    assert len(client.asked) == len(asking()) == 2
+    never.set()
+    until(lambda: not asking())
+    client.answers["status"] = "RUNNING"
+    monkeypatch.setattr(ray, "LOST", 600.0)
+    assert launcher.poll(folder, 1, NAME) is Liveness.ALIVE
+
+
+def test_questions_that_come_at_once_are_all_answered(monkeypatch, folder):
+    answers(monkeypatch, status="RUNNING")
+    monkeypatch.setattr(ray, "EVERY", 0.0)
+    launcher = Ray()
+    with ThreadPoolExecutor(16) as pool:
+        said = set(pool.map(lambda _: launcher.poll(folder, 1, NAME), range(200)))
+    assert said == {Liveness.ALIVE}
+
+
+def asking():
+    return [one for one in threading.enumerate() if one.name == "asks Ray"]
 
 
 def test_it_is_stopped_until_it_has_ended(monkeypatch, folder):

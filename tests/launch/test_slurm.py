@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,19 +122,71 @@ def test_a_machine_without_slurm(monkeypatch, tmp_path):
 
 def test_a_controller_that_is_away_refuses_nothing(monkeypatch, tmp_path):
     """The job waits until it answers, and is not failed meanwhile."""
-    program = tmp_path / "sbatch"
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     folder = tmp_path / "ftjob-1"
     folder.mkdir()
     for said, fault in (
         ("Unable to contact slurm controller (connect failure)", Unreachable),
+        ("Socket timed out on send/recv operation", Unreachable),
+        ("Zero Bytes were transmitted or received", Unreachable),
+        ("Message receive failure", Unreachable),
         ("Invalid partition name specified", UserError),
     ):
         failed = f"sbatch: error: Batch job submission failed: {said}"
-        program.write_text(f"#!/bin/sh\necho '{failed}' >&2\nexit 1\n")
-        program.chmod(0o755)
-        with pytest.raises(fault, match="contact slurm|Invalid partition"):
+        program(tmp_path, monkeypatch, "sbatch", f"echo '{failed}' >&2\nexit 1")
+        with pytest.raises(fault, match=said.split("(")[0]):
             Slurm().submit(folder, 1)
+
+
+def test_a_submission_that_takes_too_long_may_have_been_taken(monkeypatch, tmp_path):
+    """The queue's one worker goes on; `recover` finds the job by its name."""
+    folder = tmp_path / "ftjob-1"
+    folder.mkdir()
+    monkeypatch.setattr(slurm, "PATIENCE", 0.3)
+    program(tmp_path, monkeypatch, "sbatch", "exec sleep 30")
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match="timed out"):
+        Slurm().submit(folder, 1)
+    assert time.monotonic() - begun < 10
+    program(tmp_path, monkeypatch, "squeue", "echo $4 | sed 's/--name=diffdoctor-ftjob-1-1/7/'")
+    assert Slurm().recover(folder, 1) == "7"
+    program(tmp_path, monkeypatch, "squeue", "true")
+    assert Slurm().recover(folder, 1) is None  # control
+    program(tmp_path, monkeypatch, "sbatch", "echo words")
+    with pytest.raises(Unreachable):
+        Slurm().submit(folder, 1)
+    program(
+        tmp_path,
+        monkeypatch,
+        "sbatch",
+        'grep -q "exec .*launch.trainer" "$1" && echo Submitted batch job 8',
+    )
+    assert Slurm().submit(folder, 1) == Slurm().recover(folder, 1) == "8"
+
+
+def test_a_controller_that_hangs_holds_up_half_of_the_looks(monkeypatch, tmp_path):
+    monkeypatch.setattr(slurm, "PATIENCE", 2)
+    program(tmp_path, monkeypatch, "squeue", "exec sleep 30")
+    took = []
+
+    def look(_):
+        begun = time.monotonic()
+        assert Slurm().poll(FOLDER, 1, "7") is Liveness.UNKNOWN
+        took.append(time.monotonic() - begun)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(look, range(16)))
+    assert sum(one < 1.5 for one in took) == 8
+    program(tmp_path, monkeypatch, "squeue", "echo RUNNING")  # control
+    assert Slurm().poll(FOLDER, 1, "7") is Liveness.ALIVE
+
+
+def program(folder, monkeypatch, name, script):
+    """Put one before all others of its name."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def none(*words, **options):
