@@ -148,7 +148,7 @@ def main(config: Config) -> None:
         limits=limits,
     )
     service = Service(plan)
-    open_to = LOOPBACK if is_loopback(config.host) else None
+    open_to = LOOPBACK | {config.host.lower()} if is_loopback(config.host) else None
     if open_to is None and not service.tokens.any():
         raise UserError(
             f"{config.host} is not this machine alone, and there is no token: make one with "

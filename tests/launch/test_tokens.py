@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 from fastapi.routing import APIRoute
+from starlette.testclient import TestClient
 
 from core.errors import UserError
 from launch.commands import serve
@@ -173,6 +174,24 @@ def test_beyond_this_machine_it_starts_with_a_token_only(tmp_path, monkeypatch):
     OfRoot(root=other.root).tokens().create("ada", ("read",), None)
     serve.main(other)  # control
     assert started == [None]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_it_may_be_called_by_the_address_at_which_it_listens(tmp_path, monkeypatch, host):
+    def listens(app, service, listening, style):
+        listening.close()
+        for called, status in ((host, 200), ("localhost", 200), ("127.0.0.3", 403)):
+            client = TestClient(app, base_url=f"http://{called}:8765")
+            asked = [client.get(path).status_code for path in ("/health", "/v1/files")]
+            assert asked == [status, status], called
+        service.database.close()
+        service.lock.close()
+        answered.append(host)
+
+    answered = []
+    monkeypatch.setattr(serving, "serve", listens)
+    serve.main(serve.Config(root=tmp_path / "root", host=host, port=0))
+    assert answered == [host]
 
 
 # How they are made and kept
