@@ -276,6 +276,16 @@ COMMANDS = {
         "what a job made, verified, into a folder",
         "diffdoctor jobs download ftjob-0123456789abcdef01234567 --out result",
     ),
+    "files list": Command(
+        "launch.commands.files_list",
+        "your uploads and your jobs' results, the newest first",
+        "diffdoctor files list",
+    ),
+    "files delete": Command(
+        "launch.commands.files_delete",
+        "delete files of yours, which makes room",
+        "diffdoctor files delete file-0123456789abcdef01234567",
+    ),
     "miniature render": Command(
         "miniature.render",
         "draw valid images of the small world and their prompts",

@@ -11,6 +11,7 @@
 OpenAI's own client speaks to the same addresses.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -75,6 +76,10 @@ def read_login(url: str | None = None) -> Login:
     return Login(address, os.environ.get("DIFFDOCTOR_TOKEN") or token)
 
 
+class Unreached(UserError):
+    """The service did not answer: whether it did what was asked is not known."""
+
+
 class Client:
     """One service; every call raises `UserError` with its words where it refuses."""
 
@@ -97,11 +102,21 @@ class Client:
         **more: Any,
     ) -> dict[str, Any]:
         """A new job. A `Path` among the values, a file or folder of this machine, is uploaded
-        first. `key` (a new one by default) makes asking again harmless."""
+        first, and removed again where no job comes of it. `key` (a new one by default) makes
+        asking again harmless."""
         body = {"method": {"type": method, method: dict(settings or {})}, **more}
-        body = self._sent(body)
         headers = {"idempotency-key": key or secrets.token_hex(16)}
-        return self._json("POST", JOBS, json=body, headers=headers)
+        sent: list[str] = []
+        try:
+            made = self._json("POST", JOBS, json=self._sent(body, sent), headers=headers)
+        except Unreached:  # the job may be there all the same
+            raise
+        except UserError:
+            self._take_back(sent)
+            raise
+        if more.get("dry_run"):
+            self._take_back(sent)
+        return made
 
     def jobs(self, limit: int = 20, after: str | None = None) -> list[dict[str, Any]]:
         """The newest first."""
@@ -172,6 +187,15 @@ class Client:
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}).") from error
 
+    def files(self, limit: int = 100, after: str | None = None) -> list[dict[str, Any]]:
+        """What was uploaded and what jobs made, the newest first."""
+        asked = {"limit": limit, **({"after": after} if after else {})}
+        return self._json("GET", "/v1/files", params=asked)["data"]
+
+    def delete_file(self, file_id: str) -> None:
+        """Refused while a job that has not ended uses it."""
+        self._json("DELETE", f"/v1/files/{file_id}")
+
     def download(self, job_id: str, folder: Path) -> list[Path]:
         """Everything that a job made, verified, below a folder."""
         names = self.job(job_id)["result_files"]
@@ -179,13 +203,21 @@ class Client:
             raise UserError(f"the job {job_id} has made nothing yet.")
         return [self._fetch(self._json("GET", f"/v1/files/{one}"), folder) for one in names]
 
-    def _sent(self, value: Any) -> Any:
-        """Ids of what was uploaded in the place of paths."""
+    def _sent(self, value: Any, sent: list[str]) -> Any:
+        """Ids of what was uploaded in the place of paths; `sent` gets them too."""
         if isinstance(value, Path):
-            return self.upload(value)["id"]
+            sent.append(self.upload(value)["id"])
+            return sent[-1]
         if isinstance(value, Mapping):
-            return {name: self._sent(inner) for name, inner in value.items()}
-        return [self._sent(one) for one in value] if isinstance(value, list | tuple) else value
+            return {name: self._sent(inner, sent) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._sent(one, sent) for one in value]
+        return value
+
+    def _take_back(self, sent: list[str]) -> None:
+        for one in sent:
+            with contextlib.suppress(UserError):  # a job uses it after all
+                self.delete_file(one)
 
     def _fetch(self, file: dict[str, Any], folder: Path) -> Path:
         target = (folder / file["filename"]).resolve()
@@ -231,8 +263,8 @@ class Client:
         _check(answer)
         return answer.json()
 
-    def _unreached(self, error: Exception) -> UserError:
-        return UserError(
+    def _unreached(self, error: Exception) -> "Unreached":
+        return Unreached(
             f"{self.url} does not answer ({error or type(error).__name__}): is `diffdoctor serve` "
             "running there, and is the address right (`diffdoctor login`)?"
         )

@@ -31,6 +31,7 @@ ENDINGS = (
 SPARE = 1 << 30
 """Bytes of the disk that uploads leave free."""
 RESULT = "fine-tune-results"
+DELETE = "`diffdoctor files list`, `diffdoctor files delete`"
 
 
 class Files:
@@ -56,7 +57,7 @@ class Files:
             if coming is None or not coming.open:
                 coming = self._coming[owner] = Room(min(self.room(owner), free))
             if coming.left <= 0:
-                raise UserError("your files fill the room that is yours: delete some.")
+                raise UserError(f"your files fill the room that is yours: delete some ({DELETE}).")
             return Incoming(self.root / "incoming" / new_id("part"), coming)
 
     def keep(self, part: "Incoming", owner: str, name: str, purpose: str) -> Row:
@@ -183,7 +184,9 @@ class Incoming:
     def write(self, content: bytes) -> None:
         """Raises `UserError` where there is no room for it."""
         if not self.room.take(len(content)):
-            raise UserError("there is no room for this file: delete others, or ask for more room.")
+            raise UserError(
+                f"there is no room for this file: delete others ({DELETE}), or ask for more room."
+            )
         self.size += len(content)
         self._sha.update(content)
         try:

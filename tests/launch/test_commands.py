@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 
 import launch.client
@@ -14,6 +15,8 @@ from core.config import run_program
 from core.errors import UserError
 from launch.client import Client, Login, read_login, save_login
 from launch.commands import (
+    files_delete,
+    files_list,
     jobs_cancel,
     jobs_create,
     jobs_download,
@@ -130,6 +133,55 @@ def test_a_dry_run_shows_the_plan(run):
     assert code == 2 and "no model of this service" in said
     code, said = run(jobs_create, "--method", "toy", "--dry-run", "--set", "word=a")
     assert code == 0 and json.loads(said)["hyperparameters"]["word"] == "a"
+
+
+def test_files_are_listed_and_deleted(run, served, tmp_path):
+    (tmp_path / "mine.txt").write_text("a hand\n")
+    words = "--training-file", str(tmp_path / "mine.txt")
+    job = made(run, *words, "--set", "steps=500", "seconds=0.1")
+    served.steps(job, 1)
+    (mine,) = (one for one in run(files_list)[1].splitlines() if one.endswith("mine.txt"))
+    assert mine.startswith("file-") and " 7 " in mine and "fine-tune" in mine
+    file_id = mine.split()[0]
+    code, said = run(files_delete, file_id)
+    assert code == 2 and f"{job} uses this file" in said
+    run(jobs_cancel, job)
+    assert run(files_delete, file_id) == (0, f"{file_id} is deleted\n")
+    assert file_id not in run(files_list)[1]
+    code, said = run(files_delete, file_id)
+    assert code == 2 and "there is no file" in said
+    assert run(files_delete)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--set", "steps=no"], 2), (["--dry-run"], 0), (["--set", "steps=1"], 0)]
+)
+def test_what_no_job_came_of_is_not_kept(run, tmp_path, words, code):
+    (tmp_path / "brought.txt").write_text("a hand\n")
+    before = run(files_list)[1]
+    file = "--training-file", str(tmp_path / "brought.txt")
+    assert run(jobs_create, "--method", "toy", *file, *words)[0] == code
+    kept = "brought.txt" in run(files_list)[1].removesuffix(before)
+    assert kept == ("steps=1" in words)
+
+
+def test_what_a_job_may_have_come_of_is_kept(run, monkeypatch, tmp_path):
+    """The answer was lost on its way."""
+    client, request, asked = Client(*read_login()), httpx2.Client.request, []
+
+    def lost(self, method, path, **options):
+        asked.append((method, path))
+        request(self, method, path, **options).read()
+        if path.endswith("/jobs"):
+            raise httpx2.ReadError("reset")
+
+    (tmp_path / "kept.txt").write_text("a hand\n")
+    upload = client.upload(tmp_path / "kept.txt")
+    monkeypatch.setattr(client, "upload", lambda path: upload)
+    monkeypatch.setattr(httpx2.Client, "request", lost)
+    with pytest.raises(UserError, match="does not answer"):
+        client.create("toy", training_file=tmp_path / "kept.txt")
+    assert [method for method, _ in asked] == ["POST"]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def walks(met):
 @pytest.mark.parametrize("way", WAYS)
 def test_from_upload_to_download(walks, way):
     walk = walks[way]
-    assert re.fullmatch("file-[0-9a-f]{24}", walk["training_file"])
+    assert walk["deleted"] == "" and re.fullmatch("file-[0-9a-f]{24}", walk["training_file"])
     plan = walk["plan"]
     assert (plan["steps"], plan["seconds"], plan["pictures"]) == (30, 0.2, True)
     assert walk["file"][0] == "thing.txt" and json.loads(walk["file"][1]) == {"steps": 30}

@@ -37,6 +37,10 @@ export async function upload(file) {
   return (await call("/v1/files", { method: "POST", body })).json();
 }
 
+export async function remove(id) {
+  await call(`/v1/files/${encodeURIComponent(id)}`, { method: "DELETE" });
+}
+
 // Server-sent events by fetch, as EventSource cannot send a token.
 export async function* stream(path, signal) {
   const answer = await call(path, { headers: { Accept: "text/event-stream" }, signal });

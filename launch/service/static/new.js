@@ -1,6 +1,6 @@
 // The settings of a method as a form, made from its schema; only what was changed is sent.
 
-import { at, fault, get, JOBS, make, post, size, upload } from "./api.js";
+import { at, fault, get, JOBS, make, post, remove, size, upload } from "./api.js";
 
 let methods = [], fields = [];
 
@@ -161,13 +161,23 @@ async function take(files, use) {
     try {
       const row = await upload(file);
       made.push(row);
-      line.textContent = `${row.filename} (${size(row.bytes)}): ${row.id}`;
+      const button = make("button", { type: "button" }, "Delete");
+      button.onclick = () => forget(row.id, line).catch(fault);
+      line.replaceChildren(`${row.filename} (${size(row.bytes)}): ${row.id} `, button);
       name(row.id, row.filename);
     } catch (error) {
       line.textContent = `${file.name}: ${error.message}`;
     }
   }
   if (made.length) use(made);
+}
+
+async function forget(id, line) {
+  fault(null);
+  await remove(id);
+  line.remove();
+  for (const option of at("names").children) if (option.value === id) option.remove();
+  for (const one of fields) if (one.input.value === id) one.input.value = "";
 }
 
 // The first upload is the training data, unless that is named.
