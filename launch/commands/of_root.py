@@ -18,14 +18,25 @@ class OfRoot(core.config.Config):
     db: str | None = None
     """Address of the database, if `serve` was given one."""
 
-    def tokens(self) -> "Tokens":
+    def tokens(self, new: bool = False) -> "Tokens":
+        """Raises `UserError` where no service was ever started there, unless it may be `new`."""
         try:
             from launch.service.database import Database
-            from launch.service.service import default_db, prepared
+            from launch.service.service import default_db, identity, identity_path, prepared
             from launch.service.tokens import Tokens
         except ImportError as error:
             raise UserError(
                 f"{error.name} is missing: pip install 'diffdoctor[service]'."
             ) from error
-        prepared(self.root)
-        return Tokens(Database.open(self.db or default_db(self.root)))
+        root = self.root.expanduser().resolve()
+        if not new and not identity_path(root).is_file():
+            raise UserError(
+                f"{self.root} is no service's folder: check --root; before the first start of one "
+                "say `diffdoctor token create --new`."
+            )
+        if not new and self.db is None and not (root / "jobs.sqlite").is_file():
+            raise UserError(f"the service in {self.root} has another database: say its --db.")
+        name = identity(prepared(root))
+        database = Database.open(self.db or default_db(root))
+        database.belongs(name)
+        return Tokens(database)

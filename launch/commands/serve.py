@@ -2,6 +2,7 @@
 
 import importlib.util
 import ipaddress
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +123,7 @@ def main(config: Config) -> None:
     """Check everything, then listen, then begin."""
     try:
         from launch.service.app import make_app
+        from launch.service.database import without_password
         from launch.service.service import Limits, Plan, Service, default_db
         from launch.service.serving import bound, serve
     except ImportError as error:
@@ -150,9 +152,14 @@ def main(config: Config) -> None:
     service = Service(plan)
     open_to = LOOPBACK | {config.host.lower()} if is_loopback(config.host) else None
     if open_to is None and not service.tokens.any():
+        words = [
+            "--root",
+            str(config.root),
+            *(["--db", without_password(config.db)] if config.db else []),
+        ]
         raise UserError(
             f"{config.host} is not this machine alone, and there is no token: make one with "
-            f"`diffdoctor token create --root {config.root}` first."
+            f"`diffdoctor token create {shlex.join(words)} --owner NAME` first."
         )
     shown = f"[{config.host}]" if ":" in config.host else config.host
     print(f"serving on http://{shown}:{port} (docs: /docs)", flush=True)

@@ -109,6 +109,11 @@ def _engine(url: str) -> sa.Engine:
     return engine
 
 
+def without_password(url: str) -> str:
+    """The address as it may be shown; the password goes into PGPASSWORD."""
+    return sa.make_url(url).set(password=None).render_as_string()
+
+
 def rows(result: sa.CursorResult[Any]) -> list[Row]:
     found: Any = result.mappings()
     return [dict(row) for row in found]

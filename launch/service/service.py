@@ -138,10 +138,14 @@ def prepared(root: Path) -> Path:
 
 def identity(root: Path) -> str:
     """Random bits that tie the folder to its database."""
-    path = root / "root.id"
+    path = identity_path(root)
     if not path.exists():
         write_atomic(path, secrets.token_hex(16).encode())
     return path.read_text().strip()
+
+
+def identity_path(root: Path) -> Path:
+    return root / "root.id"
 
 
 def default_db(root: Path) -> str:

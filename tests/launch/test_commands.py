@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def token(tmp_path_factory):
     """The base folder of a service, and a token of ada's for it."""
     base = tmp_path_factory.mktemp("service")
-    words = ["token", "create", "--root", str(base / "root"), "--owner", "ada"]
+    words = ["token", "create", "--root", str(base / "root"), "--owner", "ada", "--new"]
     done = subprocess.run(
         [sys.executable, "-m", "diffdoctor.cli", *words], capture_output=True, text=True, cwd=ROOT
     )

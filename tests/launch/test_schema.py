@@ -23,7 +23,7 @@ LEFT_OUT = "positive_data_acceptance"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     base = tmp_path_factory.mktemp("schema")
-    token = OfRoot(root=base / "root").tokens().create("ada", ("read", "write"), 1)[1]
+    token = OfRoot(root=base / "root").tokens(new=True).create("ada", ("read", "write"), 1)[1]
     served = Served(base, "--models", f"thing={base}", token=token)
     served.http.headers["authorization"] = f"Bearer {token}"
     served.http.post(JOBS, json={"method": RUNS[0], "dry_run": True})  # its checker is started

@@ -1,6 +1,8 @@
 """Tokens: every route with every kind of wrong one; made, kept as a digest, revoked, never told."""
 
 import base64
+import datetime
+import re
 import sqlite3
 import time
 from collections import Counter
@@ -10,7 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
 from core.errors import UserError
-from launch.commands import serve
+from launch.commands import serve, token_create
 from launch.commands.of_root import OfRoot
 from launch.service import serving, tokens
 from launch.service.app import ROUTES
@@ -167,11 +169,17 @@ def test_beyond_this_machine_it_starts_with_a_token_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(serving, "serve", listens)
     config = serve.Config(root=tmp_path / "root", host="0.0.0.0", port=0)
-    with pytest.raises(UserError, match="diffdoctor token create"):
-        serve.main(config)
+    db = f"sqlite:///{tmp_path}/other.sqlite"
+    for one, words in (
+        (config, f"--root {tmp_path}/root --owner NAME"),
+        (config.model_copy(update={"root": tmp_path / "a b", "db": db}),
+         f"--root '{tmp_path}/a b' --db {db} --owner NAME"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=re.escape(f"`diffdoctor token create {words}`")):
+            serve.main(one)
     assert started == []
     other = config.model_copy(update={"root": tmp_path / "other"})
-    OfRoot(root=other.root).tokens().create("ada", ("read",), None)
+    OfRoot(root=other.root).tokens(new=True).create("ada", ("read",), None)
     serve.main(other)  # control
     assert started == [None]
 
@@ -192,6 +200,32 @@ def test_it_may_be_called_by_the_address_at_which_it_listens(tmp_path, monkeypat
     monkeypatch.setattr(serving, "serve", listens)
     serve.main(serve.Config(root=tmp_path / "root", host=host, port=0))
     assert answered == [host]
+
+
+def test_a_token_is_of_a_service_that_there_is(tmp_path):
+    """What is misspelt makes no second service, whose token nobody would take."""
+    for program in (OfRoot(root=tmp_path / "typo"), OfRoot(root=tmp_path)):
+        with pytest.raises(UserError, match="is no service's folder: check --root"):
+            program.tokens()
+    assert list(tmp_path.iterdir()) == []
+    db = f"sqlite:///{tmp_path}/elsewhere.sqlite"
+    root = tmp_path / "root"
+    OfRoot(root=root, db=db).tokens(new=True).create("ada", ("read",), None)
+    with pytest.raises(UserError, match="another database: say its --db"):
+        OfRoot(root=root).tokens()
+    assert OfRoot(root=root, db=db).tokens().any()  # control
+    with pytest.raises(UserError, match="belongs to another root"):
+        OfRoot(root=tmp_path / "third", db=db).tokens(new=True)
+
+
+def test_who_makes_the_first_token_is_told_what_it_does_not_reach(tmp_path, capsys):
+    assert token_create.LOCAL == LOCAL.owner
+    for owner, first in (("ada", True), ("bob", False)):
+        words = {"root": tmp_path / "root", "owner": owner, "new": first, "days": 2.0}
+        token_create.main(token_create.Config(**words))
+        said = capsys.readouterr().err
+        assert ("`--owner local`" in said) == first
+        assert f"valid until {datetime.date.today() + datetime.timedelta(days=2)}" in said
 
 
 # How they are made and kept
@@ -246,7 +280,7 @@ def test_tokens_expire_and_are_revoked(made):
 
 def test_no_file_and_no_log_ever_holds_a_token(tmp_path):
     """A service that runs a job and is told its token in every wrong place as well."""
-    token = OfRoot(root=tmp_path / "root").tokens().create("ada", ("read", "write"), 1)[1]
+    token = OfRoot(root=tmp_path / "root").tokens(new=True).create("ada", ("read", "write"), 1)[1]
     served = Served(tmp_path, "--log", "json", token=token)
     try:
         served.http.headers["authorization"] = f"Bearer {token}"
