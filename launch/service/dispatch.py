@@ -6,9 +6,12 @@ is called looks into the job table, which is the truth, and may find that there 
 
 import json
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
@@ -20,7 +23,10 @@ POLL = 2.0
 """Seconds between two looks at a queue."""
 OPEN = ["ENQUEUED", "PENDING", "DELAYED"]
 """DBOS's words for work that is still to be done."""
+DAMAGED = sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT
 DONE = ["SUCCESS", "ERROR", "CANCELLED"]
+
+log = logging.getLogger("diffdoctor.service")
 
 
 class Work(NamedTuple):
@@ -43,6 +49,7 @@ class Dispatcher:
         """Take up what was left, and go on."""
         global _current
         _current = self
+        _put_aside_if_damaged(sa.make_url(_plain(self._url)))
         said = logging.getLogger("dbos")  # into our log, in its form and without secrets
         for handler in said.handlers[:]:
             said.removeHandler(handler)
@@ -128,6 +135,26 @@ def _name(work: Work, number: int) -> str:
 def _read(name: str) -> Work:
     kind, job, attempt, _ = name.split(":")
     return Work(kind, job, int(attempt))  # pyright: ignore
+
+
+def _put_aside_if_damaged(url: sa.URL) -> None:
+    """A queue of SQLite's that cannot be read makes way: the tables know all that it held."""
+    if url.get_backend_name() != "sqlite" or not Path(url.database or "").is_file():
+        return
+    queue = Path(url.database or "")
+    try:
+        with closing(sqlite3.connect(queue)) as connection:
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in DAMAGED:
+            raise
+        found = str(error)
+    if found == "ok":
+        return
+    for one in (queue, *(queue.with_name(f"{queue.name}-{end}") for end in ("wal", "shm"))):
+        if one.exists():
+            one.replace(one.with_name(f"{one.name}.damaged"))
+    log.warning("%s is damaged (%s): it is put aside, and made anew", queue.name, found)
 
 
 def _plain(url: str) -> str:

@@ -173,6 +173,36 @@ def test_the_queue_forgets_what_was_done(tmp_path):
         queue.stop()
 
 
+@pytest.mark.parametrize("damage", ["garbage", "a page of it", "cut off"])
+def test_a_damaged_queue_is_made_anew(tmp_path, damage, caplog):
+    url, done = f"sqlite:///{tmp_path}/jobs.sqlite", []
+    path = tmp_path / "jobs.sqlite.queue"
+
+    def served():
+        queue = Dispatcher(url, done.append)
+        queue.start()
+        try:
+            work = Work("check", "one", len(done))
+            queue.put(work)
+            until(lambda: work in done and not queue.waiting())
+        finally:
+            queue.stop()
+
+    served()
+    served()  # control: a sound one stays
+    assert held(url) == 2 and "put aside" not in caplog.text
+    content = path.read_bytes()
+    if damage == "garbage":
+        path.write_bytes(b"garbage" * 999)
+    else:
+        half = len(content) // 8192 * 4096
+        rest = b"" if damage == "cut off" else b"x" * 4096 + content[half + 4096 :]
+        path.write_bytes(content[:half] + rest)
+    served()
+    assert held(url) == 1 and "put aside" in caplog.text
+    assert path.with_name(f"{path.name}.damaged").is_file()
+
+
 def held(url):
     engine = sa.create_engine(f"{url}.queue")
     with engine.connect() as c:
