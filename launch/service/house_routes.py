@@ -150,6 +150,7 @@ ROUTES = [
           {"response_model": shapes.ModelShape}),
     Route("GET", "/v1/methods", list_methods, READ, {"response_model": shapes.Methods}),
     Route("GET", "/v1/methods/{name}/schema", method_schema, READ),
-    Route("GET", "/openapi.json", openapi, READ, {"include_in_schema": False}),
-    Route("GET", "/docs", docs, READ, {"include_in_schema": False}),
+    # The same of every service, so for anybody: a browser has no token to send for a page.
+    Route("GET", "/openapi.json", openapi, PUBLIC, {"include_in_schema": False}),
+    Route("GET", "/docs", docs, PUBLIC, {"include_in_schema": False}),
 ]  # fmt: skip

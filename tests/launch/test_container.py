@@ -13,14 +13,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def parsed(command):
     """The settings of a `serve` with these words."""
-    assert command[0] == "serve"
+    assert command[0] == "serve" and all(isinstance(word, str) for word in command)
     return load_config(serve.Config, overrides=command[1:])
 
 
 def test_what_is_served_in_a_container_can_be():
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     service = compose["services"]["service"]
-    settings = parsed(service["command"])
+    (models,) = (one for one in service["volumes"] if one.endswith(":/models:ro"))
+    here = f"={ROOT / models.partition(':')[0]}/"
+    settings = parsed([word.replace("=/models/", here) for word in service["command"]])
+    found = serve.named(settings.models)  # they are there, and what their names say
+    assert (found["newest"] / "model_index.json").is_file()
+    assert (found["first"] / "detector.json").is_file()
+    assert service["stop_grace_period"] == "30s"
     assert settings.host == "0.0.0.0" and settings.log == "json"
     assert "PGPASSWORD" in service["environment"] and ":" not in settings.db.partition("://")[2]
     assert service["hostname"] and service["cap_drop"] == ["ALL"]

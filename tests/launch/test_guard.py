@@ -17,7 +17,7 @@ from tests.launch.house import NAMES, bearer, filled, house
 SHELLS = {"/", "/new", "/jobs/{job_id}"}
 """Pages without data: what they show, their script asks of the API."""
 STATIC = {one.path for one in pages_routes.static_routes()}
-OPEN = {"/health", "/version", *SHELLS, *STATIC}
+OPEN = {"/health", "/version", "/docs", "/openapi.json", *SHELLS, *STATIC}
 JOB = {"method": {"type": "export", "export": {"run": "thing"}}, "training_file": "thing"}
 
 
@@ -36,7 +36,11 @@ def kept(tmp_path_factory):
 
 @pytest.mark.parametrize("path", sorted(OPEN))
 def test_health_version_and_pages_without_data_are_for_anybody(kept, path):
-    assert kept[1].get(filled(path)).status_code == 200
+    service, client = kept
+    answer = client.get(filled(path))
+    assert answer.status_code == 200 and str(service.root) not in answer.text
+    if path != "/health":
+        assert answer.content == client.get(filled(path), headers=bearer(service)).content
 
 
 def test_nothing_else_is_public():
