@@ -16,21 +16,44 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import tyro
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from core.errors import UserError
 
 MAX_CONFIG_BYTES = 1_000_000
+MOST = 2**63 - 1
+"""Of a whole number: what random generators and databases hold."""
 
 
 class Config(BaseModel):
-    """Frozen settings; unknown keys are refused, defaults are checked like given values."""
+    """Frozen settings; unknown keys are refused, defaults are checked like given values.
+
+    Numbers are finite, whole ones of at most 64 bits with their sign.
+    """
 
     presets: ClassVar[Path | None] = None
     """Folder of YAML files that `--config` also finds by their bare names."""
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _fits_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and not -MOST <= value <= MOST:
+            raise ValueError(f"a whole number may be {MOST} at most")
+        return value
 
 
 def _writable(path: Path | None) -> Path | None:

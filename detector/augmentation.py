@@ -1,12 +1,12 @@
 """Settings of the augmentations; what they do needs torch (`detector.augment`)."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+import core.config
 
 
-class Augmentation(BaseModel):
+class Augmentation(core.config.Config):
     """Which augmentations, how often (chance for an image) and how strong."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     appearance: float = Field(default=0.8, ge=0, le=1)
     """Chance that an image's appearance changes at all; the three below are within it."""

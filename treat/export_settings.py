@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
 import core.config
 from treat.names import Architecture
 
@@ -18,7 +16,7 @@ class Config(core.config.Config):
     """Folder for the file and its card; nothing else may stand in it."""
     step: str = "best"
     """Which checkpoint of a run folder: best, last or a number."""
-    scale: float = Field(default=1.0, allow_inf_nan=False)
+    scale: float = 1.0
     """Strength: what the adapter changes is multiplied by this."""
     also: tuple[str, ...] = ()
     """PATH=WEIGHT each: further adapters of the same base that are added (their best step)."""

@@ -18,15 +18,26 @@ Metadata = Annotated[
     Field(max_length=16),
 ]
 Name = Annotated[str, StringConstraints(max_length=256)]
+DEEPEST = 32
+"""Levels of lists and objects in one another; what writes JSON gives up at some hundreds."""
 
 
 def _whole(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON can spell halves of characters, which nothing can write down."""
+    """JSON can spell halves of characters, which nothing can write down, and any depth."""
+    if _deeper(values, DEEPEST):
+        raise ValueError(f"it has more than {DEEPEST} levels of lists and objects")
     try:
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError("a text in it holds half a character") from error
     return values
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(one, levels - 1) for one in inner)
 
 
 Settings = Annotated[dict[str, Any], AfterValidator(_whole)]

@@ -83,6 +83,8 @@ def test_required_names_may_come_from_either_side(tmp_path):
         ("a --out o --rate 7", "rate 7 is unlucky; take 6"),
         ("a --out o --kind c", "'c'"),
         ("a --out o --inner.width 0", "greater than or equal to 1"),
+        (f"a --out o --inner.width {2**63}", "may be 9223372036854775807 at most"),
+        ("a --out o --rate inf", "finite"),
         ("a", "--out"),
         ("--out o", "'sources'"),
         ("a --config", "--config needs a YAML file"),
@@ -101,6 +103,12 @@ def test_faults_of_the_command_line(capsys, words, said):
         ("inner: {widht: 1, need: x}", "did you mean 'inner.width'?"),
         ("sources: [a]", "'out' is missing in {path}; give it there or as --out."),
         ("sources: [a]\nout: b\nrate: -1", "'rate' in {path} is -1"),
+        ("sources: [a]\nout: b\nrate: .inf", "'rate' in {path} is inf: Input should be a finite"),
+        ("sources: [a]\nout: b\nrate: .nan", "'rate' in {path} is nan: Input should be a finite"),
+        (
+            "sources: [a]\nout: b\ninner: {width: 9223372036854775808, need: x}",
+            "may be 9223372036854775807 at most",
+        ),
         ("sources: [a\nout: b", "no valid YAML"),
         ("- a", "`name: value` lines"),
         ("on: true", "`name: value` lines"),  # YAML 1.1 reads the name as a truth value
