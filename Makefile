@@ -19,6 +19,11 @@ CHROMIUM := /usr/bin/chromium
 PYTEST_ARGS ?= -n 2 --dist loadfile --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# Other programs may be late once: what has failed is run again by itself, and has failed if it fails
+# then. (Without a failed test there is nothing to run again, which is a failure too.)
+AGAIN := --last-failed --last-failed-no-failures none
+TWICE = export OMP_NUM_THREADS=1; $(1) || $(1) $(AGAIN)
+
 # Of Debian; the tests start and stop what they contain themselves.
 PACKAGES := postgresql slurm-wlm munge
 APT := apt-get install -y --no-install-recommends
@@ -37,9 +42,9 @@ test: $(INSTALLED) $(QUANT)
 
 test-system: packages $(CHROMIUM) $(INSTALLED) $(LABEL_STUDIO)/installed $(CVAT)/installed \
 		$(RAY)/joined $(BROWSER)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system -m system --durations=5 \
-		--ignore=tests/system/test_ray_jobs.py
-	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/system/test_ray_jobs.py -m system --durations=5
+	$(call TWICE,$(BIN)/python -m pytest tests/system -m system --durations=5 \
+		--ignore=tests/system/test_ray_jobs.py)
+	$(call TWICE,$(RAY)/bin/python -m pytest tests/system/test_ray_jobs.py -m system --durations=5)
 
 install: $(INSTALLED)
 
