@@ -115,7 +115,8 @@ def table(found: Mapping[str, Any]) -> Table:
     for name in ("pair", "images", "phase", "artifact", "other", "difference, 95 %"):
         shown.add_column(name, justify="left" if name in ("pair", "phase") else "right")
     for pair, one in found["swing"].items():
-        for phase, apart in one["difference"].items():
+        for phase in one["artifact"]:
+            apart = one["difference"][phase]
             low, high = apart["interval"]
             shown.add_row(pair, str(one["images"]), phase, f"{one['artifact'][phase]:.3f}",
                           f"{one['other'][phase]:.3f}",
