@@ -68,13 +68,7 @@ class Checker:
         question = json.dumps({"do": what, **values}).encode() + b"\n"
         with self._one:
             answer = self._exchange(question)
-        if "broken" in answer:
-            raise Unanswered(answer["broken"])
-        if "strange" in answer:
-            raise Strange(answer["strange"])
-        if "error" in answer:
-            raise Fault(answer["error"], answer.get("param"))
-        return answer["answer"]
+        return told(answer)
 
     def close(self) -> None:
         """At once: whoever waits for an answer, or asks from now on, hears `Closed`."""
@@ -139,6 +133,17 @@ class Fault(UserError):
 
 class Strange(UserError):
     """What was asked broke something that nobody had foreseen; the child's log says what."""
+
+
+def told(answer: dict[str, Any]) -> Any:
+    """What the child found, or its fault raised."""
+    if "broken" in answer:
+        raise Unanswered(answer["broken"])
+    if "strange" in answer:
+        raise Strange(answer["strange"])
+    if "error" in answer:
+        raise Fault(answer["error"], answer.get("param"))
+    return answer["answer"]
 
 
 def _line(source: int, patience: float) -> bytes | None:

@@ -28,10 +28,8 @@ class Within:
         pass
 
     def ask(self, what, **values):
-        found = checker.answer(checker.QUESTIONS, {"do": what, **json.loads(json.dumps(values))})
-        if "error" in found:
-            raise checker.Fault(found["error"], found.get("param"))
-        return found["answer"]
+        question = {"do": what, **json.loads(json.dumps(values))}
+        return checker.told(checker.answer(checker.QUESTIONS, question))
 
     def close(self):
         pass

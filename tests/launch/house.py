@@ -11,7 +11,6 @@ from starlette.testclient import TestClient
 
 from launch.service import checker
 from launch.service.app import ROUTES, make_app
-from launch.service.checker import Fault
 from launch.service.database import Database
 from launch.service.service import Limits, Plan, Service, default_db
 
@@ -48,10 +47,8 @@ class Answers:
 
     def ask(self, what, **values):
         line = json.dumps({"do": what, **values}).encode()
-        found = json.loads(json.dumps(checker.answer(checker.QUESTIONS, json.loads(line))))
-        if "error" in found:
-            raise Fault(found["error"], found.get("param"))
-        return found["answer"]
+        found = json.dumps(checker.answer(checker.QUESTIONS, json.loads(line)))
+        return checker.told(json.loads(found))
 
     def close(self):
         pass
