@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from launch.service.database import Row
 from launch.service.dispatch import Work
 from launch.service.looks import Looks
 from launch.service.noted import Note
-from launch.service.requests import unpacked
+from launch.service.requests import unpacked, worded
 from launch.service.shelf import Files, result_rows
 from launch.service.states import LIMIT, Event, Refused, State
 from launch.service.store import Jobs
@@ -309,6 +310,8 @@ class Supervisor:
         if event is Event.UNSENT:
             note = Note(f"attempt {number} was never started: {why}", "warn")
         if outcome is not None:
+            said = worded(outcome.error, job["settings"], job["shown"], method)
+            outcome = replace(outcome, error=said)
             event, error = judged(outcome, folder / method.place / method.proof)
             if event is Event.FINISHED:
                 results = result_rows(job, folder, method.results, self.root)

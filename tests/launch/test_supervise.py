@@ -193,6 +193,16 @@ def test_an_outcome_of_a_former_attempt_says_nothing(world):
     assert jobs.job(job_id)["error"]["message"] == "now"
 
 
+def test_a_failure_names_inputs_as_their_owner_does(world):
+    supervisor, jobs, _, _ = world
+    place = str(supervisor.root / "files/file-1/content.txt")
+    told = {"settings": {"prompts": place, "out": "x"}, "shown": {"prompts": "file-1"}}
+    job_id = begun(world, **told)
+    outcome(supervisor, job_id, 1, code=2, error=f"{place} has no lines.")
+    supervisor.tend()
+    assert jobs.job(job_id)["error"]["message"] == "file-1 has no lines."
+
+
 def test_exit_code_zero_needs_its_proof(world):
     supervisor, jobs, launcher, _ = world
     for proof, state in ((False, State.FAILED), (True, State.SUCCEEDED)):
