@@ -198,9 +198,10 @@ class Client:
 
     def download(self, job_id: str, folder: Path) -> list[Path]:
         """Everything that a job made, verified, below a folder."""
-        names = self.job(job_id)["result_files"]
+        job = self.job(job_id)
+        names = job["result_files"]
         if not names:
-            raise UserError(f"the job {job_id} has made nothing yet.")
+            raise UserError(_nothing(job))
         return [self._fetch(self._json("GET", f"/v1/files/{one}"), folder) for one in names]
 
     def _sent(self, value: Any, sent: list[str]) -> Any:
@@ -268,6 +269,19 @@ class Client:
             f"{self.url} does not answer ({error or type(error).__name__}): is `diffdoctor serve` "
             "running there, and is the address right (`diffdoctor login`)?"
         )
+
+
+def _nothing(job: Mapping[str, Any]) -> str:
+    """Why a job has no results, and what to do about it."""
+    told = f"the job {job['id']} "
+    if job["status"] == "succeeded":
+        return f"{told}has no files any more: the service keeps them for a time."
+    if job["status"] == "cancelled":
+        return f"{told}was cancelled: create it anew."
+    if job["status"] not in FINAL:
+        return f"{told}has made nothing yet: it is {job['status']} (`diffdoctor jobs watch`)."
+    why = f" ({job['error']['message'].rstrip('.')})" if job.get("error") else ""
+    return f"{told}has failed{why}: see `diffdoctor jobs logs`, and create it anew."
 
 
 def _check(answer: httpx2.Response) -> None:

@@ -1,6 +1,7 @@
 """`diffdoctor jobs create`: a method, files and settings in; a job, or only its plan, out."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import yaml
 
 import core.config
 from core.errors import UserError
+from launch.client import Unreached
 from launch.commands.remote import Remote, line
+
+IDS = "file-", "ftjob-", "ft:"
 
 
 class Config(Remote):
@@ -50,7 +54,14 @@ def main(config: Config) -> None:
         for name in ("training_file", "validation_file"):
             more |= {name: local(more[name], known)} if name in more else {}
         settings = {n: local(v, known) if n in inputs else v for n, v in settings.items()}
-        made = client.create(config.method, settings, config.key, **more)
+        try:
+            made = client.create(config.method, settings, config.key, **more)
+        except Unreached:
+            raise
+        except UserError as error:
+            told = [more.get(name) for name in ("training_file", "validation_file")]
+            told += [value for name, value in settings.items() if name in inputs]
+            raise UserError(f"{error}{nowhere(told, known, str(error))}") from error
     print(json.dumps(made, indent=2) if config.dry_run else line(made))
 
 
@@ -73,6 +84,16 @@ def local(value: Any, known: set[str]) -> Any:
         return value
     path = Path(value).expanduser()
     return path if path.exists() else value
+
+
+def nowhere(values: Sequence[Any], known: set[str], error: str) -> str:
+    """A further sentence on what the service did not know and may have been meant as a file of
+    this machine, which there is not."""
+    lists = [one if isinstance(one, list) else [one] for one in values]
+    words = [word for one in lists for word in one if isinstance(word, str) and word not in known]
+    shown = [one for one in words if f"({one[:80]})" in error or repr(one[:80]) in error]
+    lost = [one for one in shown if not one.startswith(IDS)]
+    return f" There is no file or folder {', '.join(lost)} on this machine." if lost else ""
 
 
 if __name__ == "__main__":

@@ -53,6 +53,10 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         fault = error.errors()[0]
+        if fault["type"] == "json_invalid":
+            place, why = fault["loc"][-1], fault["ctx"]["error"].lower()
+            told = f"the body is no JSON ({why} at character {place}): mend it there."
+            return answer(400, told, "invalid_value")
         param = ".".join(str(part) for part in fault["loc"][1:]) or None
         unknown = fault["type"] == "extra_forbidden"
         said = "there is no such name; leave it out" if unknown else fault["msg"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -125,7 +126,24 @@ def test_pause_resume_cancel(run, served):
     code, said = run(jobs_watch, job)
     assert code == 1 and "cancelled" in said
     code, said = run(jobs_download, job, "--out", "nowhere")
-    assert code == 2 and "has made nothing yet" in said
+    assert code == 2 and "was cancelled" in said
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "said"),
+    [
+        ("running", None, "has made nothing yet: it is running"),
+        ("failed", {"message": "no room."}, "has failed (no room): see `diffdoctor jobs logs`"),
+        ("cancelled", None, "was cancelled: create it anew"),
+        ("succeeded", None, "has no files any more"),
+    ],
+)
+def test_why_there_is_nothing_to_download(monkeypatch, tmp_path, status, error, said):
+    client = Client("http://127.0.0.1:9")
+    job = {"id": "ftjob-1", "status": status, "error": error, "result_files": []}
+    monkeypatch.setattr(client, "job", lambda job_id: job)
+    with pytest.raises(UserError, match=re.escape(said)):
+        client.download("ftjob-1", tmp_path)
 
 
 def test_a_dry_run_shows_the_plan(run):
@@ -194,9 +212,13 @@ def test_what_a_job_may_have_come_of_is_kept(run, monkeypatch, tmp_path):
         (jobs_create, ["--method", "nonsense"], "method.type"),
         (jobs_create, ["--method", "toy", "--set", "steps"], "NAME=VALUE"),
         (jobs_create, ["--method", "toy", "--set", "word=[a"], "no valid YAML"),
+        (jobs_create, ["--method", "toy", "--training-file", "p.tx"],
+         "no file or folder p.tx on this machine"),
+        (jobs_create, ["--method", "toy", "--set", "data=[a/b, c]"],
+         "(a/b). There is no file or folder a/b on this machine"),
         (jobs_list, ["--url", "http://127.0.0.1:9"], "does not answer"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_one_sentence(run, program, words, said):
     code, printed = run(program, *words)
     assert code == 2 and said in printed and printed.count("\n") == 1

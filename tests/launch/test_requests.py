@@ -1,6 +1,7 @@
 """What strangers send: names, paths, archives, forms; nothing of it leaves its place."""
 
 import os
+import re
 import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -287,6 +288,18 @@ def test_what_is_deeper_than_settings_are_is_refused(made, depth, said):
     told = f'"base": "thing", "prompts": "thing", "detector": {nested}'
     answer = created(client, bearer(service), told)
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "place"), [("{", 1), ("{'a': 1}", 1), ('{"a": 1,}', 8), ("nonsense", 0), ("[1", 2)]
+)
+def test_a_body_that_is_no_json_is_told_where(made, body, place):
+    service, client = made
+    headers = {**bearer(service), "content-type": "application/json"}
+    answer = client.post("/v1/fine_tuning/jobs", content=body, headers=headers)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] is None
+    assert re.fullmatch(rf"the body is no JSON \(.*at character {place}\).*", error["message"])
 
 
 def test_the_detector_that_a_data_round_keeps_can_be_named(tmp_path):
