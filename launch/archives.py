@@ -74,7 +74,7 @@ def unpack(archive: Path, into: Path, room: int) -> int:
     try:
         left = _extract(archive, staging, room)
         inner = list(staging.iterdir())
-        # All that the machine has to write, at once: an fsync takes 4 ms, and there may be `MOST`.
+        # All that the machine has to write, at once: an fsync takes ms, and there may be `MOST`.
         os.sync()
         alone = len(inner) == 1 and inner[0].is_dir() and inner[0].name not in MEANT
         (inner[0] if alone else staging).rename(into)
