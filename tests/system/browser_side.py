@@ -30,6 +30,23 @@ PAINTED = """(canvas) => {
     return data.filter((value, i) => i % 4 === 3 && value).length / (width * height);
 }"""
 
+FIGURES = """async () => {
+    const { add, held } = await import("/static/figures.js");
+    const { draw } = await import("/static/curves.js");
+    const curves = held(JSON.parse('{"constructor": [[0, 1]]}'));
+    for (let step = 1; step <= 5000; step++) {
+        add(curves, { step, loss: -step, ["__proto__"]: 2, constructor: 3, note: "x" });
+    }
+    const said = Object.keys(curves).sort().map((name) => [name, ...curves[name].at(-1)]);
+    const longest = Math.max(...Object.values(curves).map((line) => line.length));
+    curves.loss = Array.from({ length: 300000 }, (_, i) => [i, i]);
+    const [groups, others, around] = [0, 0, 0].map(() => document.createElement("div"));
+    around.append(others);
+    draw(curves, groups, others);
+    const drawn = groups.querySelectorAll("svg").length + others.querySelectorAll("svg").length;
+    return { said, longest, drawn };
+}"""
+
 
 def watched(page: Page, met: dict) -> None:
     """Note what a page says and whom it calls."""
@@ -176,6 +193,7 @@ def cancelled(browser, url: str) -> dict:
         page.click("[data-act=cancel]")
         page.locator("#status.cancelled").wait_for()
         met["asks"] = page.locator("#acts button:enabled").count()
+        met["figures"] = page.evaluate(FIGURES)
     return met
 
 

@@ -97,6 +97,13 @@ def test_a_cancelled_job_offers_nothing_more(met):
     assert met["cancelled"]["asks"] == 0
 
 
+def test_figures_of_any_name_and_number_are_drawn(met):
+    figures = met["cancelled"]["figures"]
+    assert figures["said"] == [["__proto__", 5000, 2], ["constructor", 5000, 3],
+                               ["loss", 5000, -5000]]  # fmt: skip
+    assert 400 < figures["longest"] <= 800 and figures["drawn"] == 3
+
+
 def test_with_tokens_the_page_asks_for_one(met, served, address):  # of the jobs made by then
     database = Database.open(default_db(served.root))
     _, token = Tokens(database).create("local", ("read", "write"), None)

@@ -1,6 +1,7 @@
 // Figures by name in; a few small drawings out, each of what belongs on one scale.
 
 import { make } from "./api.js";
+import { extent } from "./figures.js";
 
 const GROUPS = [
   ["Pixel loss", /^pixel$/],
@@ -36,8 +37,7 @@ function scaled(curves, names, unit) {
 function figure(title, names, curves) {
   const all = names.flatMap((name) => curves[name]);
   const range = (i) => {
-    const values = all.map((point) => point[i]);
-    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const [low, high] = extent(all.map((point) => point[i]));
     return low === high ? [low - 0.5, high + 0.5] : [low, high];
   };
   const [x0, x1] = range(0), [y0, y1] = range(1);

@@ -6,6 +6,7 @@ import {
   steps, stream, when,
 } from "./api.js";
 import { draw, short } from "./curves.js";
+import { add, held } from "./figures.js";
 import { heldOut } from "./held_out.js";
 import { pictures } from "./pictures.js";
 
@@ -16,7 +17,7 @@ const WISHED = {
   sample: "The pictures come after the step that it is in.",
   save: "The checkpoint comes after the step that it is in.",
 };
-let job = null, curves = {}, last = "", place = 0, text = "", listed = "", wishes = [];
+let job = null, curves = held(), last = "", place = 0, text = "", listed = "", wishes = [];
 
 async function look() {
   job = await get(path);
@@ -105,7 +106,7 @@ function sections(title, values) {
 
 async function figures() {
   const found = await get(`${path}/figures`);
-  curves = found.curves;
+  curves = held(found.curves);
   last = found.last;
   drawn();
 }
@@ -121,14 +122,6 @@ function drawn() {
   tile("device", newest("device_memory"), size);
   at("curves").hidden = !Object.keys(curves).length;
   draw(curves, at("groups"), at("others"));
-}
-
-function measured({ step, ...values }) {
-  for (const [name, value] of Object.entries(values)) {
-    if (typeof value !== "number") continue;
-    const line = (curves[name] ??= []);
-    if (!line.length || line.at(-1)[0] < step) line.push([step, value]);
-  }
 }
 
 function told(event) {
@@ -185,7 +178,7 @@ async function follow() {
 function heard(event) {
   last = event.id;
   if (event.type === "metrics") {
-    measured(event.data);
+    add(curves, event.data);
     redraw();
   } else if (event.message.endsWith("as asked")) at("wish").hidden = true;
   repicture();
