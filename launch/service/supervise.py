@@ -299,7 +299,7 @@ class Supervisor:
         job: Row,
         number: int,
         outcome: Outcome | None,
-        why: str = "its trainer has died",
+        why: str = "its trainer has died (its machine restarted, or had no memory left?)",
         event: Event = Event.VANISHED,
     ) -> None:
         """Record how an attempt ended, and what that means for the job."""
