@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE, DETECTOR = ROOT / "miniature/bases/newest", ROOT / "miniature/detectors/first"
 LOOK = 0.5
 """Seconds between two looks at the processes."""
-ASK = 2.0
-"""Seconds between two questions to the service how its job is; its dashboard asks every five."""
+ASK = 5.0
+"""Seconds between two questions to the service how its job is, as its dashboard asks."""
 
 
 class Config(core.config.Config):
