@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.errors import UserError
+from core.errors import DiskFull, UserError
 
 CHUNK = 8 << 20
 """Bytes a single write call carries."""
@@ -192,11 +192,11 @@ def check_room(folder: Path, need: int, freed: int = 0) -> None:
 
 
 def raise_if_full(error: OSError, path: Path, need: int) -> None:
-    """Turn "no space" and "quota exceeded" into a `UserError`; other errors pass."""
+    """Turn "no space" and "quota exceeded" into `DiskFull`; other errors pass."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return
     free = shutil.disk_usage(path if path.is_dir() else path.parent).free
-    raise UserError(
+    raise DiskFull(
         f"disk full: {path}, need {need} bytes, free {free} bytes; "
         "free some space and run the same command again."
     ) from error

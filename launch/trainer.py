@@ -103,7 +103,7 @@ class Trainer:
         kill_group(self.program.pid)
         if number := killed(code):
             more = " (its machine has no memory left?)" if number == signal.SIGKILL else ""
-            return code, f"it was ended by {signal.Signals(number).name}{more}"
+            return code, f"it was ended by signal {number}{more}"
         return code, reason(self.folder / LOG, before) if code else ""
 
     def wait(self, program: "subprocess.Popen[bytes]") -> int:

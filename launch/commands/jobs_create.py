@@ -34,7 +34,8 @@ class Config(Remote):
     suffix: str | None = None
     """Part of the result's name."""
     key: str | None = None
-    """Of your choice: the same command with the same key makes one job."""
+    """Of your choice: the same request with the same key makes one job. A file of this machine is
+    a new upload each time: name its id instead."""
     dry_run: bool = False
     """Only show what would run, and the memory it would take."""
 

@@ -44,8 +44,8 @@ class Launcher(Protocol):
         """Have `python -m launch.trainer FOLDER ATTEMPT` run somewhere; a handle to ask by.
 
         Returns once the trainer, or its place in a scheduler's queue, outlives this process.
-        Raises `UserError` where it cannot be started, and `Unreachable` where that cannot be
-        known: then `recover` is asked until it knows.
+        Raises `UserError` where it cannot be started, `OSError` where this machine cannot just now,
+        and `Unreachable` where that cannot be known: then `recover` is asked until it knows.
         """
         ...
 

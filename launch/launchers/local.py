@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from core.errors import UserError
 from launch.folder import LOG, Lease, boot_id, host, is_held, start_ticks
 from launch.launchers.contract import Liveness, environment
 
@@ -28,18 +27,15 @@ class Local:
         self._reap()
         words = [sys.executable, "-P", "-m", "launch.trainer", str(folder), str(attempt)]
         with (folder / LOG).open("ab") as log:
-            try:
-                child = subprocess.Popen(
-                    words,
-                    cwd=folder,
-                    env=environment() | {MARK: f"{folder.name}:{attempt}"},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise UserError(f"a trainer cannot be started here ({error.strerror}).") from error
+            child = subprocess.Popen(
+                words,
+                cwd=folder,
+                env=environment() | {MARK: f"{folder.name}:{attempt}"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         self._children[child.pid] = child
         return _handle(child.pid, start_ticks(child.pid) or 0)
 

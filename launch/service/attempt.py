@@ -11,7 +11,7 @@ from launch.service.states import Event
 
 TOLD = {
     Event.FINISHED: "attempt {number} has finished",
-    Event.STOPPED: "attempt {number} has stopped, and goes on from what it saved",
+    Event.STOPPED: "attempt {number} has stopped",
     Event.BROKE: "attempt {number} failed: {message}",
     Event.VANISHED: "attempt {number} was lost: {message}",
 }

@@ -81,7 +81,10 @@ class Checker:
 
     def _exchange(self, question: bytes) -> dict[str, Any]:
         for _ in range(2):  # an idle child may have left at this very moment
-            child = self._started()
+            try:
+                child = self._started()
+            except OSError as error:  # this machine cannot start one now
+                raise Unanswered(str(error)) from error
             assert child.stdin is not None and child.stdout is not None
             try:
                 child.stdin.write(question)

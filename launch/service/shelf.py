@@ -74,9 +74,13 @@ class Files:
         row["place"] = f"files/{row['id']}/content{ending(name)}"
         target = self.root / row["place"]
         target.parent.mkdir()
-        part.move(target)
-        with self.write() as c:
-            c.execute(t.files.insert().values(**row))
+        try:
+            part.move(target)
+            with self.write() as c:
+                c.execute(t.files.insert().values(**row))
+        except Exception:  # without a row nobody would ever find it
+            remove_tree(target.parent)
+            raise
         return row
 
     def get(self, file_id: str, owner: str) -> Row | None:

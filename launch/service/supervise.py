@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from core.errors import UserError
+from core.errors import DiskFull, UserError
 from launch.folder import Job, Outcome, ask_to_stop, asked_to_stop
 from launch.launchers import Launcher, Liveness
 from launch.launchers.contract import Unreachable
@@ -160,6 +160,8 @@ class Supervisor:
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot]
         try:
+            if job["step"] is not None and not folder.is_dir():  # it would begin anew, unasked
+                raise FileNotFoundError("its run folder is gone: put it back, or cancel the job")
             folder.mkdir(exist_ok=True)
             asked = programs(job, METHODS[job["method"]], folder, self.layout)
             Job(job_id, attempt, asked, environment).write(folder)
@@ -167,7 +169,7 @@ class Supervisor:
         except (UserError, OSError) as error:
             log.error("%s: %s", job_id, error)
             self.hold(job_id)
-            ours = isinstance(error, OSError)  # the disk, or no process left: no fault of the job
+            ours = isinstance(error, OSError | DiskFull)  # this machine's fault, not the job's
             event = Event.UNSENT if ours else Event.VANISHED
             self.conclude(job, attempt, None, f"no trainer could be started ({error})", event)
             return
@@ -304,6 +306,7 @@ class Supervisor:
     ) -> None:
         """Record how an attempt ended, and what that means for the job."""
         method, folder = METHODS[job["method"]], self.folder(job["id"])
+        why = why.replace(f"{self.root}/", "")
         results: list[Row] = []
         error = {"code": "trainer_lost", "message": why, "param": None}
         note = Note(f"attempt {number} ended without a word: {why}", "warn")
@@ -311,6 +314,7 @@ class Supervisor:
             note = Note(f"attempt {number} was never started: {why}", "warn")
         if outcome is not None:
             said = worded(outcome.error, job["settings"], job["shown"], method)
+            said = said.replace(f"{self.root}/", "")
             outcome = replace(outcome, error=said)
             event, error = judged(outcome, folder / method.place / method.proof)
             if event is Event.FINISHED:

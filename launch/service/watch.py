@@ -138,8 +138,8 @@ def whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
     for line in content[:end].splitlines():
         try:
             record = json.loads(line) if len(line) <= LONGEST else None
-        except ValueError:
-            continue  # torn by a crash
+        except (ValueError, RecursionError):
+            continue  # torn by a crash, or none of ours
         if isinstance(record, dict):
             found.append(kept(record))
     return found, end
@@ -153,6 +153,8 @@ def kept(value: Any) -> Any:
         return [kept(one) for one in value]
     if isinstance(value, str):
         return value.encode(errors="replace").decode().replace("\0", "?")
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -15,8 +15,9 @@ import pyarrow.parquet
 import pytest
 import sqlalchemy as sa
 import uvicorn
+from sqlalchemy.exc import OperationalError
 
-from core.errors import UserError
+from core.errors import DiskFull, UserError
 from core.storage import append_line
 from launch.folder import Job, Outcome, ask_to_stop, asked_to_stop, killed
 from launch.launchers import Liveness
@@ -257,6 +258,31 @@ def test_a_machine_that_cannot_is_tried_ever_more_rarely_and_fails_no_job(world,
     assert jobs.job(job_id)["state"] == State.RUNNING
 
 
+def test_a_full_disk_fails_no_job(world):
+    supervisor, jobs, launcher, _ = world
+    launcher.fault = DiskFull("disk full: /x, need 3 bytes, free 0 bytes.")
+    job_id = begun(world)
+    row = jobs.job(job_id)
+    assert (row["state"], row["silent"], row["attempt"]) == (State.QUEUED, 0, 2)
+
+
+def test_a_job_whose_folder_is_gone_waits_for_it_and_does_not_begin_anew(world):
+    supervisor, jobs, launcher, _ = world
+    job_id = begun(world)
+    folder = supervisor.folder(job_id)
+    append_line(folder / "metrics.jsonl", '{"step": 1}')
+    outcome(supervisor, job_id, 1, code=75, stopped=True)
+    supervisor.tend()
+    folder.rename(folder.with_name("away"))
+    supervisor.start(job_id, 2)
+    assert not folder.exists() and launcher.submitted == [1]
+    told = [one["message"] for one in jobs.events_since(job_id, 0, 100)]
+    assert any("its run folder is gone: put it back" in one for one in told)
+    folder.with_name("away").rename(folder)
+    supervisor.start(job_id, 3)
+    assert launcher.submitted == [1, 3] and jobs.job(job_id)["state"] == State.RUNNING
+
+
 def test_a_folder_that_is_away_makes_no_storm_of_attempts(world):
     supervisor, jobs, _, put = world
     (supervisor.root / "jobs").rename(supervisor.root / "away")
@@ -369,6 +395,21 @@ def test_jobs_that_no_queue_knows_are_put(world):
     assert put == [Work("check", checked, 0)]
 
 
+def test_an_upload_without_a_row_leaves_nothing(world, monkeypatch):
+    files = world[0].files
+    part = files.incoming("ada")
+    part.write(b"lines")
+
+    def locked():
+        raise OperationalError("insert", {}, Exception("database is locked"))
+
+    with monkeypatch.context() as patch, pytest.raises(OperationalError):
+        patch.setattr(files, "write", locked)
+        files.keep(part, "ada", "p.txt", "fine-tune")
+    part.close()
+    assert [*(files.root / "files").iterdir(), *(files.root / "incoming").iterdir()] == []
+
+
 def test_a_file_that_is_gone_or_damaged_fails_the_job(world, tmp_path):
     supervisor, jobs, _, _ = world
     part = supervisor.files.incoming("ada")
@@ -466,7 +507,9 @@ def test_news_hold_only_what_a_database_keeps(world):
     folder = supervisor.folder(job_id)
     event = {"message": "\ud800 a\0b", "data": {"\udcff": ["\0", float("nan"), 2.5]}}
     append_line(folder / "events.jsonl", json.dumps(event))
-    append_line(folder / "metrics.jsonl", '{"step": 1, "loss": Infinity}')
+    append_line(folder / "events.jsonl", "[" * 60_000)
+    late = 10**400
+    append_line(folder / "metrics.jsonl", f'{{"step": 1, "loss": Infinity, "time": {late}}}')
     supervisor.tend()
     told = jobs.events_since(job_id, 0, 100)
     assert {"step": 1, "loss": None} in [one["data"] for one in told]

@@ -144,6 +144,19 @@ def test_a_program_that_dies_is_no_pause(run_folder):
     assert (outcome.code, outcome.stopped) == (7, False)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGRTMIN + 6])
+def test_a_program_that_was_ended_by_a_signal_says_by_which(run_folder, number):
+    prepare(run_folder, steps=1000)
+    trainer = train(run_folder)
+    program = wait(lambda: children(trainer.pid))[0]
+    wait(lambda: (run_folder / "metrics.jsonl").exists())
+    os.kill(int(program), number)
+    trainer.wait()
+    found = Outcome.read(run_folder, 1)
+    assert found.code == -number and not found.stopped
+    assert found.error.startswith(f"it was ended by signal {int(number)}")
+
+
 def test_a_stale_trainer_does_nothing(run_folder):
     prepare(run_folder, attempt=2)
     assert train(run_folder, 1).wait() == STALE
