@@ -23,7 +23,7 @@ from launch.launchers.contract import Unreachable
 from launch.methods import METHODS
 from launch.service.attempt import LEVELS, TOLD, judged, programs
 from launch.service.bell import Bell
-from launch.service.checker import Checker, Unanswered
+from launch.service.checker import Checker, Closed, Unanswered
 from launch.service.database import Row
 from launch.service.dispatch import Work
 from launch.service.looks import Looks
@@ -91,8 +91,8 @@ class Supervisor:
                 self.check(work.job)
             else:
                 self.start(work.job, work.attempt)
-        except Refused:
-            pass  # cancelled meanwhile, or done before
+        except (Refused, Closed):
+            pass  # cancelled meanwhile, or done before; or the service ends
         except Unreachable as error:  # whether it was taken is asked at every look
             log.warning("%s of %s: %s", work.kind, work.job, error)
         except Exception:
