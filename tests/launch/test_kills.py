@@ -230,7 +230,7 @@ def test_control_two_programs_of_a_job_are_seen(tmp_path):
 
     folder = tmp_path / "jobs/ftjob-1"
     folder.mkdir(parents=True)
-    prepare(folder, steps=400)
+    prepare(folder, fault="deaf")  # long before it would see that another one works there
     trainers = [train(folder)]
     until(lambda: programs(tmp_path)["ftjob-1"] == 1)
     (folder / ".lease.lock").unlink()  # without the lock a second one works in it
