@@ -135,6 +135,12 @@ FLUX's: at .5 it marks anything in 42 % of SDXL's broken images, and healing fal
 paper's recipe (docs/numbers.md)."""
 OF_BASE: Mapping[str, Settings] = {
     "newest": FULL,
-    "sdxl": replace(FULL, base="sdxl", starts=("sdxl", "second"), **UNET),
+    "sdxl": replace(
+        FULL,
+        base="sdxl",
+        starts=("sdxl", "second"),
+        # With 1 the sky behind its bicycles turns blue: docs/numbers.md
+        **{**UNET, "treat": {**UNET["treat"], "offline_weight": 2.0}},
+    ),
     "kolors": replace(FULL, base="kolors", starts=("kolors", "second"), **UNET),
 }
