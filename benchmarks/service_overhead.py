@@ -2,15 +2,16 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.service_overhead --out /tmp/overhead --json overhead.json
 
-Both run the same programs (`treat`, then `export`) with the same settings on the miniature, the
-command line before and after the job. Seconds are the processor's, of all processes: of the job the
-trainer with its programs, the server while it lasts, and the child that checks its settings. Linux
-only.
+Both run the same programs (`treat`, then `export`) with the same settings on the miniature, in
+turn: the command line before and after each job. Medians are told. Seconds are the processor's, of
+all processes: of the job the trainer with its programs, the server while it lasts, and the child
+that checks its settings. Linux only.
 """
 
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -42,6 +43,8 @@ class Config(core.config.Config):
     out: Path
     """Folder for prompts, runs and the service's root; it must not be there yet."""
     steps: int = Field(1000, ge=1)
+    repeats: int = Field(3, ge=1)
+    """Jobs, each on a server of its own."""
     sampling_steps: int = Field(4, ge=1)
     batch: int = Field(2, ge=1)
     settle: float = Field(20.0, gt=0)
@@ -56,17 +59,32 @@ def main(config: Config) -> None:
     prompts = config.out / "prompts.txt"
     prompts.write_text("".join(f"{one}\n" for one in balanced(split()["train"], 40, seed=0)))
     settings = chosen(config)
-    found: dict[str, Any] = {"steps": config.steps}
-    before = by_command(settings, prompts, config.out / "before")
-    found |= by_service(settings, prompts, config.out / "service", config.settle)
-    after = by_command(settings, prompts, config.out / "after")
-    found |= {"command before": before, "command after": after, "command": (before + after) / 2}
-    found["ratio"] = (found["trainer"] + found["server"] + found["checker"]) / found["command"]
-    found["ratio of the trainer"] = found["trainer"] / found["command"]
+    commands, jobs = [by_command(settings, prompts, config.out / "command-0")], []
+    for i in range(1, config.repeats + 1):
+        jobs.append(by_service(settings, prompts, config.out / f"service-{i}", config.settle))
+        commands.append(by_command(settings, prompts, config.out / f"command-{i}"))
+        print("commands", commands, "jobs", jobs, flush=True)
+    found = {"steps": config.steps, **summed_up(commands, jobs)}
     for name, value in found.items():
-        print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+        values = value if isinstance(value, list) else [value]
+        print(f"{name}:", ", ".join(f"{one:.3f}" for one in values))
     if config.json_file:
         write_atomic(config.json_file, (json.dumps(plain(found), indent=2) + "\n").encode())
+
+
+def summed_up(commands: list[float], jobs: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians, with the single values of what the ratio is taken from."""
+    wholes = [one["trainer"] + one["server"] + one["checker"] for one in jobs]
+    medians = {name: statistics.median(one[name] for one in jobs) for name in jobs[0]}
+    command = statistics.median(commands)
+    return {
+        "commands": commands,
+        "jobs": wholes,
+        "command": command,
+        **medians,
+        "ratio": statistics.median(wholes) / command,
+        "ratio of the trainer": medians["trainer"] / command,
+    }
 
 
 def chosen(config: Config) -> dict[str, Any]:

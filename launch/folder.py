@@ -111,7 +111,7 @@ def killed(code: int) -> int:
 
 
 def ask_to_stop(folder: Path, attempt: int, how: How) -> None:
-    """Tell the trainer of this attempt, wherever it runs; it looks several times a second."""
+    """Tell the trainer of this attempt, wherever it runs; it looks twice a second."""
     _write(folder / STOP, {"attempt": attempt, "how": how})
 
 

@@ -37,7 +37,7 @@ from launch.folder import (
     start_ticks,
 )
 
-LOOK = 200
+LOOK = 500
 """Milliseconds between two looks at `stop.json`."""
 WAIT = 5.0
 """Seconds to wait for a former trainer's lock: one that is about to see that it is stale."""

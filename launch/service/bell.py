@@ -25,6 +25,10 @@ class Bell:
         for name in names:
             self.ring(name)
 
+    def heard(self) -> bool:
+        """Whether any stream waits."""
+        return bool(self._waiting)
+
     def listen(self, job_id: str) -> asyncio.Event:
         """Set at every ring from now on, until `leave`."""
         heard = asyncio.Event()

@@ -35,7 +35,11 @@ from launch.service.store import Jobs
 from launch.service.watch import Watch
 
 LOOK = 0.5
-"""Seconds between two looks at the running jobs."""
+"""Seconds between two looks at the running jobs, while one is young or somebody listens."""
+REST = 2.0
+"""Seconds between two looks otherwise: each costs the machine a millisecond or two."""
+YOUNG = 30.0
+"""Seconds that an attempt is young."""
 SWEEP = 10.0
 """Seconds between two searches for jobs that no queue knows, and after a start that failed."""
 LONGEST = 600.0
@@ -77,6 +81,7 @@ class Supervisor:
         self._held: dict[str, tuple[float, float]] = {}
         self._stopping = threading.Event()
         self._freed = threading.Event()
+        self._begun = threading.Event()
         self._thread: threading.Thread | None = None
 
     def folder(self, job_id: str) -> Path:
@@ -150,7 +155,7 @@ class Supervisor:
                     return
             finally:
                 self._starting.discard((job_id, attempt))
-            self._freed.wait(LOOK)
+            self._freed.wait(REST)
 
     def launch(self, job_id: str, attempt: int, slot: int) -> None:
         job = self.jobs.job(job_id)
@@ -176,6 +181,7 @@ class Supervisor:
         self._held.pop(job_id, None)
         self.jobs.submitted(job_id, attempt, handle)
         self.bell.ring(job_id)
+        self._begun.set()
 
     def hold(self, job_id: str) -> None:
         """Have the next start of a job wait, ever longer."""
@@ -186,10 +192,14 @@ class Supervisor:
 
     def run(self) -> None:
         """Until `stop`; trainers go on without us."""
-        swept = 0.0
-        while not self._stopping.wait(LOOK):
+        swept, pause = 0.0, LOOK
+        while True:
+            self._begun.wait(pause)
+            self._begun.clear()
+            if self._stopping.is_set():
+                return
             try:
-                self.tend()
+                pause = LOOK if self.tend() else REST
                 if time.monotonic() - swept > SWEEP:
                     self.sweep()
                     swept = time.monotonic()
@@ -203,6 +213,7 @@ class Supervisor:
     def stop(self) -> None:
         self._stopping.set()
         self._freed.set()
+        self._begun.set()
         if self._thread is not None:
             self._thread.join()
         self.looks.close()
@@ -218,13 +229,15 @@ class Supervisor:
                 if work not in known and time.monotonic() >= self._held.get(job_id, (0.0, 0.0))[0]:
                     self.put(work)
 
-    def tend(self) -> None:
-        """Look at every attempt that holds a slot."""
+    def tend(self) -> bool:
+        """Look at every attempt that holds a slot; whether the next look is to come soon."""
         live = {(job["id"], attempt["number"]): (attempt, job) for attempt, job in self.jobs.live()}
         looks = {key: partial(self.look_after, *rows) for key, rows in live.items()}
         self.looks.take({key: look for key, look in looks.items() if key not in self._starting})
         for gone in set(self._watches) - set(live):
             self._watches.pop(gone, None)
+        since = time.time() - YOUNG
+        return self.bell.heard() or any(one["begun_at"] > since for one, _ in live.values())
 
     def look_after(self, attempt: Row, job: Row) -> None:
         """One attempt: its news, whether it lives, how it ended, whether it is to stop."""

@@ -1,5 +1,6 @@
 """What becomes of a job when launchers, queues, folders and outcomes say this or that."""
 
+import asyncio
 import io
 import itertools
 import json
@@ -118,6 +119,36 @@ def test_only_what_may_be_several_processes_gets_a_layout(world):
         assert [one.layout for one in found] == layouts
     job_id = begun(world)
     assert Job.read(supervisor.folder(job_id)).programs[0].layout == {"num_processes": 2}
+
+
+def test_looks_are_rare_where_nobody_listens_and_no_attempt_is_young(world, monkeypatch):
+    supervisor, *_ = world
+    assert not supervisor.tend()
+    job_id = begun(world)
+    assert supervisor.tend()
+    monkeypatch.setattr(supervise, "YOUNG", 0.0)
+    assert not supervisor.tend()
+
+    async def tend_beside_a_stream():
+        heard = supervisor.bell.listen(job_id)
+        soon = await asyncio.to_thread(supervisor.tend)
+        supervisor.bell.leave(job_id, heard)
+        return soon
+
+    assert asyncio.run(tend_beside_a_stream())
+    assert not supervisor.tend()
+
+
+def test_a_start_and_a_stop_end_the_rest_at_once(world, monkeypatch):
+    supervisor, *_ = world
+    looked = threading.Event()
+    monkeypatch.setattr(supervisor, "look_after", lambda *rows: looked.set())
+    for name in ("LOOK", "REST"):
+        monkeypatch.setattr(supervise, name, 1000.0)
+    supervisor.begin()
+    begun(world)
+    assert looked.wait(60)
+    supervisor.stop()  # waits for the thread
 
 
 def test_unknown_kills_nothing_and_starts_nothing(world):
