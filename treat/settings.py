@@ -119,7 +119,7 @@ class Config(core.config.Config):
     Of the same rank and targets."""
     beside: Path | None = None
     """The same, but frozen: it becomes part of the base, and the new adapters belong beside it."""
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=1 << 14)  # no layer is wider
     targets: str = "attention+mlp"
     """What carries adapters: `attention` or `attention+mlp`."""
     learning_rate: float = Field(1e-4, gt=0)

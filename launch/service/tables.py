@@ -13,7 +13,7 @@ metadata = sa.MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
-SEQUENCE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+WIDE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """SQLite counts up only what it calls INTEGER."""
 
 
@@ -31,7 +31,7 @@ house = sa.Table(
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("seq", SEQUENCE, primary_key=True, autoincrement=True),
+    sa.Column("seq", WIDE, primary_key=True, autoincrement=True),
     _text("id", 64, unique=True),
     _text("owner", 64),
     sa.Column("created_at", sa.Float, nullable=False),
@@ -55,8 +55,8 @@ jobs = sa.Table(
     sa.Column("pausing", sa.Boolean, nullable=False),
     sa.Column("error", sa.JSON),  # {code, message, param}
     # how far the run folder has been read
-    sa.Column("step", sa.Integer),  # of the newest figures
-    sa.Column("total", sa.Integer),  # steps asked for, where the method counts any
+    sa.Column("step", WIDE),  # of the newest figures
+    sa.Column("total", WIDE),  # steps asked for, where the method counts any
     sa.Column("finish_at", sa.Float),  # by the pace of the newest figures
     sa.Column("events_read", sa.BigInteger, nullable=False),  # bytes of events.jsonl
     sa.Index("ix_jobs_owner_seq", "owner", "seq"),
@@ -80,7 +80,7 @@ attempts = sa.Table(
 events = sa.Table(
     "events",
     metadata,
-    sa.Column("seq", SEQUENCE, primary_key=True, autoincrement=True),
+    sa.Column("seq", WIDE, primary_key=True, autoincrement=True),
     _text("job_id", 64),
     sa.Column("created_at", sa.Float, nullable=False),
     _text("level", 16),
@@ -95,7 +95,7 @@ checkpoints = sa.Table(
     "checkpoints",
     metadata,
     _text("job_id", 64, primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("step", WIDE, primary_key=True),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.ForeignKeyConstraint(["job_id"], ["jobs.id"]),
@@ -104,7 +104,7 @@ checkpoints = sa.Table(
 files = sa.Table(
     "files",
     metadata,
-    sa.Column("seq", SEQUENCE, primary_key=True, autoincrement=True),
+    sa.Column("seq", WIDE, primary_key=True, autoincrement=True),
     _text("id", 64, unique=True),
     _text("owner", 64),
     _text("job_id", 64, empty=True, index=True),  # of the job whose result it is

@@ -181,6 +181,16 @@ def test_news_are_kept_once(jobs):
     assert not jobs.record(job_id, 1, News(6, 150, 160, [6]))  # it has ended
 
 
+def test_steps_have_64_bits(jobs):
+    made, _ = jobs.create_job(job(total=2**62))
+    jobs.change(made["id"], Event.VALIDATED)
+    jobs.begin(made["id"], 1, 1, "local")
+    assert jobs.record(made["id"], 1, News(2**61, 0, 0, [2**60]))
+    row = jobs.job(made["id"])
+    assert (row["total"], row["step"]) == (2**62, 2**61)
+    assert jobs.checkpoints(made["id"], None, 10).rows[0]["step"] == 2**60
+
+
 def test_lists_go_on_after_a_name_and_show_an_owner_his_own(jobs):
     made = [jobs.create_job(job())[0]["id"] for _ in range(5)]
     other = jobs.create_job(job("bob"))[0]["id"]
