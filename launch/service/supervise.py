@@ -24,11 +24,12 @@ from launch.methods import METHODS
 from launch.service.attempt import LEVELS, TOLD, judged, programs
 from launch.service.bell import Bell
 from launch.service.checker import Checker, Closed, Unanswered
+from launch.service.checks import check_file
 from launch.service.database import Row
 from launch.service.dispatch import Work
 from launch.service.looks import Looks
 from launch.service.noted import Note
-from launch.service.requests import unpacked, worded
+from launch.service.requests import worded
 from launch.service.shelf import Files, result_rows
 from launch.service.states import LIMIT, Event, Refused, State
 from launch.service.store import Jobs
@@ -110,7 +111,7 @@ class Supervisor:
             return
         try:
             for file_id in job["uses"]:
-                self.check_file(file_id, job["owner"])
+                check_file(self.files, self.checker.ask, file_id, job["owner"])
         except UserError as error:
             self.refuse(job_id, "invalid_file", str(error))
             return
@@ -126,21 +127,6 @@ class Supervisor:
     def refuse(self, job_id: str, code: str, message: str) -> None:
         told = {"code": code, "message": message, "param": None}
         self.change(job_id, Event.INVALID, error=told, notes=[Note(message, "error")])
-
-    def check_file(self, file_id: str, owner: str) -> None:
-        row = self.files.get(file_id, owner)
-        if row is None:
-            raise UserError(f"the file {file_id} is gone: upload it again.")
-        path = self.files.path(row)
-        if not path.is_file() or path.stat().st_size != row["bytes"]:
-            raise UserError(f"the file {file_id} is damaged: upload it again.")
-        if path.suffix == ".zip":
-            room = self.files.room(owner) + row["unpacked"]
-            into = str(unpacked(path))
-            taken = self.checker.ask("unpack", archive=str(path), into=into, room=room)
-            self.files.has_unpacked(file_id, taken)
-        elif path.suffix in (".txt", ".jsonl", ".csv", ".parquet"):
-            self.checker.ask("read", file=str(path), name=row["filename"])
 
     def start(self, job_id: str, attempt: int) -> None:
         """Wait for a slot, then have a trainer started; `Refused` if none is wanted any more."""

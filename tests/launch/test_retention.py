@@ -12,6 +12,7 @@ from launch.methods import METHODS, Method
 from launch.service import retention
 from launch.service import tables as t
 from launch.service.checker import Checker
+from launch.service.checks import check_file
 from launch.service.dispatch import Dispatcher, Work
 from launch.service.requests import Asked
 from launch.service.retention import DAY, KEYS, QUEUE, Retention
@@ -217,17 +218,19 @@ def test_what_an_archive_unpacks_to_counts_as_its_owners(world, tmp_path):
     service.supervisor.checker = Checker()
     try:
         made = [upload(service, tmp_path, 400_000), upload(service, tmp_path, 400_000)]
-        service.supervisor.check_file(made[0]["id"], "ada")
+        check_file(service.files, service.supervisor.checker.ask, made[0]["id"], "ada")
         stored = sum(one["bytes"] for one in made)
         assert held_by(service, "ada") == stored + 400_000
-        service.supervisor.check_file(made[0]["id"], "ada")  # again: counted once
-        service.supervisor.check_file(made[1]["id"], "ada")
+        check_file(
+            service.files, service.supervisor.checker.ask, made[0]["id"], "ada"
+        )  # again: counted once
+        check_file(service.files, service.supervisor.checker.ask, made[1]["id"], "ada")
         assert held_by(service, "ada") == stored + 800_000
         third = upload(service, tmp_path, 400_000)
         with pytest.raises(UserError, match="more than there is room for"):
-            service.supervisor.check_file(third["id"], "ada")
+            check_file(service.files, service.supervisor.checker.ask, third["id"], "ada")
         assert service.files.delete(made[0]["id"], "ada")
-        service.supervisor.check_file(third["id"], "ada")  # control
+        check_file(service.files, service.supervisor.checker.ask, third["id"], "ada")  # control
         assert held_by(service, "bob") == 0
     finally:
         service.supervisor.checker.close()

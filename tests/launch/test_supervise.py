@@ -458,6 +458,22 @@ def test_a_file_that_is_gone_or_damaged_fails_the_job(world, tmp_path):
     assert jobs.job(kept)["state"] == State.QUEUED
 
 
+def test_a_store_that_is_away_is_not_the_files_fault(world):
+    supervisor, jobs, _, _ = world
+    part = supervisor.files.incoming("ada")
+    part.write(b"a hand\n")
+    file = supervisor.files.keep(part, "ada", "p.txt", "fine-tune")
+    job_id = jobs.create_job(row_of(method="toy", uses=[file["id"]]))[0]["id"]
+    store = supervisor.root / "files"
+    store.rename(store.with_name("away"))
+    with pytest.raises(FileNotFoundError):
+        supervisor.check(job_id)
+    assert jobs.job(job_id)["state"] == State.VALIDATING
+    store.with_name("away").rename(store)
+    supervisor.check(job_id)
+    assert jobs.job(job_id)["state"] == State.QUEUED
+
+
 def parquet(**columns):
     stream = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), stream)
