@@ -2,12 +2,14 @@
 
 The one module that knows DBOS, which holds the order and calls the work. It decides nothing: what
 is called looks into the job table, which is the truth, and may find that there is nothing to do.
+DBOS looks at its tables several times a second, so it sleeps while nothing waits.
 """
 
 import json
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
@@ -21,6 +23,8 @@ Kind = Literal["check", "start"]
 KINDS: tuple[Kind, ...] = ("check", "start")
 POLL = 2.0
 """Seconds between two looks at a queue."""
+QUIET = 60.0
+"""Seconds without work after which the engine may sleep."""
 OPEN = ["ENQUEUED", "PENDING", "DELAYED"]
 """DBOS's words for work that is still to be done."""
 DAMAGED = sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT
@@ -43,13 +47,71 @@ class Dispatcher:
     def __init__(self, url: str, do: Callable[[Work], None]):
         self._do = do
         self._url = url
+        self._awake = False
         self._stopped = False
+        self._used = 0.0
 
     def start(self) -> None:
         """Take up what was left, and go on."""
         global _current
         _current = self
         _put_aside_if_damaged(sa.make_url(_plain(self._url)))
+        with _turn:
+            self._wake()
+
+    def stop(self) -> None:
+        with _turn:
+            self._stopped = True
+            self._sleep()
+
+    def rest(self) -> None:
+        """Let the engine sleep where nothing was to do for long: it reads its tables all day."""
+        with _turn:
+            if self._awake and time.monotonic() - self._used > QUIET and not self._open():
+                self._sleep()
+
+    def put(self, work: Work) -> None:
+        """Have it done once; work that waits already is not put a second time."""
+        with _turn:
+            if self._stopped:
+                return  # it stands in the table, and is put at the next start
+            self._wake()
+            number = 1
+            while (status := DBOS.get_workflow_status(_name(work, number))) is not None:
+                if status.status in OPEN:
+                    return
+                number += 1
+            with SetWorkflowID(_name(work, number)):
+                DBOS.enqueue_workflow(work.kind, _do, *work)
+
+    def waiting(self) -> set[Work]:
+        """Everything that is still to be done, or being done."""
+        with _turn:
+            return self._open() if self._awake else set()
+
+    def prune(self, before: float) -> None:
+        """Forget work that was done before a moment."""
+        moment = datetime.fromtimestamp(before, UTC).isoformat()
+        chosen: dict[str, Any] = {"completed_before": moment, "limit": 1000}
+        found: list[Any] = [None]
+        while found:
+            with _turn:
+                if self._stopped:
+                    return
+                self._wake()
+                found = DBOS.list_workflows(
+                    status=DONE, load_input=False, load_output=False, **chosen
+                )
+                DBOS.delete_workflows([one.workflow_id for one in found])
+
+    def _open(self) -> set[Work]:
+        found = DBOS.list_workflows(status=OPEN, load_input=False, load_output=False)
+        return {_read(one.workflow_id) for one in found if one.name == _do.__name__}
+
+    def _wake(self) -> None:
+        self._used = time.monotonic()
+        if self._awake:
+            return
         said = logging.getLogger("dbos")  # into our log, in its form and without secrets
         for handler in said.handlers[:]:
             said.removeHandler(handler)
@@ -68,38 +130,12 @@ class Dispatcher:
         DBOS.launch()
         for kind in KINDS:
             DBOS.register_queue(kind, worker_concurrency=1, polling_interval_sec=POLL)
+        self._awake = True
 
-    def stop(self) -> None:
-        self._stopped = True
-        DBOS.destroy()
-
-    def put(self, work: Work) -> None:
-        """Have it done once; work that waits already is not put a second time."""
-        with _putting:
-            if self._stopped:
-                return  # it stands in the table, and is put at the next start
-            number = 1
-            while (status := DBOS.get_workflow_status(_name(work, number))) is not None:
-                if status.status in OPEN:
-                    return
-                number += 1
-            with SetWorkflowID(_name(work, number)):
-                DBOS.enqueue_workflow(work.kind, _do, *work)
-
-    def waiting(self) -> set[Work]:
-        """Everything that is still to be done, or being done."""
-        found = DBOS.list_workflows(status=OPEN, load_input=False, load_output=False)
-        return {_read(one.workflow_id) for one in found if one.name == _do.__name__}
-
-    def prune(self, before: float) -> None:
-        """Forget work that was done before a moment."""
-        moment = datetime.fromtimestamp(before, UTC).isoformat()
-        chosen: dict[str, Any] = {"completed_before": moment, "limit": 1000}
-        while not self._stopped:
-            found = DBOS.list_workflows(status=DONE, load_input=False, load_output=False, **chosen)
-            if not found:
-                return
-            DBOS.delete_workflows([one.workflow_id for one in found])
+    def _sleep(self) -> None:
+        if self._awake:
+            self._awake = False
+            DBOS.destroy()
 
     def do(self, work: Work) -> None:
         self._do(work)
@@ -119,7 +155,7 @@ class _Json(Serializer):
 
 
 _current: Dispatcher | None = None
-_putting = threading.Lock()
+_turn = threading.Lock()
 
 
 @DBOS.workflow(name="_do", max_recovery_attempts=None)

@@ -101,6 +101,7 @@ class Service:
         """Take up all jobs where they are, and go on."""
         self.files.sweep()
         self.supervisor.put, self.supervisor.waiting = self.dispatcher.put, self.dispatcher.waiting
+        self.supervisor.rest = self.dispatcher.rest
         self.dispatcher.start()
         self.supervisor.begin()
         self.retention.begin()

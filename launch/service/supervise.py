@@ -75,6 +75,7 @@ class Supervisor:
         self.layout = dict(layout or {})
         self.put: Callable[[Work], None] = lambda work: None
         self.waiting: Callable[[], set[Work]] = set
+        self.rest: Callable[[], None] = lambda: None
         self.looks = Looks()
         self._watches: dict[tuple[str, int], Watch] = {}
         self._starting: set[tuple[str, int]] = set()
@@ -214,6 +215,7 @@ class Supervisor:
                 work = Work(kind, job_id, attempt)
                 if work not in known and time.monotonic() >= self._held.get(job_id, (0.0, 0.0))[0]:
                     self.put(work)
+        self.rest()
 
     def tend(self) -> bool:
         """Look at every attempt that holds a slot; whether the next look is to come soon."""

@@ -24,7 +24,7 @@ from launch.folder import Job, Outcome, ask_to_stop, asked_to_stop, killed
 from launch.launchers import Liveness
 from launch.launchers.contract import Unreachable
 from launch.methods import METHODS, Method
-from launch.service import looks, supervise
+from launch.service import dispatch, looks, supervise
 from launch.service import tables as t
 from launch.service.attempt import programs
 from launch.service.checker import Checker, Closed, Strange, Unanswered
@@ -689,6 +689,40 @@ def test_work_is_done_in_order_once_and_again_after_a_stop(tmp_path, db):
         else b"".join(one.read_bytes() for one in tmp_path.glob("jobs.sqlite.queue*"))
     )
     assert b"py_pickle" not in content and b"second" in content
+
+
+def test_the_engine_sleeps_where_nothing_is_to_do_and_wakes_for_work(tmp_path, db, monkeypatch):
+    monkeypatch.setattr(dispatch, "QUIET", 0.0)
+    done, may_end = [], threading.Event()
+
+    def do(work):
+        may_end.wait(60)
+        done.append(work)
+
+    dispatcher = Dispatcher(db or f"sqlite:///{tmp_path}/jobs.sqlite", do)
+    dispatcher.start()
+    try:
+        for name in ("first", "second"):
+            work = Work("check", name, 0)
+            may_end.clear()
+            dispatcher.put(work)
+            dispatcher.rest()  # it waits, or is being done
+            assert engine_runs() and dispatcher.waiting() == {work}
+            may_end.set()
+            wait_until(lambda: not dispatcher.waiting())
+            dispatcher.rest()
+            assert not engine_runs() and done[-1] == work
+            assert dispatcher.waiting() == set()
+        dispatcher.prune(time.time() + 1)
+        dispatcher.put(Work("check", "first", 0))  # pruned: nothing is known of the first time
+        wait_until(lambda: len(done) == 3)
+    finally:
+        dispatcher.stop()
+    assert not engine_runs()
+
+
+def engine_runs():
+    return any("dbos" in one.name for one in threading.enumerate())
 
 
 def queued(url):
