@@ -19,10 +19,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PIXELS = 25_000_000
 """A 24-megapixel camera passes; as float32 RGB this is 300 MB."""
 MAX_BYTES = 64 * 1024 * 1024
+COLOURLESS = 16
+"""Of 255, by which the channels of a gray picture may differ, as JPEG leaves them."""
 
 
-def list_images(path: Path) -> list[Path]:
-    """The image file `path`, or the image files directly in the folder `path`, sorted by name.
+def list_images(path: Path, deep: bool = False) -> list[Path]:
+    """The image file `path`, or the image files in the folder `path`, sorted; `deep`: and below it.
 
     Raises `UserError` when there is none.
     """
@@ -33,8 +35,9 @@ def list_images(path: Path) -> list[Path]:
         raise UserError(f"{path} does not exist; name an image file or a folder of images.")
     found = sorted(
         entry
-        for entry in path.iterdir()
-        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+        for entry in (path.rglob("*") if deep else path.iterdir())
+        if entry.suffix.lower() in SUFFIXES and entry.is_file()
+        if not any(part.startswith(".") for part in entry.relative_to(path).parts)
     )
     if not found:
         raise UserError(f"no image in {path}; put files ending in {', '.join(SUFFIXES)} there.")
@@ -85,6 +88,21 @@ def gray(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I"):
         return (np.asarray(picture) >> 8).astype(np.uint8)
     return np.array(picture.convert("L"))
+
+
+def mask_levels(path: Path) -> np.ndarray:
+    """Levels (h, w) of a mask's file; raises `UserError` where colours or holes would be lost."""
+    picture = open_image(path)
+    if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+        raise UserError(f"{path} is transparent in places, and so no mask: save it as 8-bit gray.")
+    if not picture.mode.startswith("I"):
+        levels = np.asarray(picture.convert("RGB")).astype(np.int16)
+        if np.ptp(levels, axis=2).max() > COLOURLESS:
+            raise UserError(
+                f"{path} is a picture in colours, and so no mask: save it as 8-bit gray, 255 where "
+                "something is marked."
+            )
+    return gray(picture)
 
 
 def _check_header(picture: Image.Image, name: str) -> None:

@@ -208,7 +208,7 @@ class _HashedFile:
         return self.size
 
 
-class ShardStore:
+class ShardStore(Sequence[Sample]):
     """The committed samples of a folder, by position; every byte is verified when it is read.
 
     What is held of a sample is its key and the places of its members, some 250 bytes.
@@ -218,7 +218,9 @@ class ShardStore:
         self.folder = Path(folder)
         manifests = sorted(self.folder.glob("*.manifest.jsonl"))
         if not manifests:
-            raise UserError(f"{folder} holds no shards; name a folder that a ShardWriter filled.")
+            raise UserError(
+                f"{folder} is no store: bring a set into one with `diffdoctor data import`."
+            )
         self.keys: list[str] = []
         self.digests: dict[str, str] = {}
         """sha256 of each shard, as its writer noted it."""
@@ -239,7 +241,7 @@ class ShardStore:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, i: int) -> Sample:
+    def __getitem__(self, i):  # type: ignore[override]
         """Sample i; `UserError` naming shard and member if it is damaged."""
         i = range(len(self))[i]  # from the end, where negative
         image, mask, reference = (

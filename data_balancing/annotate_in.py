@@ -4,7 +4,8 @@
 
 LABELLED is a shard store of the annotated images: source "human", the label the mean of the
 annotators. Beside the shards: annotators/NAME/KEY.png and annotations.jsonl (every mask, who, when,
-with what), agreement.json. The same command again adds what is new and repeats nothing.
+with what), agreement.json. The same command again adds further images and repeats nothing; all who
+annotated an image are read at once (several exports in one folder).
 """
 
 from collections.abc import Iterator, Mapping

@@ -24,12 +24,12 @@ from core.run import plain
 from core.samples import Sample
 from core.shards import ShardWriter
 from core.storage import check_writable, write_atomic
+from data_balancing.entries import same_shape
+from data_balancing.formats.plain import strays
 from data_balancing.looks import Seen, phash, pixels
 from detector.groups import Groups
-from detector.sources import open_source
+from detector.sources import FolderSamples, open_source
 
-RATIO = 1.02
-"""Masks may be smaller than their images, but not of another shape: so far apart at most."""
 SHOWN = 20
 FEW = 32
 """Pixels of the shorter side below which no detector sees anything."""
@@ -59,8 +59,8 @@ def main(config: Config) -> int | None:
         check_writable(config.keep)
         if config.keep.resolve() == config.data.resolve():
             raise UserError(f"{config.keep} is what is checked: name another folder by --keep.")
-    samples = open_source(config.data)
-    findings, groups, seen = [], Groups(), Seen()
+    samples = open_source(config.data, masked=False)
+    findings, groups, seen, keys = [], Groups(), Seen(), set()
     keep = nullcontext() if config.keep is None else ShardWriter(config.keep, name="kept")
     with keep as writer:
         for i in tqdm(range(len(samples)), "check"):
@@ -70,12 +70,17 @@ def main(config: Config) -> int | None:
                 findings.append(Finding(f"number {i}", str(error)))
                 continue
             wrong = faults(sample, seen.key_of(sample.record.pixels), config.smallest)
+            if sample.key in keys:
+                wrong.append("another one has its name, and its mask if it has one: rename it.")
+            keys.add(sample.key)
             findings += [Finding(sample.key, reason) for reason in wrong]
             if not wrong:
                 seen.add(sample.record.pixels, sample.key)
                 groups.add(sample.record)
                 if writer is not None:
                     writer.write(sample)
+    if isinstance(samples, FolderSamples):
+        findings += [Finding(name, reason) for name, reason in strays(config.data)]
     return report(config, findings, groups.sizes())
 
 
@@ -102,8 +107,7 @@ def faults(sample: Sample, twin: str | None, smallest: int) -> list[str]:
 
 
 def mask_faults(mask: np.ndarray, height: int, width: int) -> list[str]:
-    wide, high = mask.shape[1] / width, mask.shape[0] / height
-    if max(wide, high) > RATIO * min(wide, high):
+    if not same_shape(mask.shape, (height, width)):
         size = f"{mask.shape[1]}x{mask.shape[0]}"
         return [f"its mask is {size}, of another shape than its {width}x{height}: paint it anew."]
     if mask.max() == 1:

@@ -3,7 +3,7 @@
 Legend: h w pixels of an image, y x of its mask.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,3 +40,16 @@ Reader = Callable[[Path, Path | None], Iterator[Entry]]
 
 Raises `UserError` for what is no such set at all, before the first entry.
 """
+
+
+RATIO = 1.02
+"""Two shapes may be so far apart: sides are whole pixels."""
+ROUNDED = 8
+"""Pixels of a map by which a detector may have rounded a side: its input to 32, its map to 4."""
+
+
+def same_shape(mask: Sequence[int], image: Sequence[int]) -> bool:
+    """Whether (y, x) of a mask may belong to an image of (h, w): smaller, but as wide for high."""
+    high, wide = mask[0] / image[0], mask[1] / image[1]
+    apart = max(RATIO, 1 + ROUNDED / min(mask)) if max(high, wide) < 0.75 else RATIO
+    return max(wide, high) <= apart * min(wide, high)

@@ -11,6 +11,8 @@ and why. Of an image that is in the store a new mask is not taken up.
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +25,7 @@ from core.config import unknown_name
 from core.errors import UserError
 from core.samples import Record, Sample, safe_key
 from core.shards import ShardStore, ShardWriter, check_members, encoded
-from core.storage import check_writable, read_json, write_atomic
+from core.storage import alone, check_writable, read_json, write_atomic
 from data_balancing.entries import Entry, Labelled
 from data_balancing.formats import FORMATS
 from data_balancing.looks import Seen, phash, pixels
@@ -46,6 +48,8 @@ class Config(core.config.Config):
     """Folder of its images, where they come apart from it."""
     name: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,33}$")
     """Of the set in the store; by default that of the format."""
+    split: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,33}$")
+    """Take this part alone, where the set is published in parts (`train`, `test`)."""
     licence: str = ""
     """Of the images, for their records; by default the published one."""
     limit: int | None = Field(None, ge=1)
@@ -70,9 +74,23 @@ def main(config: Config) -> int | None:
     if config.images is not None and not config.images.is_dir():
         raise UserError(f"there is no folder {config.images}; check --images.")
     check_writable(config.out)
-    entries = form.read(config.path, config.images)
+    entries = begun(form.read(config.path, config.images), config.path, config.split)
     name, licence = config.name or config.format, config.licence or form.licence
-    claim(config.out, name, config.format, config.path)
+    config.out.mkdir(parents=True, exist_ok=True)
+    busy = f"another import writes into {config.out}: wait for it, or name another --out."
+    with alone(config.out / ".import.lock", busy):  # else both would take an image that both have
+        claim(config.out, name, config.format, config.path)
+        counts, aside = bring_in(config, entries, name, licence)
+        lines = "".join(json.dumps(line) + "\n" for line in aside)
+        write_atomic(config.out / f"{name}.quarantine.jsonl", lines.encode())
+    tell(name, counts, aside, config.out)
+    return None if counts else 1
+
+
+def bring_in(
+    config: Config, entries: Iterator[Entry], name: str, licence: str
+) -> tuple[Counter[str], list[dict[str, str]]]:
+    """How many were taken, of each kind, and what was set aside, with the reason."""
     aside: list[dict[str, str]] = []
     counts: Counter[str] = Counter()
     with ShardWriter(config.out, config.shard_size, name) as writer:
@@ -94,10 +112,19 @@ def main(config: Config) -> int | None:
             writer.write_encoded(key, members)  # a full disk is no fault of the image
             seen.add(sample.record.pixels, key)
             counts[kind(sample)] += 1
-    lines = "".join(json.dumps(line) + "\n" for line in aside)
-    write_atomic(config.out / f"{name}.quarantine.jsonl", lines.encode())
-    tell(name, counts, aside, config.out)
-    return None if counts else 1
+    return counts, aside
+
+
+def begun(entries: Iterator[Entry], path: Path, split: str) -> Iterator[Entry]:
+    """Those of a split, once the first is there: `UserError` for what is no such set, or empty."""
+    chosen = (
+        one for one in entries if one.name.startswith((f"{split}/", f"{split}:")) or not split
+    )
+    first = next(chosen, None)
+    if first is None:
+        what = f"images of a split {split!r}" if split else "images"
+        raise UserError(f"{path} holds no {what}; check the path.")
+    return chain([first], chosen)
 
 
 def claim(out: Path, name: str, form: str, path: Path) -> None:
@@ -111,7 +138,6 @@ def claim(out: Path, name: str, form: str, path: Path) -> None:
                 f"own (or remove {note}, if it was moved)."
             )
         return
-    out.mkdir(parents=True, exist_ok=True)
     write_atomic(note, (json.dumps(said, indent=2) + "\n").encode())
 
 

@@ -48,7 +48,7 @@ def main(config: Config) -> None:
     if config.out.suffix.lower() != ".png":
         raise UserError(f"{config.out} is to be a picture: name a .png file.")
     check_file(config.out)
-    samples, records = open_data(config.data)
+    samples, records = open_data(config.data, masked=False)
     fitting = [i for i, record in enumerate(records) if fits(record, config)]
     if config.marked:
         fitting = [i for i in fitting if marked(samples[i])]

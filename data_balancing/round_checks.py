@@ -20,7 +20,7 @@ from data_balancing.taxonomy import Taxonomy, load_taxonomy
 from data_balancing.teacher import unlabelled
 from detector.groups import near_pairs
 from detector.quotas import check_shares
-from detector.sources import open_data
+from detector.sources import LabelledShards, open_data
 from detector.storage import digest
 
 NOTE = "round.json"
@@ -59,21 +59,15 @@ def check_list(path: Path, taxonomy: Taxonomy) -> None:
 
 
 def check_labelled(labelled: tuple[Path, ...]) -> None:
-    """Every sample can be learnt from: it has a mask, or is known to be sound."""
+    """Each has something to learn from; what is unlabelled is passed over."""
     for folder in labelled:
-        store = ShardStore(folder)
-        bare = (i for i in range(len(store)) if not store.has_mask(i))
-        number = sum(store.record(i).source != "real" for i in bare)
-        if number:
-            raise UserError(
-                f"{folder} holds {number} samples without a mask, of {len(store)}: label them with "
-                "`diffdoctor data pseudo-label`, or keep what is labelled in a store of its own."
-            )
+        LabelledShards(ShardStore(folder))
 
 
 def sources(config: Config) -> set[str]:
     """Of all that a round's detector learns from."""
-    found = {str(r.source) for folder in config.labelled for r in ShardStore(folder).records()}
+    stores = [LabelledShards(ShardStore(folder)) for folder in config.labelled]
+    found = {str(record.source) for store in stores for record in store.records()}
     if config.hard:
         found.add("hard")
     if config.hard < config.synthetic or (config.pool and has_unlabelled(config.pool)):

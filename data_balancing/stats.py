@@ -44,7 +44,7 @@ class Config(core.config.Config):
 
 
 def main(config: Config) -> None:
-    samples, _ = open_data(config.data)
+    samples, _ = open_data(config.data, masked=False)
     tally = Tally()
     for i in tqdm(range(len(samples)), "read"):
         tally.add(samples[i], config.threshold)

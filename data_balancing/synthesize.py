@@ -94,6 +94,7 @@ def main(config: Config) -> None:
                 for level, record in zip(to_uint8(images), part, strict=True):
                     writer.write(Sample(record.key, level, None, record))
                 bar.update(len(part))
+    print(f"{config.out}: {len(missing)} new images of {len(plan)}")
 
 
 def check(config: Config) -> bool:

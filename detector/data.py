@@ -38,25 +38,12 @@ MEMORY = 2 << 30
 """Bytes of decoded samples that are held; a larger set is read again each time."""
 
 
-class Chosen(Sequence[Sample]):
-    """Some positions of a larger sequence."""
-
-    def __init__(self, samples: Sequence[Sample], positions: Sequence[int]):
-        self.samples, self.positions = samples, positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, i):  # type: ignore[override]
-        return self.samples[self.positions[i]]
-
-
 def open_labelled(
     paths: Sequence[Path], memory: int = MEMORY
 ) -> tuple[Sequence[Sample], Sequence[Record]]:
     """The same, decoded once where they fit.
 
-    There, raises `UserError` for a sample without a mask that is not real; else when it is read.
+    What is not labelled is passed over. Raises `UserError` where nothing is.
     """
     samples, records = open_data(paths)
     pixels = samples[0].image.shape[0] * samples[0].image.shape[1] * len(samples)

@@ -19,10 +19,11 @@ import core.config
 from core.run import plain
 from core.samples import Record, Sample
 from core.storage import write_atomic
-from detector.data import Chosen, open_labelled, spread
+from detector.data import open_labelled, spread
 from detector.measure import by_group, device, predict_samples
 from detector.metrics import reliability
 from detector.segformer import freeze
+from detector.sources import Chosen
 from detector.storage import digest, open_detector
 
 SHOWN = {

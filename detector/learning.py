@@ -22,12 +22,13 @@ from core.seeds import generator, mix
 from detector.alignment import JITTER, misalignment
 from detector.augment import adversarial_step, step_lengths
 from detector.augmentation import Augmentation
-from detector.data import Chosen, nearest, reference_batch, training_batch
+from detector.data import nearest, reference_batch, training_batch
 from detector.losses import LOSSES, Loss
 from detector.names import OptimizerName
 from detector.parallel import WHOLE, Share
 from detector.quotas import Quotas
 from detector.segformer import SegformerDetector, upsample
+from detector.sources import Chosen
 
 N = TypeVar("N", bound=nn.Module)
 

@@ -10,7 +10,7 @@ Wilson's of a share, and Newcombe's of the difference of two (1998, method 10).
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,16 +28,19 @@ from core.contracts import Detector
 from core.errors import UserError
 from core.heatmap import Map
 from core.image_files import list_images
-from core.images import Picture, write_image
+from core.images import Picture, from_uint8, write_image
 from core.prompts import read_prompts
 from core.run import plain
+from core.samples import Sample
 from core.seeds import mix
+from core.shards import ShardStore
 from core.storage import check_writable, write_atomic
 from detector.data import spread
 from detector.diagnose import Finding, Surest, diagnose, look
 from detector.measure import device
 from detector.metrics import wilson
 from detector.segformer import freeze
+from detector.sources import Chosen
 from detector.storage import digest, open_detector, read_description
 
 HARDLY = 0.1
@@ -55,9 +58,9 @@ class Config(core.config.Config):
     detector: Path
     """Folder of the detector, or of the run that trained it."""
     real: Path
-    """Folder of real photographs; best of what the prompts ask for."""
+    """Folder of real photographs, in subfolders too; best of what the prompts ask for."""
     samples: Path | None = None
-    """Folder of the base model's own images."""
+    """Folder of the base model's own images, in subfolders too, or a store of them."""
     base: str | None = None
     """Instead of them: the base model (folder or Hub id) that draws them."""
     prompts: Path | None = None
@@ -108,7 +111,7 @@ def main(config: Config) -> None:
     """Check, look at both sides, tell."""
     read_description(config.detector)
     real = _chosen(config.real, config.limit)
-    drawn = None if config.samples is None else _chosen(config.samples, config.limit)
+    drawn = None if config.samples is None else _samples(config.samples, config.limit)
     prompts = read_prompts(config.prompts) if config.prompts else []
     if config.out is not None:
         check_writable(config.out)
@@ -117,13 +120,13 @@ def main(config: Config) -> None:
     place = device(config.device)
     detector = freeze(open_detector(config.detector)).to(place)
     sheets = Surest(config.sheet), Surest(config.sheet)
-    first = gathered(_of_files(detector, real, config.threshold), sheets[0], len(real), "real")
+    first = gathered(_of_any(detector, real, config.threshold), sheets[0], len(real), "real")
     if drawn is None:
         seen = _of_base(detector, config, prompts, place)
         second = gathered(seen, sheets[1], config.n, "samples")
     else:
-        files = _of_files(detector, drawn, config.threshold)
-        second = gathered(files, sheets[1], len(drawn), "samples")
+        seen = _of_any(detector, drawn, config.threshold)
+        second = gathered(seen, sheets[1], len(drawn), "samples")
     verdicts = judge(first, second)
     if config.out is not None:
         for name, shown in zip(("real", "samples"), sheets, strict=True):
@@ -194,12 +197,28 @@ def table(real: Side, samples: Side) -> Table:
 
 
 def _chosen(folder: Path, limit: int) -> list[Path]:
-    paths = list_images(folder)
+    paths = list_images(folder, deep=True)
     return [paths[i] for i in spread(len(paths), limit)]
 
 
-def _of_files(detector: Detector, paths: list[Path], threshold: float) -> Iterator[Seen]:
-    return (diagnose(detector, path, threshold) for path in paths)
+def _samples(folder: Path, limit: int) -> Sequence[Path] | Sequence[Sample]:
+    """Files of a folder, or samples of a store."""
+    if not any(folder.glob("*.manifest.jsonl")):
+        return _chosen(folder, limit)
+    store = ShardStore(folder)
+    return Chosen(store, spread(len(store), limit))
+
+
+def _of_any(
+    detector: Detector, images: Sequence[Path] | Sequence[Sample], threshold: float
+) -> Iterator[Seen]:
+    for one in images:
+        if isinstance(one, Path):
+            yield diagnose(detector, one, threshold)
+            continue
+        image = from_uint8(one.image[None])[0]
+        finding, map = look(detector, image, one.key, threshold)
+        yield finding, image, map
 
 
 def _of_base(

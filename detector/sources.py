@@ -3,12 +3,14 @@
 A plain folder holds `images/`, `masks/` (same stem, 8-bit gray, 0..255 soft), `real/` (sound
 photographs, their label is zero) and, if known, `references/` (same stem: the sound image that one
 was made from) and `prompts.jsonl` or `records.jsonl` with one object a line: `file` or `key`, and
-any field of a record. An image without a mask is unlabelled and passed over, unless none is needed.
+any field of a record. An image without a mask is unlabelled and passed over, unless none is needed;
+so is a sample of a store that has no mask and is not real.
 
 Nothing here needs torch, which takes more memory than a million samples. Legend: h w pixels.
 """
 
 import bisect
+import json
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -19,10 +21,9 @@ from jaxtyping import UInt8
 from pydantic import ValidationError
 
 from core.errors import UserError
-from core.image_files import SUFFIXES, flatten, gray, list_images, open_image
+from core.image_files import SUFFIXES, flatten, list_images, mask_levels, open_image
 from core.samples import Record, Sample, safe_key
 from core.shards import ShardStore
-from core.storage import read_lines
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ class FolderSamples(Sequence[Sample]):
             return Sample(record.key, image, sound, record)
         reference = beside(self.folder, "references", path) if record.referenced else None
         sound = None if reference is None else levels_of(reference)
-        return Sample(record.key, image, gray(open_image(mask)), record, sound)
+        return Sample(record.key, image, mask_levels(mask), record, sound)
 
     def records(self) -> list[Record]:
         return [self.record(i) for i in range(len(self))]
@@ -84,6 +85,37 @@ class FolderSamples(Sequence[Sample]):
         return pairs
 
 
+class Chosen(Sequence[T]):
+    """Some items of a longer sequence, by their positions in it."""
+
+    def __init__(self, samples: Sequence[T], positions: Sequence[int]):
+        self.samples, self.positions = samples, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, i):  # type: ignore[override]
+        return self.samples[self.positions[i]]
+
+
+class LabelledShards(Chosen[Sample]):
+    """What a detector can learn from of a store: what has a mask, and what is real."""
+
+    def __init__(self, store: ShardStore):
+        bare = (i for i in range(len(store)) if not store.has_mask(i))
+        without = {i for i in bare if store.record(i).source != "real"}
+        if len(without) == len(store):
+            raise UserError(
+                f"{store.folder} has no labelled sample; label it with `diffdoctor data "
+                "pseudo-label`, or by people (`diffdoctor data annotate`)."
+            )
+        super().__init__(store, [i for i in range(len(store)) if i not in without])
+        self._records = store.records()
+
+    def records(self) -> Chosen[Record]:
+        return Chosen(self._records, self.positions)
+
+
 class Joined(Sequence[T]):
     """Several sequences, or stores, one after the other."""
 
@@ -105,7 +137,7 @@ def open_data(
 ) -> tuple[Sequence[Sample], Sequence[Record]]:
     """All samples of several stores or folders, and their records, each read on demand.
 
-    `masked`: of a plain folder only what has a mask. Raises `UserError` for what is neither.
+    `masked`: only what has a mask or is real. Raises `UserError` for what is no data.
     """
     if not paths:
         raise UserError(
@@ -118,15 +150,16 @@ def open_data(
     return samples, records
 
 
-def open_source(path: Path, masked: bool = True) -> ShardStore | FolderSamples:
+def open_source(path: Path, masked: bool = True) -> "ShardStore | LabelledShards | FolderSamples":
     if not path.is_dir():
         raise UserError(f"there is no data folder {path}; check the path.")
     if any(path.glob("*.manifest.jsonl")):
-        return ShardStore(path)
+        return LabelledShards(ShardStore(path)) if masked else ShardStore(path)
     if (path / "images").is_dir() or (path / "real").is_dir():
         return FolderSamples(path, masked)
     raise UserError(
-        f"{path} holds neither shards nor images/ and masks/ (or real/); see docs for the layouts."
+        f"{path} holds neither shards nor images/ and masks/ (or real/): bring a set into a store "
+        "with `diffdoctor data import`."
     )
 
 
@@ -144,9 +177,26 @@ def known_records(folder: Path) -> dict[str, dict]:
     """What the two files say, by file name or key; fields that no record has are dropped."""
     known: dict[str, dict] = {}
     for name in ("prompts.jsonl", "records.jsonl"):
-        for line in read_lines(folder / name):
+        for line in said_lines(folder / name):
             place = str(line.get("file", line.get("key", line.get("image", ""))))
             known[Path(place).name] = {
                 key: value for key, value in line.items() if key in Record.model_fields
             }
     return known
+
+
+def said_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that people write: `UserError` for a line that is none."""
+    found = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}, is no JSON object: mend it, or take it out.")
+        found.append(record)
+    return found

@@ -27,7 +27,7 @@ from core.run import PAUSED, Run
 from core.samples import Record, Sample
 from core.wishes import MET
 from detector.augmentation import Augmentation
-from detector.data import Chosen, mean_artifact, open_labelled, split_by_group, spread, to_tensors
+from detector.data import mean_artifact, open_labelled, split_by_group, spread, to_tensors
 from detector.held_out import PICTURED, sheet, write_held_out
 from detector.learning import Alignment, Learner, learn_step, learning_rate
 from detector.measure import device, predict, predict_samples
@@ -37,6 +37,7 @@ from detector.parallel import Share, own_share, share_out
 from detector.quotas import Quotas, make_quotas
 from detector.segformer import SegformerConfig, SegformerDetector, checkpoint_blocks
 from detector.settings import Config
+from detector.sources import Chosen
 from detector.storage import LICENCE_NOTES, load_detector, save_detector
 
 

@@ -28,12 +28,12 @@ from core.samples import Record, Sample
 from core.seeds import generator, mix
 from core.wishes import MET
 from detector.augmentation import Augmentation
-from detector.data import Chosen, may_mirror, split_by_group, spread, to_pictures
+from detector.data import may_mirror, split_by_group, spread, to_pictures
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig, load_pretrained
 from detector.highlighter_settings import Config
 from detector.learning import Learner, learning_rate
 from detector.measure import device
-from detector.sources import open_data
+from detector.sources import Chosen, open_data
 from detector.storage import save_highlighter
 
 REAL, ORDER, MIRROR, DROPOUT = "real", 121, 122, 123

@@ -324,8 +324,9 @@ def usage(prefix: str = "") -> str:
         "usage: diffdoctor COMMAND [OPTIONS]      diffdoctor COMMAND --help lists the options",
         "",
     ]
+    wide = max(map(len, chosen)) + 2
     for name, one in chosen.items():
-        lines += [f"  {name:<19}{one.does}", f"  {'':<19}$ {one.example}"]
+        lines += [f"  {name:<{wide}}{one.does}", f"  {'':<{wide}}$ {one.example}"]
     return "\n".join(
         [*lines, "", "New here? `diffdoctor demo` shows it all in six to ten minutes."]
     )

@@ -5,7 +5,7 @@ images/ with masks/ of the same stem, images/ without one (nobody has labelled t
 from); `prompts.jsonl` and `records.jsonl` say more of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import numpy as np
 from pydantic import ValidationError
 
 from core.errors import UserError
-from core.image_files import gray, open_image
+from core.image_files import SUFFIXES, mask_levels
 from core.samples import Record
-from data_balancing.entries import Entry, Labelled
-from data_balancing.formats.files import MAX_JSON, printable, read_levels, walk
+from data_balancing.entries import Entry, Labelled, same_shape
+from data_balancing.formats.files import MAX_JSON, printable, read_levels, refused, walk
 from detector.sources import beside, known_records
 
 WHAT = "images/ and masks/ of the same stem (no mask: unlabelled), real/ for sound photographs"
+FOREIGN = (".tif", ".tiff", ".bmp", ".gif", ".jp2", ".jfif", ".avif", ".heic")
+"""Endings of pictures that are not read."""
 SAID = ("source", "category", "prompt", "generator", "seed", "licence", "caption")
 
 
@@ -31,9 +33,33 @@ def read(root: Path, images: Path | None = None) -> Iterator[Entry]:
         raise UserError(f"{root} is no plain folder: it needs {WHAT}.")
     known = _known(root)
     for part in parts:
+        taken: dict[str, str] = {}
         for path in walk(root / part, deep=False):
+            name = printable(f"{part}/{path.name}")
+            twin = taken.setdefault(path.stem, path.name)
+            if part == "images" and twin != path.name:
+                yield refused(name, f"it has the stem of {twin}, and so its mask: rename both.")
+                continue
             given = known.get(path.name) or known.get(path.stem) or {}
-            yield Entry(printable(f"{part}/{path.name}"), partial(_read, root, path, part, given))
+            yield Entry(name, partial(_read, root, path, part, given))
+    yield from (refused(name, reason) for name, reason in strays(root))
+
+
+def strays(root: Path) -> Iterator[tuple[str, str]]:
+    """Files of a plain folder that nobody would read, by name, each with its cure."""
+    stems = {path.stem for path in _files(root, "images", SUFFIXES)}
+    for part in ("images", "real", "masks", "references"):
+        for path in _files(root, part, FOREIGN):
+            yield printable(f"{part}/{path.name}"), f"save it as one of {', '.join(SUFFIXES)}."
+    for part in ("masks", "references"):
+        for path in _files(root, part, SUFFIXES):
+            if path.stem not in stems:
+                reason = f"no image is called {printable(path.stem)}: rename it as its image."
+                yield printable(f"{part}/{path.name}"), reason
+
+
+def _files(root: Path, part: str, suffixes: Collection[str]) -> Iterator[Path]:
+    return walk(root / part, suffixes, deep=False) if (root / part).is_dir() else iter(())
 
 
 def _known(root: Path) -> dict[str, dict]:
@@ -42,7 +68,7 @@ def _known(root: Path) -> dict[str, dict]:
             if (root / name).exists() and (root / name).stat().st_size > MAX_JSON:
                 raise UserError(f"{root / name} is larger than {MAX_JSON} bytes; shorten it.")
         return known_records(root)
-    except (OSError, RecursionError) as error:
+    except OSError as error:
         raise UserError(f"what is said in {root} cannot be read ({error}); mend it.") from error
 
 
@@ -54,7 +80,7 @@ def _read(root: Path, path: Path, part: str, given: dict[str, Any]) -> Labelled:
     image = read_levels(path)
     mask = None if unlabelled else np.zeros(image.shape[:2], np.uint8)
     if label is not None:
-        mask = gray(open_image(label))
+        mask = mask_levels(label)
         _require_shape(mask, image, path)
     reference = None if label is None else _reference(root, path, image)
     return Labelled(image, mask, _said(said, path), reference)
@@ -82,7 +108,7 @@ def _said(given: dict[str, Any], path: Path) -> dict[str, Any]:
 def _require_shape(mask: np.ndarray, image: np.ndarray, path: Path) -> None:
     """A mask may be smaller than its image, as detectors write them, but not of another shape."""
     (y, x), (h, w) = mask.shape, image.shape[:2]
-    if abs(y * w - x * h) > max(h, w):
+    if not same_shape((y, x), (h, w)):
         raise UserError(
             f"the mask of {path} is {x}x{y} pixels, its image {w}x{h}: that is another shape; "
             "put the right one there."

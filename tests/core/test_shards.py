@@ -245,7 +245,7 @@ def test_missing_files_are_named(folder, tmp_path):
     (folder / "shard-000001.index.jsonl").unlink()
     with pytest.raises(UserError, match="shard-000001.index.jsonl"):
         ShardStore(folder)
-    with pytest.raises(UserError, match="holds no shards"):
+    with pytest.raises(UserError, match="is no store"):
         ShardStore(tmp_path)
 
 

@@ -141,7 +141,7 @@ def test_photographs_that_are_none(tmp_path):
 def test_plain_refuses_masks_of_another_shape_and_odd_words(tmp_path):
     root, _ = SETS["plain"](tmp_path)
     put(tmp_path / "masks/a.png", EMPTY[:, 1:-3])
-    lines = ['{"file": "b.jpg", "seed": "many"}', '{"file": "c.png", "prompt": "\\ud800"}', "{torn"]
+    lines = ['{"file": "b.jpg", "seed": "many"}', '{"file": "c.png", "prompt": "\\ud800"}']
     put(tmp_path / "records.jsonl", "\n".join(lines).encode())
     reads = entries("plain", root)
     assert "another shape" in refusal(reads["images/a.png"])
@@ -153,7 +153,7 @@ def test_plain_refuses_masks_of_another_shape_and_odd_words(tmp_path):
 def test_plain_without_words(tmp_path):
     root, _ = SETS["plain"](tmp_path)
     (tmp_path / "prompts.jsonl").write_bytes(b"[" * 100_000)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no JSON object"):
         list(FORMATS["plain"].read(root, None))
 
 

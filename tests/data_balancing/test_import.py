@@ -15,6 +15,7 @@ from core import shards
 from core.errors import UserError
 from core.samples import Record, Sample
 from core.shards import ShardStore
+from core.storage import alone
 from data_balancing import check, import_data, preview, stats
 from data_balancing.looks import Seen, phash, pixels
 from detector.groups import NEAR
@@ -189,6 +190,84 @@ def test_check_names_every_fault_and_keeps_the_rest(tmp_path):
     kept = ShardStore(tmp_path / "kept")
     assert kept.keys == ["good"] and kept[0].record.pixels == pixels(kept[0].image)
     assert check.main(check.Config(data=tmp_path / "kept")) is None
+
+
+def test_check_takes_the_maps_that_a_detector_writes(tmp_path):
+    """Their sides are those of its input, which is rounded; a person's are the image's."""
+    images = photographs(tmp_path / "data/images", 2)
+    levels = np.random.default_rng(9).integers(0, 256, (64, 70, 3), np.uint8)
+    for name in ("0", "1"):
+        Image.fromarray(levels + np.uint8(int(name))).save(images / f"{name}.png")
+    (images.parent / "masks").mkdir()
+    Image.new("L", (32, 32), 255).save(images.parent / "masks/0.png")
+    Image.new("L", (64, 64), 255).save(images.parent / "masks/1.png")
+    given = check.Config(data=images.parent, json_file=tmp_path / "found.json")
+    assert check.main(given) == 1
+    said = json.loads((tmp_path / "found.json").read_text())
+    assert [finding["key"] for finding in said["findings"]] == ["1"]
+
+
+def strayed(folder: Path) -> Path:
+    """Two images, and five files that are of no use to either."""
+    photographs(folder / "images", 2)
+    (folder / "masks").mkdir()
+    for name in ("masks/0.png", "masks/nobody.png", "masks/1_mask.png"):
+        Image.new("L", (48, 40), 255).save(folder / name)
+    Image.new("L", (48, 40), 255).save(folder / "masks/1.tif")
+    Image.new("RGB", (48, 40), "red").save(folder / "images/old.bmp")
+    Image.new("RGB", (48, 40), "blue").save(folder / "images/0.jpg")
+    return folder
+
+
+STRAY = {
+    "masks/nobody.png": "no image is called nobody",
+    "masks/1_mask.png": "no image is called 1_mask",
+    "masks/1.tif": "save it as",
+    "images/old.bmp": "save it as",
+}
+
+
+def test_import_and_check_name_what_belongs_to_nothing(tmp_path):
+    folder = strayed(tmp_path / "data")
+    bring("plain", folder, tmp_path / "out")
+    reasons = aside(tmp_path / "out", "plain")
+    expected = {**STRAY, "images/0.png": "the stem of 0.jpg"}
+    assert reasons.keys() == expected.keys()
+    assert all(said in reasons[name] for name, said in expected.items())
+    keep, json_file = tmp_path / "kept", tmp_path / "found.json"
+    assert check.main(check.Config(data=folder, keep=keep, json_file=json_file)) == 1
+    said = json.loads(json_file.read_text())
+    reasons = {finding["key"]: finding["reason"] for finding in said["findings"]}
+    expected = {**STRAY, "0": "another one has its name"}
+    assert all(reason in reasons.pop(name) for name, reason in expected.items())
+    assert list(reasons) == [] and said["sound"] == len(ShardStore(keep)) == 2
+
+
+def test_a_path_that_was_wrong_does_not_hold_the_name(tmp_path):
+    path, _ = sets.pal4vst(tmp_path / "set")
+    (tmp_path / "empty").mkdir()
+    for form, wrong in (("pal4vst", "empty"), ("photographs", "empty"), ("plain", "empty")):
+        with pytest.raises(UserError):
+            bring(form, tmp_path / wrong, tmp_path / "out")
+    assert len(bring("pal4vst", path, tmp_path / "out")) == 4
+
+
+def test_a_published_split_comes_alone(tmp_path):
+    path, _ = sets.pal4vst(tmp_path / "set")
+    store = bring("pal4vst", path, tmp_path / "out", split="train")
+    assert [key.split("-")[1:3] for key in store.keys] == [["train", "a"], ["train", "b"]]
+    assert len(bring("pal4vst", path, tmp_path / "out", split="val")) == 4
+    with pytest.raises(UserError, match="no images of a split 'vall'"):
+        bring("pal4vst", path, tmp_path / "out", split="vall")
+
+
+def test_two_imports_do_not_write_into_one_store_at_once(tmp_path):
+    folder = photographs(tmp_path / "a")
+    (tmp_path / "out").mkdir()
+    with alone(tmp_path / "out/.import.lock", ""):
+        with pytest.raises(UserError, match="another import"):
+            bring("photographs", folder, tmp_path / "out")
+    assert len(bring("photographs", folder, tmp_path / "out")) == 3
 
 
 def test_check_keeps_the_sound_one_of_two_copies(tmp_path):

@@ -383,11 +383,11 @@ def test_bad_input_is_refused_before_anything_is_made(world: Path, tmp_path: Pat
     bad.write_text('{"prompt": "x", "category": "hads"}\n')
     for changes, said in (
         ({"detector": world / "none"}, "no detector folder"),
-        ({"labelled": (world / "base",)}, "holds no shards"),
+        ({"labelled": (world / "base",)}, "is no store"),
         ({"labelled": (world / "held_out",)}, "s-20 is in --held-out"),
-        ({"labelled": (world / "labelled", world / "pool")}, "pool holds 4 samples without a mask"),
-        ({"held_out": world / "pool"}, "no person has labelled"),
-        ({"pool": world / "base"}, "holds no shards"),
+        ({"labelled": (world / "labelled", world / "pool")}, "pool has no labelled sample"),
+        ({"held_out": world / "pool"}, "has no labelled sample"),
+        ({"pool": world / "base"}, "is no store"),
         ({"base": str(world / "none")}, "no base model|model_index"),
         ({"annotator": ("no-such-annotator", "x")}, "no command 'no-such-annotator'"),
         ({"prompt_list": bad}, "did you mean 'hand'"),

@@ -295,7 +295,7 @@ def test_a_key_goes_to_no_other_machine_in_the_clear(monkeypatch):
 
 def test_a_store_that_is_none(tmp_path: Path):
     (tmp_path / "store").mkdir()
-    with pytest.raises(UserError, match="holds no shards"):
+    with pytest.raises(UserError, match="is no store"):
         tag.main(config(tmp_path, "http://localhost:1/v1"))
 
 

@@ -5,13 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from core.errors import UserError
 from core.images import write_image
 from core.samples import Record
+from core.shards import ShardWriter
 from detector import data
 from detector.augmentation import NO_AUGMENTATION, Augmentation
-from detector.sources import FolderSamples
+from detector.sources import FolderSamples, open_data
 from tests.detector.toy import toy_folder, toy_samples, toy_shards
 
 
@@ -35,6 +37,56 @@ def test_a_set_too_large_for_memory_is_read_on_demand(tmp_path):
     assert isinstance(held, list) and not isinstance(read, list)
     for ours, theirs in zip(data.to_tensors(held), data.to_tensors(list(read)), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_what_is_unlabelled_in_a_store_is_passed_over(tmp_path):
+    given = [replace(s, mask=None) if i % 4 == 1 else s for i, s in enumerate(toy_samples(8))]
+    sources = {given[i].record.source for i in (1, 5)}
+    assert "real" not in sources  # else its label would be known
+    with ShardWriter(tmp_path / "s") as writer:
+        for sample in given:
+            writer.write(sample)
+    for memory in (data.MEMORY, 10):
+        samples, records = data.open_labelled([tmp_path / "s"], memory)
+        assert [s.key for s in samples] == [s.key for i, s in enumerate(given) if i % 4 != 1]
+        assert [record.key for record in records] == [s.key for s in samples]
+    assert len(open_data([tmp_path / "s"], masked=False)[0]) == 8
+    with ShardWriter(tmp_path / "bare") as writer:
+        writer.write(given[1])
+    with pytest.raises(UserError, match="no labelled sample"):
+        data.open_labelled([tmp_path / "bare"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "said"),
+    [
+        ("RGB", (255, 0, 0), "in colours"),
+        ("RGBA", (255, 255, 255, 0), "transparent"),
+        ("P", 1, "in colours"),
+        ("RGB", (200, 201, 199), None),
+        ("LA", (200, 255), None),
+    ],
+)
+def test_a_mask_in_colours_is_refused(tmp_path, mode, colour, said):
+    folder = toy_folder(tmp_path / "f", 3)
+    mask = Image.new(mode, (32, 32), colour)
+    if mode == "P":
+        mask.putpalette([0, 0, 0, 128, 0, 0])
+    mask.save(folder / "masks/toy-0001.png")
+    samples = FolderSamples(folder)
+    (place,) = (i for i, record in enumerate(samples.records()) if record.key == "toy-0001")
+    if said is None:
+        assert abs(int(samples[place].mask.max()) - 200) <= 1
+        return
+    with pytest.raises(UserError, match=said):
+        samples[place]
+
+
+def test_a_line_that_people_got_wrong_is_named(tmp_path):
+    folder = toy_folder(tmp_path / "f", 3)
+    (folder / "prompts.jsonl").write_text('{"file": "toy-0001.png"}\n\nnot json\n')
+    with pytest.raises(UserError, match=r"prompts\.jsonl, line 3, is no JSON object"):
+        FolderSamples(folder)
 
 
 def test_prompts_of_a_folder_are_read(tmp_path):

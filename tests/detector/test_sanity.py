@@ -1,14 +1,19 @@
 """A detector that sees, one that is blind and one that flags everything are told apart."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from core.config import run_program
 from core.errors import UserError
 from core.image_files import list_images
 from core.images import write_image
+from core.samples import Record, Sample
+from core.shards import ShardWriter
 from detector import sanity
 from detector.metrics import wilson
 from detector.segformer import SegformerConfig, SegformerDetector
@@ -110,6 +115,22 @@ def test_the_program_tells_what_it_found(world, tmp_path, capsys):
     run(world, "--real", world / "bright", "--samples", world / "dark")
     told = capsys.readouterr().out
     assert "trigger-happy" in told and "blind" in told
+
+
+def test_subfolders_and_stores_are_looked_at(world, tmp_path):
+    for i, name in enumerate(("a", "b/c")):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        shutil.copy(world / f"dark/{i}.png", tmp_path / "real" / name)
+    with ShardWriter(tmp_path / "store") as writer:
+        for i in range(3):
+            level = np.array(Image.open(world / f"bright/{i}.png"))
+            writer.write(Sample(f"s{i}", level, None, Record(key=f"s{i}", source="pseudo")))
+    json_file = tmp_path / "figures.json"
+    words = ["--samples", tmp_path / "store", "--json", json_file]
+    run(world, "--real", tmp_path / "real", *words)
+    said = json.loads(json_file.read_text())
+    assert [said[side]["images"] for side in ("real", "samples")] == [2, 3]
+    assert [said[side]["hits"] for side in ("real", "samples")] == [0, 3]
 
 
 def test_a_base_draws_its_own(world, tmp_path, capsys):

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from core import checkpoint
 from core.images import write_image
 from detector import train_highlighter
-from detector.data import Chosen
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig
 from detector.learning import Learner
 from detector.score_dynamics import Window, grown
 from detector.segformer import IMAGENET_MEAN, IMAGENET_STD
+from detector.sources import Chosen
 from detector.storage import load_highlighter, save_highlighter
 from tests.base_models.families import EVERY
 from tests.detector.toy import toy_samples
