@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 
 from base_models import flux, kolors, sd, sd3, sdxl, unconditional, unet
 from base_models.latents import check_places, check_sides
+from base_models.networks import classes, open_network, quietly
 from core.contracts import DiffusionModel
 from core.errors import UserError
 from core.storage import read_json
@@ -97,10 +98,11 @@ def locate(base: str, revision: str | None = None, weights: bool = True) -> Path
 
 
 def read_parts(path: Path) -> tuple[str, Path, dict[str, tuple[str, str]]]:
-    """The family, the folder of the configs, and library and class of every part that is there."""
+    """The family, the folder of the configs, and library and class of every part that is used."""
     family, folder = check_base(path, weights=False), _folder(path)
-    index = {name: entry for name, entry in _read_index(folder).items() if isinstance(entry, list)}
-    return family, folder, {name: (e[0], e[1]) for name, e in index.items() if e[0] is not None}
+    index, unused = _read_index(folder), left_out(folder)
+    used = {n: e for n, e in index.items() if isinstance(e, list) and n not in unused}
+    return family, folder, {name: (entry[0], entry[1]) for name, entry in used.items()}
 
 
 def _open(name: str, path: Path, dtype: torch.dtype) -> Any:
@@ -108,9 +110,10 @@ def _open(name: str, path: Path, dtype: torch.dtype) -> Any:
     pipeline, folder = getattr(diffusers, name), _folder(path)
     unused = left_out(folder)
     if folder == path:
-        return pipeline.from_pretrained(
-            path, dtype=dtype, local_files_only=True, use_safetensors=True, **unused
-        )
+        found = classes(read_parts(path)[2])
+        networks = {part: open_network(cls, path / part, dtype) for part, cls in found.items()}
+        with quietly():
+            return pipeline.from_pretrained(path, local_files_only=True, **networks, **unused)
     broken = UserError(f"{path} does not fit the configs beside it, or is no whole {name}.")
     try:
         loaded = pipeline.from_single_file(

@@ -1,21 +1,14 @@
 """A base's configs in, the same base without weights out: for counting what it would need."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.utils import logging
 
 from base_models.load import FAMILIES, left_out, locate, read_parts
+from base_models.networks import classes, quietly
 from core.contracts import DiffusionModel
-from core.errors import UserError
-
-KOLORS = "diffusers.pipelines.kolors"
-"""Where diffusers keeps what model_index.json calls `kolors`."""
 
 
 def open_outline(
@@ -27,39 +20,13 @@ def open_outline(
     as `load_base` does.
     """
     name, folder, parts = read_parts(locate(base, weights=False))
-    unused = left_out(folder)
-    classes = {part: _class(*where) for part, where in parts.items() if part not in unused}
-    networks = {part: _without_weights(cls, folder / part, dtype)
-                for part, cls in classes.items() if issubclass(cls, torch.nn.Module)}  # fmt: skip
-    with _silent():
+    found = classes(parts)
+    networks = {part: _without_weights(cls, folder / part, dtype) for part, cls in found.items()}
+    with quietly():
         pipeline = getattr(diffusers, name).from_pretrained(
-            folder, local_files_only=True, **networks, **unused
+            folder, local_files_only=True, **networks, **left_out(folder)
         )
     return FAMILIES[name].wrap(pipeline), networks
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without diffusers' bar of loaded parts, for nothing heavy is loaded here, and without its
-    warning of a text encoder that is its own (Kolors')."""
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _class(library: str, name: str) -> Any:
-    module = import_module(KOLORS if library == "kolors" else library)
-    if not hasattr(module, name):
-        raise UserError(
-            f"this version of {library} has no {name}, which the base names: upgrade it."
-        )
-    return getattr(module, name)
 
 
 def _without_weights(cls: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module:

@@ -12,6 +12,7 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
+from base_models import load
 from base_models.load import check_base, check_size, load_base, locate
 from core.errors import UserError
 from tests.base_models.families import CASES, draw
@@ -37,6 +38,7 @@ def nothing_heavy(monkeypatch):
         raise AssertionError("weights were loaded before the check")
 
     monkeypatch.setattr(FluxPipeline, "from_pretrained", refuse)
+    monkeypatch.setattr(load, "open_network", refuse)
 
 
 @pytest.mark.parametrize("name", ["flux", "sdxl", "sd", "kolors"])
@@ -162,6 +164,28 @@ def test_damage_is_named_before_anything_heavy(name, folder, nothing_heavy):
     harm(folder)
     with pytest.raises(UserError, match=message):
         load_base(str(folder))
+
+
+DISAGREE = {
+    "more layers": ("transformer", "num_layers", 2, "the weights lack 'transformer_blocks.1."),
+    "fewer layers": ("transformer", "num_single_layers", 0, "no place for 'single_transformer"),
+    "wider": ("transformer", "joint_attention_dim", 24, "context_embedder"),
+    "a word for a number": ("transformer", "num_layers", "two", "do not belong together"),
+    "another decoder": ("vae", "layers_per_block", 2, "the weights lack 'decoder."),
+    "a deeper reader": ("text_encoder", "num_hidden_layers", 5, "the weights lack '"),
+    "a wider reader": ("text_encoder_2", "d_ff", 24, "do not belong together"),
+}
+
+
+@pytest.mark.parametrize("name", DISAGREE)
+def test_a_config_of_other_weights_is_named(name, folder):
+    """transformers would draw what is missing at random, diffusers leave out what is too much."""
+    part, setting, value, message = DISAGREE[name]
+    path = folder / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), setting: value}))
+    with pytest.raises(UserError, match=message) as raised:
+        load_base(str(folder))
+    assert f"{path} and the weights beside it" in str(raised.value)
 
 
 def test_a_missing_shard_of_an_index(folder, nothing_heavy):
