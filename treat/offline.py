@@ -40,6 +40,8 @@ class RealImages:
     captions: list[str]
     picture: Callable[[int], Images]
     name: str
+    files: Sequence[Path] = ()
+    """Whose contents decide what the pictures are: images, Parquet files, manifests of shards."""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -48,7 +50,7 @@ class RealImages:
         """Those of them, as a set of their own."""
         captions = [self.captions[i] for i in chosen]
         name = digest([self.name, *map(str, chosen)])
-        return RealImages(captions, lambda i: self.picture(chosen[i]), name)
+        return RealImages(captions, lambda i: self.picture(chosen[i]), name, self.files)
 
 
 def read_offline(path: Path, limit: int | None = None, captioned: bool = True) -> RealImages:
@@ -72,7 +74,8 @@ def _shards(path: Path, limit: int | None) -> RealImages:
     records = list(store.records())[:limit]
     captions = [record.caption or record.prompt for record in records]
     name = digest([str(path.resolve()), *(r.key for r in records), *captions])
-    return RealImages(captions, lambda i: from_uint8(store[i].image[None]), name)
+    manifests = sorted(path.glob("*.manifest.jsonl"))
+    return RealImages(captions, lambda i: from_uint8(store[i].image[None]), name, manifests)
 
 
 def _parquet(path: Path, limit: int | None) -> RealImages:
@@ -81,7 +84,7 @@ def _parquet(path: Path, limit: int | None) -> RealImages:
     if "" in captions:
         raise UserError(f"{path} has no caption in row {captions.index('')}: write one.")
     name = digest([str(path.resolve()), *map(_stamp, rows.files), *captions])
-    return RealImages(captions, lambda i: from_uint8(rows.picture(i)[None]), name)
+    return RealImages(captions, lambda i: from_uint8(rows.picture(i)[None]), name, rows.files)
 
 
 def _folder(path: Path, limit: int | None, captioned: bool) -> RealImages:
@@ -89,7 +92,7 @@ def _folder(path: Path, limit: int | None, captioned: bool) -> RealImages:
     said = _metadata(path / "metadata.jsonl")
     captions = [said.get(file.name) or _sidecar(file, captioned) for file in files]
     name = digest([str(path.resolve()), *map(_stamp, files), *captions])
-    return RealImages(captions, lambda i: read_image(files[i])[None], name)
+    return RealImages(captions, lambda i: read_image(files[i])[None], name, files)
 
 
 def _stamp(file: Path) -> str:

@@ -53,7 +53,8 @@ class Config(core.config.Config):
     steps: int = Field(400, ge=1)
     """Updates of the adapters."""
     batch: int = Field(4, ge=1)
-    """Images of a micro-batch on one process."""
+    """Images of a micro-batch on one process. Batch x accumulation x processes are the images of an
+    update; how many those are may not change in a run that goes on."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches of an update."""
 

@@ -37,6 +37,7 @@ from treat.drawings import accumulate_gradient, drawings
 from treat.estimate import check_fits
 from treat.guard import Guard
 from treat.image_reward import ImageReward, check_reward, load_reward
+from treat.inputs import hold_to_inputs, may_change
 from treat.ledger import Ledger
 from treat.lora import add_lora, lora_parameters
 from treat.offline import RealRows, by_size, cache_offline, drawn_from, read_offline
@@ -63,9 +64,6 @@ from treat.update import (
 from treat.views import Views
 from treat.watch import Best, DetectorFor, Watcher
 
-MAY_CHANGE = {"steps", "guard", "tolerance"}
-"""Settings in which a run that goes on may differ from what it was."""
-
 
 def main(
     config: Config, reward: Detector | None = None, reward_for: DetectorFor | None = None
@@ -78,7 +76,9 @@ def main(
     place = this_process()
     given = reward_for or (always(reward) if reward else None)
     check(config, given, place)
-    with Run.start(config, config.out, "treat", place.is_main_process, MAY_CHANGE) as run:
+    may = may_change(config.out)
+    with Run.start(config, config.out, "treat", place.is_main_process, may) as run:
+        hold_to_inputs(config, run, place.num_processes)
         device = place.device or torch.device("cpu")
         model, texts, real = open_model(config, place, device)
         run.event("info", f"{len(texts.train)} prompts teach, {len(texts.held)} are watched")

@@ -57,6 +57,14 @@ def test_two_processes_end_in_the_bits_of_one(world, tmp_path):
     assert any(tensor.any() for name, tensor in one.items() if "lora_B" in name)
 
 
+def test_a_run_goes_on_with_another_number_of_processes(world, tmp_path):
+    (whole,) = launch(1, world, tmp_path / "whole")
+    launch(2, world, tmp_path / "moved", steps=1)
+    (moved,) = launch(1, world, tmp_path / "moved")
+    assert all(torch.equal(moved[name], weights) for name, weights in whole.items())
+    assert losses(tmp_path / "moved") == losses(tmp_path / "whole")
+
+
 def test_a_network_that_is_shared_out_learns_the_same(world, tmp_path):
     whole = launch(2, world, tmp_path / "whole", "chain")
     (tmp_path / "shared").mkdir()
