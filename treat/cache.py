@@ -1,11 +1,14 @@
 """Rows that are dear to compute in, the same rows from disk out: what the encoders said, once.
 
     FOLDER/<digest>/rows-00000000.safetensors   rows [0, chunk) of every tensor, and so on
+    FOLDER/<digest>/rows-00000000.sha256        of that file, written after it
 
-The digest names everything the rows depend on, so that nothing stale is ever read.
+The digest names everything the rows depend on, so that nothing stale is ever read; rows that are
+not what was written are computed anew.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from core.storage import write_atomic
+from core.storage import sha256_file, write_atomic
 
 Rows = dict[str, Tensor]
 CHUNK = 32
@@ -32,7 +35,7 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 
 class RowCache:
-    """`n` rows, row-first in every tensor; chunks that are there already are not computed."""
+    """`n` rows, row-first in every tensor; chunks that lie there whole are not computed."""
 
     def __init__(self, folder: Path, n: int, chunk: int = CHUNK):
         self.folder, self.n, self.chunk = Path(folder), n, chunk
@@ -41,18 +44,16 @@ class RowCache:
     def __len__(self) -> int:
         return self.n
 
-    @property
-    def complete(self) -> bool:
-        return all(self._path(start).is_file() for start in range(0, self.n, self.chunk))
-
     def fill(self, compute: Callable[[int, int], Rows]) -> "RowCache":
         """`compute(start, stop)` gives rows [start, stop)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for start in range(0, self.n, self.chunk):
-            if not self._path(start).is_file():
+            if not self._whole(start):
                 rows = compute(start, min(start + self.chunk, self.n))
                 packed = {name: tensor.cpu().contiguous() for name, tensor in rows.items()}
-                write_atomic(self._path(start), safetensors.torch.save(packed))
+                content = safetensors.torch.save(packed)
+                write_atomic(self._path(start), content)
+                write_atomic(self._note(start), hashlib.sha256(content).hexdigest().encode())
         return self
 
     def rows(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Rows:
@@ -67,5 +68,18 @@ class RowCache:
         file = self._open[start]
         return {name: file.get_slice(name)[index - start] for name in file.keys()}  # noqa: SIM118
 
+    def _whole(self, start: int) -> bool:
+        """Whether a chunk is there, byte for byte as it was written."""
+        path, note = self._path(start), self._note(start)
+        if not (path.is_file() and note.is_file()):
+            return False
+        same = note.read_bytes() == sha256_file(path).encode()
+        if not same:
+            print(f"warn: {path} is damaged, its rows are computed anew", file=sys.stderr)
+        return same
+
     def _path(self, start: int) -> Path:
         return self.folder / f"rows-{start:08d}.safetensors"
+
+    def _note(self, start: int) -> Path:
+        return self._path(start).with_suffix(".sha256")

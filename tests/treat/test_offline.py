@@ -12,6 +12,7 @@ from core.images import write_image
 from core.samples import Record, Sample
 from core.shards import ShardWriter
 from tests.tiny import SIZE, tiny_flux
+from treat.cache import RowCache
 from treat.offline import RealRows, cache_offline, fit, read_offline
 from treat.texts import Sampler, encode_texts, split_prompts
 from treat.update import Places
@@ -77,6 +78,33 @@ def test_encoded_once_and_equal_to_the_encoders(folder, tmp_path, monkeypatch):
     assert torch.equal(again.rows([2, 0])["latents"], rows["latents"])
     with pytest.raises(AssertionError):  # control: another base is another cache
         cache_offline(tmp_path / "cache", model, "other base", real, SIZE, SIZE)
+
+
+HARM = {
+    "nothing": lambda path: None,
+    "a bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\7"),
+    "its end": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "all of it": lambda path: path.write_bytes(b""),
+    "its digest": lambda path: path.with_suffix(".sha256").unlink(),
+}
+
+
+@pytest.mark.parametrize("name", HARM)
+def test_rows_that_are_not_what_was_written_are_computed_anew(name, tmp_path, capsys):
+    computed = []
+
+    def compute(start, stop):
+        computed.append((start, stop))
+        return {"x": torch.arange(start, stop)}
+
+    RowCache(tmp_path, 5, chunk=2).fill(compute)
+    assert computed == [(0, 2), (2, 4), (4, 5)]
+    HARM[name](tmp_path / "rows-00000002.safetensors")
+    cache = RowCache(tmp_path, 5, chunk=2).fill(compute)
+    assert computed[3:] == ([] if name == "nothing" else [(2, 4)])
+    assert cache.rows(range(5))["x"].tolist() == [0, 1, 2, 3, 4]
+    told = "rows-00000002.safetensors is damaged" in capsys.readouterr().err
+    assert told == (name in ("a bit", "its end", "all of it"))
 
 
 def test_held_out_real_images(folder, tmp_path):

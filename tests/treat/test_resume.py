@@ -68,6 +68,21 @@ def test_control_a_resume_without_the_optimizer_differs(world, reference, tmp_pa
     assert digest(out, STEPS) != reference[0]
 
 
+def test_damaged_rows_of_the_cache_are_computed_anew(world, reference, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    settings = config(world, out, steps=STEPS)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        assert train.main(settings) == PAUSED
+    flipped, cut = sorted(out.glob("cache/*/rows-*.safetensors"))
+    content = bytearray(flipped.read_bytes())
+    content[-2] ^= 0x40
+    flipped.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-100])
+    assert train.main(settings) == 0
+    assert (digest(out, STEPS), losses(out)) == reference
+
+
 def run_program(settings, folder):
     """The real command in a fresh process, with as many threads as here."""
     file = folder / "treat.yaml"
