@@ -162,7 +162,14 @@ def chosen_step(folder: Path, step: str) -> int:
         return present[-1]
     if step == "best":
         summary = folder / "summary.json"
-        said = said_in(summary).get("best_step") if summary.is_file() else None
+        ended = said_in(summary) if summary.is_file() else {}
+        said = ended.get("best_step")
+        if "best_step" in ended and said is None:
+            raise UserError(
+                f"{folder} has no best step: no look at its images was sound. Treat anew with a "
+                "lower --learning-rate or --pixel-weight, or take what became of it: say --step "
+                "last, or name one of its checkpoint folders."
+            )
         if not isinstance(said, int):
             raise UserError(
                 f"{folder} names no best step yet: finish the run, say --step last, or name one of "

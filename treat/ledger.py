@@ -11,6 +11,7 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 
 from core import checkpoint
+from core.errors import UserError
 from core.images import write_image
 from core.memory import in_use
 from core.processes import this_process
@@ -21,6 +22,12 @@ from treat.lora import load_lora_state, lora_state
 from treat.refresh import Refresher
 from treat.update import Update
 from treat.watch import Best, Watcher
+
+NEVER_SOUND = (
+    "{folder} has no step worth keeping: no look at the watched images was sound. Treat anew with "
+    "another --out and a lower --learning-rate or --pixel-weight, or look sooner (--watch-every); "
+    "--guard warn goes on all the same, and --step last exports what became of it."
+)
 
 
 class Ledger:
@@ -143,6 +150,12 @@ class Ledger:
         """The step to go back to: the second detector's choice, else the last sound one."""
         return self.sound if self.best.step is None else self.best.step
 
+    @property
+    def export(self) -> int | None:
+        """The step that the run stands for once it has ended; None where no look was sound."""
+        amiss = self.collapsed or bool(self.guard and self.guard.before)
+        return self.kept if amiss or self.best.step is not None else self.step
+
     def save(self) -> None:
         if not self.place.is_main_process or self.saved == self.step:
             return
@@ -168,7 +181,10 @@ class Ledger:
         self.saved = self.step
 
     def close(self) -> int:
-        """Save, say how it ended; the program's exit code."""
+        """Save, say how it ended; the program's exit code.
+
+        Raises `UserError` where the guard may stop the run and no look was sound.
+        """
         self.save()
         finished = self.step >= self.steps or self.exhausted
         if not finished:
@@ -176,12 +192,17 @@ class Ledger:
                 "info", f"stopped after step {self.step} of {self.steps}: the same command resumes"
             )
             return PAUSED
-        amiss = self.collapsed or bool(self.guard and self.guard.before)
-        best = self.kept if amiss or self.best.step is not None else self.step
+        best = self.export
         self.run.summary(
             {"steps": self.step, "best_step": best, "second_mean": self.best.known, **self.last}
         )
-        self.run.event("info", f"finished after step {self.step}; the best is step {best}")
+        ended = f"finished after step {self.step}"
+        if best is not None:
+            self.run.event("info", f"{ended}; the best is step {best}")
+            return 0
+        self.run.event("warn", f"{ended}; no look was sound, and no step is the best")
+        if self.stop_at_collapse:
+            raise UserError(NEVER_SOUND.format(folder=self.run.folder))
         return 0
 
     def _due(self, what: str) -> bool:

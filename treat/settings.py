@@ -167,7 +167,8 @@ class Config(core.config.Config):
     different prompts had better have this."""
     guard: Literal["stop", "warn", "off"] = "stop"
     """What to do where the watched images collapse (`treat/guard.py`): blurred, grey, alike, deaf
-    to the prompt, worse to the second detector. A stopped run keeps its best step."""
+    to the prompt, worse to the second detector. A stopped run keeps its best step, and fails where
+    no look was sound."""
     tolerance: float = Field(0.6, gt=0)
     """How far a meter's mean may move: in spreads of that meter among the base's images."""
     patience: int = Field(0, ge=0)

@@ -1,5 +1,7 @@
 """Collapse is planted in watched images and must be seen; healthy treatments go on."""
 
+import json
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -187,17 +189,19 @@ def warnings(out):
     return [line["message"] for line in read_lines(out / "events.jsonl") if line["level"] == "warn"]
 
 
-def test_a_collapse_stops_the_run_and_the_best_step_is_kept(world, tmp_path):
-    settings = ruin(world, tmp_path / "run")
-    assert train.main(settings) == 0
-    ended = max(losses(tmp_path / "run"))
-    assert 2 <= ended < 8 and any("collapse after" in told for told in warnings(tmp_path / "run"))
-    assert train.main(settings) == 0  # the same command again: nothing more is learnt
-    assert max(losses(tmp_path / "run")) == ended
+def test_a_collapse_stops_the_run(world, tmp_path):
+    ended = []
+    for _ in range(2):  # the same command again: nothing more is learnt
+        with pytest.raises(UserError, match="no step worth keeping"):
+            train.main(ruin(world, tmp_path))
+        ended.append(max(losses(tmp_path)))
+    assert 2 <= ended[0] == ended[1] < 8
+    assert any("collapse after" in told for told in warnings(tmp_path))
 
 
 def test_a_stopped_run_goes_on_if_it_is_told_to(world, tmp_path):
-    assert train.main(ruin(world, tmp_path)) == 0
+    with pytest.raises(UserError, match="--guard warn goes on all the same"):
+        train.main(ruin(world, tmp_path))
     ended = max(losses(tmp_path))
     assert train.main(ruin(world, tmp_path, guard="warn")) == 0
     assert ended < max(losses(tmp_path)) == 8
@@ -236,12 +240,28 @@ def test_the_last_sound_step_survives_a_resume(world, tmp_path, monkeypatch):
     assert read_adapter(tmp_path).step == 1
 
 
-def test_a_run_that_was_never_sound_exports_nothing_by_itself(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("guarded", ["stop", "warn"])
+@pytest.mark.parametrize("steps", [1, 8])
+def test_a_run_that_was_never_sound(world, tmp_path, monkeypatch, guarded, steps):
+    """It fails, unless it was to go on; and nothing of it is exported or judged by itself."""
     from treat import watch
 
     monkeypatch.setattr(watch, "changes", lambda *_: {PREFIX + "contrast": 2.0})
-    assert train.main(ruin(world, tmp_path, second_detector=None)) == 0
-    with pytest.raises(UserError, match="--step last"):
+    settings = ruin(world, tmp_path, guard=guarded, steps=steps)
+    if guarded == "stop":
+        with pytest.raises(UserError, match="no look at the watched images was sound"):
+            train.main(settings)
+    else:
+        assert train.main(settings) == 0
+    ended = max(losses(tmp_path))
+    assert ended == (2 if (guarded, steps) == ("stop", 8) else steps)
+    assert json.loads((tmp_path / "summary.json").read_text())["best_step"] is None
+    assert any("no step is the best" in told for told in warnings(tmp_path))
+    with pytest.raises(UserError, match="no look at its images was sound.* say --step last"):
+        read_adapter(tmp_path)
+    assert read_adapter(tmp_path, "last").step == ended
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(UserError, match="no best step yet: finish the run"):  # control
         read_adapter(tmp_path)
 
 
