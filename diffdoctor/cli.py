@@ -4,6 +4,7 @@
 imported only when its command is called, so that `diffdoctor --help` costs no torch.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -360,6 +361,20 @@ def installed_version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and not HELP & {*words}:
+        return obey(words)
+    try:  # help alone may be cut short (`--help | head`): what breaks a program's pipe is its own
+        try:
+            return obey(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the last flush goes there
+        return 0
+
+
+def obey(words: list[str]) -> int:
+    """Run what the words name; the exit code."""
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     if not words or words[0] in HELP:
         print(usage())

@@ -76,6 +76,26 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path):
     assert not any("Traceback" in line or line.startswith("error") for line in before)
 
 
+@pytest.mark.parametrize("words", [["--help"], ["treat", "--help"]], ids=str)
+def test_help_may_be_cut_short(words):
+    command = [sys.executable, "-m", "diffdoctor.cli", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as child:
+        assert child.stdout and child.stderr
+        child.stdout.close()  # as `head` does
+        assert "BrokenPipe" not in child.stderr.read()
+    assert child.returncode == 0
+
+
+def test_a_programs_own_broken_pipe_is_not_hidden(monkeypatch):
+    def broken(*_args):
+        raise BrokenPipeError("an annotator's")
+
+    monkeypatch.setattr(cli, "run", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["treat", "--out", "x"])
+
+
 def test_commands_name_programs_that_exist():
     """Every module that is there has `Config` and `main`, read without importing it."""
     for name, command in cli.COMMANDS.items():
