@@ -29,6 +29,7 @@ PLACES = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output
 NETWORK, ENCODER = "diffusion_pytorch_model.safetensors", "model.safetensors"
 PARTS = {"unet": NETWORK, "vae": NETWORK, "text_encoder": ENCODER, "text_encoder_2": ENCODER}
 """The folders that are read, and the file of weights in each (or its index)."""
+ENCODERS = ("text_encoder", "text_encoder_2")
 Rules = tuple[tuple[str, str], ...]
 """Pattern -> replacement, applied one after the other."""
 
@@ -96,6 +97,12 @@ def check(folder: Path) -> None:
         )
     for part, file in PARTS.items():
         weight_files(folder / part, file)
+    widths = [read_json(folder / part / "config.json").get("hidden_size") for part in ENCODERS]
+    if widths[0] == widths[1]:
+        raise UserError(
+            f"both text encoders of {folder} are {widths[0]} wide, and whoever reads a single file "
+            "tells them apart by their widths: leave out --single-file, and use the folder."
+        )
     config = read_json(folder / "unet/config.json")
     if not isinstance(config.get("layers_per_block"), int):
         raise UserError(

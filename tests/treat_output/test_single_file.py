@@ -127,6 +127,9 @@ def test_what_has_no_such_file_is_refused(tmp_path):
     (tmp_path / "base/vae" / single_file.NETWORK).unlink()
     with pytest.raises(UserError, match="has no diffusion_pytorch_model"):
         single_file.check(tmp_path / "base")
+    unets.tiny_sdxl().save_pretrained(tmp_path / "alike")  # as the miniature's
+    with pytest.raises(UserError, match="both text encoders .* wide.*: leave out --single-file"):
+        single_file.check(tmp_path / "alike")
     with pytest.raises(UserError, match="no place for 'encoder_hid_proj"):
         single_file.unet_name("encoder_hid_proj.weight", {"layers_per_block": 2})
 
