@@ -122,6 +122,20 @@ def test_accelerate_says_to_each_process_what_shares_the_network_out(tmp_path):
     assert {name: said.get(name) for name in SHARED} == SHARED
 
 
+def test_accelerate_starts_several_processes_on_the_cpu(tmp_path):
+    said = "from core.processes import this_process\nplace = this_process()\n"
+    said += "print(place.num_processes, place.process_index, place.device.type, place.backend)\n"
+    (tmp_path / "said.py").write_text(said)
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    words += [str(CONFIGS / "many_cpus.yaml"), str(tmp_path / "said.py")]
+    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=120, cwd=ROOT, env={**os.environ, **own}
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["2 0 cpu gloo", "2 1 cpu gloo"]
+
+
 def test_accelerate_launches_the_program():
     words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     words += [str(ROOT / "accelerate_configs" / "cpu.yaml"), "-m", "treat.train", "--help"]
