@@ -11,7 +11,7 @@ from core.errors import UserError
 def check_sides(height: int, width: int, grain: int) -> None:
     """Raise `UserError` unless both sides, in pixels, divide by `grain`."""
     if height % grain or width % grain or min(height, width) < grain:
-        near = [max(grain, round(side / grain) * grain) for side in (height, width)]
+        near = [max(grain, side // grain * grain) for side in (height, width)]  # within any limit
         raise UserError(
             f"{height}x{width} pixels do not divide by {grain}, as this base needs: "
             f"try {near[0]}x{near[1]}."

@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     TypeAdapter,
     ValidationError,
+    WrapValidator,
     field_validator,
 )
 
@@ -72,7 +73,26 @@ def _writable(path: Path | None) -> Path | None:
 JsonFile = Annotated[Path | None, AfterValidator(_writable), tyro.conf.arg(name="json")]
 """A `json_file` that figures are also written to (`json` alone is taken by pydantic)."""
 
+
+def told(sentence: str) -> WrapValidator:
+    """Whatever is wrong with a value, said so: of a pattern or of kinds it could be, pydantic would
+    name the pattern, or the first kind only."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise ValueError(sentence) from error
+
+    return WrapValidator(check)
+
+
 COMMAND_LINE = "the command line"
+NO_KIND = re.compile(
+    r"Error parsing (?P<option>\S+): no type matching (?P<kinds>.+) could be instantiated "
+    r"from \[(?P<given>.*?)\]\. Got errors"
+)
+"""tyro's complaint of words that are none of several kinds."""
 C = TypeVar("C", bound=BaseModel)
 
 
@@ -291,6 +311,10 @@ def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: st
     rows = [row.strip(" │╰─╯") for row in plain.splitlines()[1:]]  # the first is the box's title
     text = _one_line(" ".join(row for row in rows if not set(row) <= {"-"}))
     text = text.split("Argument helptext:")[0].split("For full helptext")[0].strip()
+    choice = NO_KIND.match(text)
+    if choice:  # tyro goes on with Python's own names for the kinds
+        kinds = choice["kinds"].replace("{None}|", "").replace("{[", "").replace("]}", "")
+        text = f"{choice['option']} takes {kinds.replace('|', ' or ')}, not {choice['given']}"
     return f"{text.rstrip('.:')}; see --help."
 
 

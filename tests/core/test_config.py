@@ -1,7 +1,7 @@
 """Settings: YAML first, command line over it, every fault one sentence with its cure."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import tyro
@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from core.config import Config, JsonFile, from_mapping, load_config, run_program, to_yaml
+from core.config import Config, JsonFile, from_mapping, load_config, run_program, to_yaml, told
 from core.errors import UserError
 
 
@@ -29,6 +29,8 @@ class Settings(Config):
     kind: Literal["a", "b"] = "a"
     """which of two"""
     names: tuple[str, ...] = ()
+    chosen: Literal["all", "some"] | tuple[int, ...] = "all"
+    share: Annotated[int | float, Field(gt=0), told("write a number above 0")] = 1
     optional: Inner | None = None
     inner: Inner = Inner(need="x")
 
@@ -82,6 +84,8 @@ def test_required_names_may_come_from_either_side(tmp_path):
         ("a --out o --rate x", "--rate: could not convert string to float: 'x'"),
         ("a --out o --rate 7", "rate 7 is unlucky; take 6"),
         ("a --out o --kind c", "'c'"),
+        ("a --out o --chosen foo", "--chosen takes {all,some} or INT [INT ...], not 'foo'; see"),
+        ("a --out o --share -2", "'share' in the command line is -2: write a number above 0."),
         ("a --out o --inner.width 0", "greater than or equal to 1"),
         (f"a --out o --inner.width {2**63}", "may be 9223372036854775807 at most"),
         ("a --out o --rate inf", "finite"),
