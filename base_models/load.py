@@ -1,10 +1,14 @@
-"""In: a pipeline folder or a Hub id. Out: the `DiffusionModel` of its family, all files checked."""
+"""In: a pipeline folder or a Hub id. Out: the `DiffusionModel` of its family, all files checked.
+
+A Hub id may name a revision (a branch, a tag or a commit): `owner/name@revision`, as the Hub's own
+file addresses have it. So whatever keeps a base's name keeps its revision.
+"""
 
 import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import diffusers
 import huggingface_hub
@@ -16,6 +20,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from base_models import flux, kolors, sd, sd3, sdxl, unconditional, unet
@@ -39,17 +44,20 @@ class Family(NamedTuple):
     """Folder of a network that asks for cells which divide by its own halvings."""
     prompted: bool = True
     """Whether it reads what it is asked to draw."""
+    guidance: Literal["halves", "told"] | None = "halves"
+    """`halves`: by a second prediction, of the empty prompt; `told`: a number that the network
+    reads where its config has `guidance_embeds`."""
 
 
 FAMILIES = {
-    "FluxPipeline": Family(flux.Flux.from_pipeline, flux.grain),
+    "FluxPipeline": Family(flux.Flux.from_pipeline, flux.grain, guidance="told"),
     "StableDiffusionXLPipeline": Family(sdxl.from_pipeline, unet.grain),
     "StableDiffusionPipeline": Family(sd.from_pipeline, unet.grain),
     "StableDiffusion3Pipeline": Family(sd3.StableDiffusion3, sd3.grain),
     "KolorsPipeline": Family(kolors.from_pipeline, unet.grain),
-    "DDPMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet", False),
-    "DDIMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet", False),
-    "LDMPipeline": Family(unconditional.latents, unconditional.grain, "vqvae", "unet", False),
+    "DDPMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet", False, None),
+    "DDIMPipeline": Family(unconditional.pixels, unconditional.grain, None, "unet", False, None),
+    "LDMPipeline": Family(unconditional.latents, unconditional.grain, "vqvae", "unet", False, None),
 }
 """By `_class_name` in model_index.json, which is also the class in diffusers."""
 LIBRARIES = {"diffusers", "transformers", "kolors"}
@@ -73,28 +81,34 @@ def load_base(
     base: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
     **options: Any,
 ) -> DiffusionModel:
     """Open a base model, frozen. Raise `UserError` before any weight is read if files are missing.
 
-    `base`: a pipeline folder, a Hub id, or a .safetensors file that stands in a folder with the
-    configs and tokenizers of its family. `options` go to the family's wrapper (FLUX: `guidance`,
-    `text_tokens`; SD 3 besides `learn_empty`; the UNets: `guidance`, `learn_empty`).
+    `base`: a pipeline folder, a Hub id (perhaps with `@revision`), or a .safetensors file that
+    stands in a folder with the configs and tokenizers of its family. `options` go to the family's
+    wrapper (FLUX: `guidance`, `text_tokens`; SD 3 besides `learn_empty`; the UNets: `guidance`,
+    `learn_empty`).
 
     Switches cuDNN's attention off in this process: on an H100, under torch 2.11 with CUDA 13.0, its
     gradient ended FLUX's first backward pass with an illegal memory access.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-    path = locate(base, revision)
+    path = locate(base)
     name = check_base(path)
     return FAMILIES[name].wrap(_open(name, path, dtype), **options).to(device)
 
 
-def locate(base: str, revision: str | None = None, weights: bool = True) -> Path:
+def locate(base: str, weights: bool = True) -> Path:
     """Where the base is; fetched from the Hub if need be, perhaps without its weights."""
     path = Path(base).expanduser()
-    return path if path.exists() else _download(base, revision, weights)
+    return path if path.exists() else _download(base, weights)
+
+
+def repository(base: str) -> tuple[str, str | None]:
+    """What a Hub id names without its revision, and the revision if it names one."""
+    name, _, revision = base.partition("@")
+    return name, revision or None
 
 
 def read_parts(path: Path) -> tuple[str, Path, dict[str, tuple[str, str]]]:
@@ -211,7 +225,9 @@ def _halvings(path: Path, part: str | None) -> int:
 
 
 def _names_repository(base: str) -> bool:
-    return base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    name, at, revision = base.partition("@")
+    whole = bool(revision) or not at  # `owner/name@` has lost what it should say
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and whole
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -280,19 +296,25 @@ def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _download(base: str, revision: str | None, weights: bool = True) -> Path:
+def _download(base: str, weights: bool = True) -> Path:
     """A snapshot of a Hub repository; one sentence for whatever keeps it away."""
     if not _names_repository(base):
         raise UserError(f"There is no base model {base}: check the path.")
+    name, revision = repository(base)
     unwanted = VARIANTS if weights else [*VARIANTS, "*.safetensors"]
     try:
         folder = huggingface_hub.snapshot_download(
-            base, revision=revision, allow_patterns=PATTERNS, ignore_patterns=unwanted
+            name, revision=revision, allow_patterns=PATTERNS, ignore_patterns=unwanted
         )
     except GatedRepoError as error:
         raise UserError(
-            f"{base} is gated: accept its licence at https://huggingface.co/{base} "
+            f"{base} is gated: accept its licence at https://huggingface.co/{name} "
             "and log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{name} has no revision {revision}: name a branch, a tag or a commit of "
+            f"https://huggingface.co/{name}/commits."
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(

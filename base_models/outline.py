@@ -12,12 +12,12 @@ from core.contracts import DiffusionModel
 
 
 def open_outline(
-    base: str, dtype: torch.dtype
+    base: str, dtype: torch.dtype, **options: Any
 ) -> tuple[DiffusionModel, dict[str, torch.nn.Module]]:
     """The `DiffusionModel` on the meta device, and its networks by their names in the pipeline.
 
     No weight is needed, none is read. Tokenizers and the scheduler are real. Raises `UserError`
-    as `load_base` does.
+    and takes `options` as `load_base` does.
     """
     name, folder, parts = read_parts(locate(base, weights=False))
     found = classes(parts)
@@ -26,7 +26,7 @@ def open_outline(
         pipeline = getattr(diffusers, name).from_pretrained(
             folder, local_files_only=True, **networks, **left_out(folder)
         )
-    return FAMILIES[name].wrap(pipeline), networks
+    return FAMILIES[name].wrap(pipeline, **options), networks
 
 
 def _without_weights(cls: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module:

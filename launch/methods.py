@@ -94,7 +94,7 @@ METHODS: dict[str, Method] = {
             "picture_prompts": "prompts of the pictures",
             "watch_prompts": "prompts that are watched",
         },
-        words=frozenset({"targets", "sizes", "refresh_augmentation.unflipped"}),
+        words=frozenset({"sizes", "refresh_augmentation.unflipped"}),
         training_file="prompts",
         validation_file="watch_prompts",
         model="base",

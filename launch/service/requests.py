@@ -4,7 +4,8 @@ No path comes from outside. Where a setting names a file, the request says one o
     file-...            a file that its owner uploaded
     ftjob-...           what a job of its owner made; ftjob-...:step-120 one of its checkpoints
     NAME                a model or data set that whoever runs the service named (--models)
-    OWNER/NAME          a model of the hub, where that is switched on
+    OWNER/NAME          a model of the hub, where that is switched on; OWNER/NAME@REVISION one of
+                        its branches, tags or commits
 """
 
 import re
@@ -26,7 +27,7 @@ JOB = re.compile(r"(ftjob-[0-9a-f]{24})(?::step-(\d{1,12}))?")
 NAMED = re.compile(r"^ft:.{0,130}:(?=ftjob-)")
 """What stands before the job's id in the name of a model that it made."""
 TITLED = re.compile(r"([\w-]{1,64})=(.*)", re.ASCII | re.DOTALL)
-HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[A-Za-z0-9][\w.-]{0,95})?")
 NOT_YET = {State.VALIDATING, State.QUEUED}
 
 

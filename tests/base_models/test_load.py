@@ -10,7 +10,11 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from base_models import load
 from base_models.load import check_base, check_size, load_base, locate
@@ -205,9 +209,10 @@ def test_a_missing_folder(tmp_path, nothing_heavy):
     [
         (
             lambda r: GatedRepoError("gated", response=r),
-            "https://huggingface.co/some-lab/some-model",
+            "https://huggingface.co/some-lab/some-model and",
         ),
         (lambda r: LocalEntryNotFoundError("offline"), "check the connection"),
+        (lambda r: RevisionNotFoundError("none", response=r), "some-model has no revision v9: "),
     ],
 )
 def test_what_the_hub_answers(monkeypatch, error, message):
@@ -218,7 +223,26 @@ def test_what_the_hub_answers(monkeypatch, error, message):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     with pytest.raises(UserError, match=message):
-        load_base("some-lab/some-model")
+        load_base("some-lab/some-model@v9")
+
+
+def test_a_hub_id_may_name_a_revision(monkeypatch, saved, tmp_path):
+    asked = []
+
+    def snapshot(name, revision=None, **_):
+        asked.append((name, revision))
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    for revision in ("", "@v1.0", "@refs/pr/7"):
+        assert locate(f"some-lab/some-model{revision}") == saved
+    named = "some-lab/some-model"
+    assert asked == [(named, None), (named, "v1.0"), (named, "refs/pr/7")]
+    with pytest.raises(UserError, match="check the path"):  # which says nothing after the @
+        locate("some-lab/some-model@")
+    (tmp_path / "base@home").mkdir()
+    assert locate(str(tmp_path / "base@home")) == tmp_path / "base@home"
+    assert len(asked) == 3
 
 
 def test_a_hub_base_of_which_only_the_configs_came(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ import core.config
 from core.errors import UserError
 from launch.methods import METHODS
 from launch.service.checker import Checker, Fault, free_settings
-from launch.service.requests import Asked, placed, worded
+from launch.service.requests import HUB, Asked, placed, worded
 from launch.service.shelf import beneath, ending, shown_name
 from launch.service.states import Event
 from launch.service.uploads import FIELD
@@ -42,6 +42,12 @@ def checker():
     checker = Checker()
     yield checker
     checker.close()
+
+
+def test_a_model_of_the_hub_may_name_its_revision():
+    assert HUB.fullmatch("lab/model") and HUB.fullmatch("lab/model@v1.0")
+    for name in ("lab/model@", "lab/model@../x", "lab/model@a/b", "lab/model@a b", "lab@v1/model"):
+        assert not HUB.fullmatch(name)
 
 
 # Settings
