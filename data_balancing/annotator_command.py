@@ -9,6 +9,7 @@ Legend: b batch, h w pixels.
 
 import json
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,12 @@ POLL = 0.2
 """Seconds between looks at the command."""
 GRACE = 5.0
 """Seconds an annotator is given to end after SIGTERM."""
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Raise `UserError` where there is no such command to start."""
+    if shutil.which(command[0]) is None:
+        raise UserError(f"there is no command {command[0]!r} to run: check --annotator.")
 
 
 def write_task(folder: Path, images: Images, prompts: Sequence[str]) -> None:

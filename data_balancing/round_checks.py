@@ -1,7 +1,6 @@
 """Settings of the rounds in; checked before anything heavy, and a folder of their own, out."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from core.config import unknown_name
 from core.errors import UserError
 from core.shards import ShardStore
 from core.storage import check_writable, write_atomic
+from data_balancing.annotator_command import check_command
 from data_balancing.asking import check_address
 from data_balancing.digests import data_digest, model_name
 from data_balancing.prompt_file import read_prompt_lines
@@ -41,11 +41,8 @@ def check(config: Config) -> None:
         check_list(config.prompt_list, taxonomy)
     if config.pool is not None:
         ShardStore(config.pool)
-    if config.annotator and shutil.which(config.annotator[0]) is None:
-        raise UserError(
-            f"there is no command {config.annotator[0]!r} to run: check --annotator, or leave it "
-            "out and let people label."
-        )
+    if config.annotator:
+        check_command(config.annotator)
     check_labelled(config.labelled)
     check_held_out(config.held_out, config.labelled)
     if config.train.quotas:

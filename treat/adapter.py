@@ -258,6 +258,11 @@ def check_adapters(
     """Raise `UserError` unless both fit the base and its new adapters; the base's weights rest."""
     if start is None and beside is None:
         return
+    if start is not None and start.rank != rank:
+        raise UserError(
+            f"the adapters to go on from have rank {start.rank}, and --rank is {rank}: "
+            f"give --rank {start.rank}."
+        )
     outline = open_outline(base, torch.float32)[0]
     if beside is not None:
         fuse(outline.network, beside)
@@ -267,10 +272,15 @@ def check_adapters(
 
 
 def check_modules(network: nn.Module, adapter: Adapter) -> None:
-    there = {name for name, _ in network.named_modules()}
-    lost = [name for name in adapter.modules if name not in there]
-    if lost:
-        raise UserError(f"the base has no module '{lost[0]}': the adapter is of another base.")
+    """Raise `UserError` unless every module is there, with the adapter's sides."""
+    there = dict(network.named_modules())
+    for name in adapter.modules:
+        weight: Any = getattr(there.get(name), "weight", None)
+        if weight is None:
+            raise UserError(f"the base has no module '{name}': the adapter is of another base.")
+        a, b = (adapter.tensors[f"{name}.lora_{half}.weight"] for half in "AB")
+        if weight.shape[:2] != (b.shape[0], a.shape[1]):
+            raise UserError(f"'{name}' has other sides in this base: the adapter is of another.")
 
 
 def pin(path: Path, digest: str) -> None:

@@ -11,15 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from base_models.load import load_base
+from base_models.guidance import guidance_options
+from base_models.load import load_base, repository
 from base_models.names import Quantisation
+from base_models.outline import open_outline
 from base_models.quantise import quantise
 from base_models.sample import sample
 from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError
 from core.images import write_image
 from core.seeds import mix
-from treat.adapter import Adapter, attach, fuse, pin, read_adapter
+from treat.adapter import Adapter, attach, check_modules, fuse, pin, read_adapter
 
 BASE = "base"
 NOTE = "adapter.json"
@@ -49,6 +51,8 @@ class Sampling(NamedTuple):
     beside: Path | None = None
     """What is part of the base in every arm."""
     quantise: Quantisation = "no"
+    guidance: float | None = None
+    """None: the base's own."""
 
 
 def named(words: Sequence[str]) -> dict[str, str]:
@@ -79,6 +83,37 @@ def open_arms(
             raise UserError(f"'{name}' was trained beside {own}: give --beside {own}.")
         arms[name] = adapter
     return arms
+
+
+def check_origins(arms: Mapping[str, Adapter | None], base: str, guidance: float | None) -> None:
+    """Raise `UserError` where an arm was trained on another revision of the base, or with a
+    guidance of its own while none is said here."""
+    for name, adapter in arms.items():
+        run = {} if adapter is None else adapter.run
+        own, scale = str(run.get("base")), run.get("guidance")
+        twin = repository(own)[0] == repository(base)[0] and not Path(base).expanduser().exists()
+        if twin and repository(own)[1] and own != base:
+            raise UserError(f"'{name}' was trained on {own}: give --base {own}.")
+        if scale is not None and guidance is None:
+            raise UserError(
+                f"'{name}' was trained with guidance {scale}: give --guidance {scale}, or another "
+                "that all arms shall be drawn with."
+            )
+
+
+def check_arms(arms: Mapping[str, Adapter | None], base: str, beside: Adapter | None) -> None:
+    """Raise `UserError` unless every adapter fits the base, whose weights are not read."""
+    named = {name: adapter for name, adapter in arms.items() if adapter is not None}
+    if not named and beside is None:
+        return
+    network = open_outline(base, torch.float32)[0].network
+    if beside is not None:
+        fuse(network, beside)
+    for name, adapter in named.items():
+        try:
+            check_modules(network, adapter)
+        except UserError as error:
+            raise UserError(f"'{name}' does not fit {base}: {error}") from error
 
 
 def plan(prompts: Sequence[str], n: int | None, seed: int) -> list[Draw]:
@@ -124,7 +159,8 @@ def draw_arm(
 
 def load_arm(sampling: Sampling, adapter: Adapter | None) -> DiffusionModel:
     """A fresh base for every arm, so that no adapter can leave a trace in the next; on the CPU."""
-    model = load_base(sampling.base, dtype=DTYPES[sampling.dtype])
+    options = guidance_options(sampling.guidance)
+    model = load_base(sampling.base, dtype=DTYPES[sampling.dtype], **options)
     if sampling.beside is not None:
         fuse(model.network, read_adapter(sampling.beside))
     if adapter is not None:

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from base_models.guidance import check_guidance
 from base_models.load import check_size
 from base_models.names import Quantisation
 from base_models.quantise import check_quantisation
@@ -28,7 +29,18 @@ from detector.measure import device
 from detector.storage import open_detector
 from treat import figures, strengths
 from treat.adapter import read_adapter
-from treat.arms import BASE, Draw, Sampling, draw_arm, image_path, named, open_arms, plan
+from treat.arms import (
+    BASE,
+    Draw,
+    Sampling,
+    check_arms,
+    check_origins,
+    draw_arm,
+    image_path,
+    named,
+    open_arms,
+    plan,
+)
 from treat.curves import run_curves
 from treat.report import Curve, Pair, render
 
@@ -42,7 +54,7 @@ class Config(BaseConfig):
     """Same prompts, same seeds: the base model against its adapters."""
 
     base: str
-    """Pipeline folder or Hub id of the base model."""
+    """Pipeline folder or Hub id (perhaps owner/name@revision) of the base model."""
     prompts: Path
     """Held-out prompts: .txt (one a line), or .jsonl, .csv or .parquet with `prompt`."""
     adapters: tuple[str, ...] = ()
@@ -61,6 +73,8 @@ class Config(BaseConfig):
     """Image i is drawn with seed hash(seed, i)."""
     sampling_steps: int = Field(default=4, ge=1)
     """Sampler steps."""
+    guidance: float | None = Field(default=None, ge=0)
+    """Scale of the base's guidance; None: its own."""
     height: int = Field(default=1024, ge=1)
     """Pixels."""
     width: int = Field(default=1024, ge=1)
@@ -96,11 +110,14 @@ def main(
     """
     paths = named(config.adapters)
     check_size(config.base, config.height, config.width)
+    check_guidance(config.base, config.guidance)
     check_quantisation(config.quantise)
-    if config.beside:
-        read_adapter(config.beside)
+    beside = read_adapter(config.beside) if config.beside else None
     swept = strengths.sweep(paths, config.strengths)
-    arms = strengths.spread(open_arms(paths, config.step, config.beside), swept)
+    opened = open_arms(paths, config.step, config.beside)
+    check_origins(opened, config.base, config.guidance)
+    check_arms(opened, config.base, beside)
+    arms = strengths.spread(opened, swept)
     check_control(config.control, paths)
     detectors = {name: open_detector(Path(path)) for name, path in named(config.detectors).items()}
     if judge is None:
@@ -156,6 +173,7 @@ def sampling(config: Config) -> Sampling:
         config.dtype,
         config.beside,
         config.quantise,
+        config.guidance,
     )
 
 

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from base_models.load import check_base
+from base_models.load import check_base, repository
 from core.errors import UserError
 from core.hub import check_push, push
 from core.storage import alone, check_room, check_writable, write_atomic
@@ -38,7 +38,7 @@ CARD = "README.md"
 STRANGE = ("large", "outlier", "nothing")
 """Findings of `diffdoctor verify` that are told of every export."""
 SHEET = "sheet.png"
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@\S+)?")
 
 
 class Told(NamedTuple):
@@ -69,10 +69,13 @@ def main(config: Config) -> None:
     elif Path(config.base).expanduser().exists():
         check_base(Path(config.base).expanduser(), weights=False)
     elif not HUB_ID.fullmatch(config.base):
-        raise UserError(f"--base {config.base} is no folder here and no Hub id (OWNER/NAME).")
+        raise UserError(
+            f"--base {config.base} is no folder here and no Hub id (OWNER/NAME, "
+            "perhaps with @REVISION)."
+        )
     adapter = combined(parts)
     kind = kind_of(on_base(adapter, config.base), config.architecture)
-    labels = Labels(config.title, config.author, config.license, named_base(config, adapter))
+    labels = Labels(config.title, config.author, config.license, *named_base(config, adapter))
     figures = read_figures(config.evaluation, config.arm, adapter)
     told = Told(labels, figures, read_pictures(config.evaluation))
     if config.merge:
@@ -91,11 +94,14 @@ def on_base(adapter: Adapter, base: str | None) -> Adapter:
     return replace(adapter, run={**adapter.run, "base": base}) if base else adapter
 
 
-def named_base(config: Config, adapter: Adapter) -> str:
-    """For the card: a Hub id, else the bare name of the folder."""
+def named_base(config: Config, adapter: Adapter) -> tuple[str, str]:
+    """For the card: a Hub id and its revision (empty: none), else the bare name of the folder."""
     base = config.base or str(adapter.run.get("base", "the base model"))
     is_id = HUB_ID.fullmatch(base) and not Path(base).exists()
-    return config.base_model or (base if is_id else Path(base).name)
+    name, revision = repository(base) if is_id else (Path(base).name, None)
+    if config.base_model:
+        return config.base_model, (revision or "") if config.base_model == name else ""
+    return name, revision or ""
 
 
 def read_pictures(evaluation: Path | None) -> dict[str, bytes]:

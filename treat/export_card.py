@@ -30,9 +30,10 @@ def card(
     text = CARD_TEXT.format(
         title=labels.title,
         base=labels.base,
-        source=labels.base if "/" in labels.base else f"FOLDER_OF_{labels.base}",
+        source=source(labels),
         rank=adapter.rank,
         sum=of_sum(parts),
+        guided=guided(adapter),
         measured=measured(figures, pictured),
         beside=beside(parts),
         pipeline=kind.pipeline,
@@ -43,6 +44,12 @@ def card(
     )
     tags = ["text-to-image", "diffusers", "lora", kind.tag, "template:sd-lora"]
     return front(labels, "adapter", tags, pictured=pictured) + text
+
+
+def source(labels: Labels) -> str:
+    """The arguments by which diffusers finds the base."""
+    name = labels.base if "/" in labels.base else f"FOLDER_OF_{labels.base}"
+    return f'"{name}"' + (f', revision="{labels.revision}"' if labels.revision else "")
 
 
 def merged_card(
@@ -93,6 +100,12 @@ def of_sum(parts: Sequence[Part]) -> str:
     return f" Its strength is {weights} of what was trained." if weights not in ("", "1") else ""
 
 
+def guided(adapter: Adapter) -> str:
+    """One sentence where the run had a guidance of its own."""
+    scale = adapter.run.get("guidance")
+    return f" It was trained at guidance {scale:g}." if isinstance(scale, float) else ""
+
+
 def measured(figures: Mapping[str, float], pictured: bool) -> str:
     if not figures:
         return ""
@@ -105,14 +118,14 @@ def measured(figures: Mapping[str, float], pictured: bool) -> str:
 CARD_TEXT = """# {title}
 
 A LoRA (rank {rank}) for {base}, trained with DiffDoctor to make fewer artifacts: a frozen
-pixel-level artifact detector gives the gradient. Always on, strength 1.0; no trigger word.{beside}{sum}
+pixel-level artifact detector gives the gradient. Always on, strength 1.0; no trigger word.{beside}{sum}{guided}
 {measured}
 ## diffusers
 
 ```python
 from diffusers import {pipeline}
 
-pipeline = {pipeline}.from_pretrained("{source}")
+pipeline = {pipeline}.from_pretrained({source})
 pipeline.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="pytorch_lora_weights.safetensors")
 ```
 {comfyui}"""  # noqa: E501

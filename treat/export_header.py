@@ -27,6 +27,8 @@ class Labels(NamedTuple):
     license: str
     base: str
     """Hub id, or name of the folder, of the base model."""
+    revision: str = ""
+    """Of a Hub id, where one was named."""
 
 
 def header(

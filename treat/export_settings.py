@@ -26,8 +26,9 @@ class Config(core.config.Config):
     """With --merge, of SDXL: in the folder also one file in the original layout, named after it,
     which ComfyUI and Forge call a checkpoint."""
     base: str | None = None
-    """Pipeline folder or Hub id of the base (default: the run's own): what --merge writes into, and
-    what header and card name. With it the bases that runs name are not compared."""
+    """Pipeline folder or Hub id (perhaps owner/name@revision) of the base (default: the run's own):
+    what --merge writes into, and what header and card name. With it the bases that runs name are
+    not compared."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Of the file: half the size, or the masters themselves; merged: of the network's weights."""
     title: str = "DiffDoctor adapter"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from base_models.load import locate, read_parts
+from base_models.load import locate, read_parts, repository
 from core.errors import UserError
 from core.storage import read_json
 from treat.adapter import TRANSFORMER, UNET, Adapter
@@ -92,7 +92,7 @@ def guessed(adapter: Adapter) -> Architecture | None:
             return "sd2-768" if schedule.get("prediction_type") == "v_prediction" else "sd2"
     except (KeyError, UserError):
         flux = any(name.startswith(FLUX_BLOCKS) for name in adapter.tensors)
-        dev = "dev" in Path(str(adapter.run.get("base"))).name.lower()
+        dev = "dev" in Path(repository(str(adapter.run.get("base")))[0]).name.lower()
         return ("dev" if dev else "schnell") if flux else None
     return "sdxl" if family == "StableDiffusionXLPipeline" else "kolors"
 

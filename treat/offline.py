@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
@@ -56,17 +57,35 @@ class RealImages:
 def read_offline(path: Path, limit: int | None = None, captioned: bool = True) -> RealImages:
     """Open a folder of images, of shards or of Parquet files, at most `limit` samples of it.
 
-    Raises `UserError` for a missing folder, no images, or, where they must be `captioned`, images
-    of a folder without captions.
+    Raises `UserError` for a missing folder, no images, or, where they must be `captioned`, an image
+    without a caption.
     """
-    path = Path(path)
+    images = _read(Path(path), limit, captioned)
+    bare = [i for i, caption in enumerate(images.captions) if not caption.strip()]
+    if captioned and bare:
+        raise UserError(
+            f"{path} has an empty caption, or none, at image {bare[0]} of {len(images)}, counted "
+            "from 0: write one, or take the image out."
+        )
+    return images
+
+
+def _read(path: Path, limit: int | None, captioned: bool) -> RealImages:
     if not path.exists():
         raise UserError(f"there is no folder {path} of real images: name one that exists.")
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        raise UserError(f"{path} is one image: name a folder of images with captions.")
     if path.is_dir() and any(path.glob("*.manifest.jsonl")):
         return _shards(path, limit)
     if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
         return _folder(path, limit, captioned)
     return _parquet(path, limit) if parquet_files(path) else _folder(path, limit, captioned)
+
+
+def check_pictures(images: RealImages) -> None:
+    """Decode each once; raises `UserError` for the first that is damaged."""
+    for i in tqdm(range(len(images)), "check real images", disable=None):
+        images.picture(i)
 
 
 def _shards(path: Path, limit: int | None) -> RealImages:
@@ -105,10 +124,13 @@ def _metadata(path: Path) -> dict[str, str]:
         return {}
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
-        return {
+        said = {
             line["file_name"]: next(line[field] for field in CAPTION_FIELDS if field in line)
             for line in lines
         }
+        if not all(isinstance(caption, str) for caption in said.values()):
+            raise TypeError("a caption is no text")
+        return said
     except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise UserError(
             f"{path} does not parse: write one object with file_name and text a line."
@@ -123,7 +145,10 @@ def _sidecar(file: Path, needed: bool) -> str:
         raise UserError(
             f"{file} has no caption: write it to {note.name}, or to metadata.jsonl beside it."
         )
-    return note.read_text("utf-8").strip()
+    caption = note.read_text("utf-8").strip()
+    if not caption and needed:
+        raise UserError(f"{note} is empty: write the caption of {file.name} into it.")
+    return caption
 
 
 def cache_offline(

@@ -21,7 +21,15 @@ Rule = Literal["last", "tail", "uniform", "random"]
 Selection = Literal["threshold", "root", "area", "all", "max"]
 Number = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
-Sides = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
+Steps = Annotated[
+    Number | Share | None,
+    core.config.told("write a number of steps (3), or their share above 0 and up to 1 (0.25)"),
+]
+Sides = Annotated[
+    str,
+    Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"),
+    core.config.told("write HEIGHTxWIDTH in pixels, such as 768x512, each at most 99999"),
+]
 Listed = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
@@ -31,7 +39,8 @@ class Config(core.config.Config):
     presets: ClassVar[Path | None] = Path(__file__).parent / "presets"
 
     base: str
-    """Pipeline folder or Hub id of the base model."""
+    """Pipeline folder or Hub id of the base model. An id may name a branch, tag or commit:
+    owner/name@revision."""
     prompts: Path
     """What to draw while learning: .txt (one a line), or .jsonl, .csv or .parquet with `prompt`."""
     out: Path
@@ -66,7 +75,7 @@ class Config(core.config.Config):
     real images that are looked at, if any are near to it."""
     sampling_steps: int = Field(4, ge=1)
     """T, the steps of one drawing."""
-    last: Number | Share | None = None
+    last: Steps = None
     """K, the steps that carry gradient: a number (3), or their share of T (0.25, the default),
     rounded up."""
     learning: Rule | Listed = "last"
@@ -76,6 +85,13 @@ class Config(core.config.Config):
     """0: the steps of the drawing itself learn. Else Direct-Align: that many times one of them
     learns, taken anew from the finished image under fresh noise; gamma then plays no part. Into
     step 0 goes noise alone, which says nothing of the image: list the others in `learning`."""
+    guidance: float | None = Field(None, ge=0)
+    """Scale of the base's guidance, of which 1 is none where the empty prompt guides. None: what
+    its pipeline has by default (SDXL and Kolors 5, FLUX.1-dev 3.5)."""
+    learn_empty: bool = True
+    """Where the empty prompt guides: pass the gradient through its half of a step as well, as
+    back-propagation has it, or (`--no-learn-empty`) through the prompt's half only. The images are
+    the same, and so is the memory."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Share of the gradient that passes back through the network's input. 1 is back-propagation;
     at 0 each step learns its own share, with much less noise."""
@@ -89,7 +105,8 @@ class Config(core.config.Config):
     checkpoint_decoder: bool = False
     """The same for the autoencoder's decoder."""
     check_memory: bool = True
-    """On a GPU, count first what is needed (`diffdoctor estimate`), and refuse what cannot fit."""
+    """Count first what is needed (`diffdoctor estimate`), and refuse what fits neither the GPU nor,
+    without one, the machine's memory."""
 
     views: int = Field(1, ge=1)
     """Perturbed copies of each image that the reward is averaged over, against a detector that is
@@ -121,8 +138,8 @@ class Config(core.config.Config):
     beside: Path | None = None
     """The same, but frozen: it becomes part of the base, and the new adapters belong beside it."""
     rank: int = Field(16, ge=1, le=1 << 14)  # no layer is wider
-    targets: str = "attention+mlp"
-    """What carries adapters: `attention` or `attention+mlp`."""
+    targets: Literal["attention", "attention+mlp"] = "attention+mlp"
+    """What carries adapters."""
     learning_rate: float = Field(1e-4, gt=0)
     decay: Literal["constant", "linear"] = "constant"
     """The learning rate over the steps; linear ends at zero."""
@@ -193,6 +210,10 @@ class Config(core.config.Config):
                 "the lock holds an image to the base's own drawing, which a redraw is not: "
                 "set redraws or lock_weight to 0"
             )
+        if self.guidance is not None and self.guidance <= 1 and not self.learn_empty:
+            raise ValueError(
+                "without guidance the empty prompt is not asked: leave --no-learn-empty out"
+            )
         if listed and self.last is not None:
             raise ValueError("learning lists the steps: leave last out")
         if not self.rewarded and not self.offline_weight:
@@ -201,10 +222,20 @@ class Config(core.config.Config):
             )
         if self.image_weight and self.image_reward is None:
             raise ValueError("image_weight needs an image_reward: name its folder")
-        if self.image_weight and self.lock_weight and not self.pixel_weight:
+        if self.redraws and (0 in listed or self.sampling_steps == 1):
+            raise ValueError(
+                "a redraw of step 0 begins with noise alone, which says nothing of the image: "
+                "list later steps in learning, or set redraws to 0"
+            )
+        if self.lock_weight and not self.pixel_weight:
             raise ValueError(
                 "the lock holds what a detector does not mark, and without pixel_weight none "
                 "marks: set lock_weight to 0"
+            )
+        if self.views > 1 and not self.pixel_weight:
+            raise ValueError(
+                "views are what a detector is shown, and without pixel_weight it is shown "
+                "nothing: set views to 1"
             )
         if self.offline_weight and self.offline is None:
             raise ValueError("give real images as offline, or set offline_weight to 0")

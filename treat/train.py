@@ -19,6 +19,7 @@ from torch import Tensor
 
 import core.config
 from base_models.checkpointing import recompute_blocks
+from base_models.guidance import check_guidance, guidance_options
 from base_models.layout import decoder_in_channels_last
 from base_models.load import check_size, load_base
 from base_models.quantise import check_quantisation, quantise
@@ -30,8 +31,9 @@ from core.processes import this_process
 from core.run import Run
 from detector.ensemble import ensemble
 from detector.segformer import SegformerDetector, freeze
-from detector.storage import check_segformer, open_detector, read_description
+from detector.storage import open_detector
 from treat.adapter import check_adapters, fuse, pin, read_adapter, take_up
+from treat.checks import check_detectors, check_offline, check_refreshes
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
 from treat.estimate import check_fits
@@ -186,19 +188,15 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
     prompts = split(config).train
     for size in config.every_size:
         check_size(config.base, *size)
+    check_guidance(config.base, config.guidance, config.learn_empty)
     check_sharding(config.quantise)
     check_quantisation(config.quantise)
     start, beside = (read_adapter(a) if a else None for a in (config.start, config.beside))
     check_adapters(config.base, config.rank, config.targets, start=start, beside=beside)
-    detectors = config.detector, config.second_detector, *config.further_detectors
-    for folder in filter(None, detectors):
-        read_description(folder)
-    if config.offline and not len(read_offline(config.offline, config.offline_limit)):
-        raise UserError(f"{config.offline} holds no images: name a folder that does.")
+    check_detectors(config)
     if config.refresh_every and given is not None:
         raise UserError("Only the config's own detector can be refreshed: set refresh_every to 0.")
-    if config.refresh_every and config.detector:
-        check_segformer(config.detector)  # nothing else can be refreshed
+    check_refreshes(config)
     if config.image_reward:
         check_reward(config.image_reward)
     if config.pixel_weight and given is None and config.detector is None:
@@ -210,6 +208,7 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
             "This detector carries no gradient from its map to the image, and a treatment learns "
             "from nothing else: give one that is differentiable, such as a trained SegFormer."
         )
+    check_offline(config, decode=place.is_main_process)
 
 
 def split(config: Config) -> Split:
@@ -224,7 +223,8 @@ def open_model(
     beside = read_adapter(config.beside) if config.beside else None
     if beside is not None and place.is_main_process:
         pin(config.out / "beside.json", beside.digest)
-    model = load_base(config.base, dtype=getattr(torch, config.base_dtype))
+    guiding = guidance_options(config.guidance, config.learn_empty)
+    model = load_base(config.base, dtype=getattr(torch, config.base_dtype), **guiding)
     model.encoders_to(device)
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
     cache, real = config.out / "cache", []

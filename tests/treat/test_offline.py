@@ -44,9 +44,16 @@ def test_a_folder_with_captions_beside(folder):
     lines = [{"file_name": "2.png", "text": "a face"}]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_offline(folder).captions[2] == "a face"
-    (folder / "metadata.jsonl").write_text('{"file_name": "2.png"}\n')
-    with pytest.raises(UserError, match="does not parse"):
+    (folder / "1.txt").write_text("  \n")
+    with pytest.raises(UserError, match="1.txt is empty: write the caption of 1.png into it"):
         read_offline(folder)
+    assert read_offline(folder, captioned=False).captions[1] == ""
+    with pytest.raises(UserError, match="0.png is one image: name a folder"):
+        read_offline(folder / "0.png")
+    for line in ('{"file_name": "2.png"}\n', '{"file_name": "2.png", "text": 5}\n'):
+        (folder / "metadata.jsonl").write_text(line)
+        with pytest.raises(UserError, match="does not parse"):
+            read_offline(folder)
 
 
 def test_shards(tmp_path):

@@ -107,6 +107,8 @@ def test_what_is_no_adapter_is_refused_first(world, treated, tmp_path, name):
         safetensors.torch.save_file(foreign, tmp_path / "foreign.safetensors")
         train.main(settings(world, tmp_path / "run", **{name: tmp_path / "foreign.safetensors"}))
     if name == "start":
-        with pytest.raises(UserError, match="use the base, rank and targets they came from"):
+        with pytest.raises(UserError, match="have rank 2, and --rank is 4: give --rank 2"):
             train.main(settings(world, tmp_path / "run", start=treated, rank=4))
+        with pytest.raises(UserError, match="use the base, rank and targets they came from"):
+            train.main(settings(world, tmp_path / "run", start=treated, targets="attention"))
     assert not (tmp_path / "run").exists()

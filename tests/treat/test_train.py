@@ -79,7 +79,7 @@ def test_the_control_draws_nothing(world, tmp_path, monkeypatch):
         raise AssertionError("the control must not draw")
 
     monkeypatch.setattr(train, "drawings", refuse)
-    train.main(config(world, tmp_path / "run", pixel_weight=0.0, steps=2))
+    train.main(config(world, tmp_path / "run", pixel_weight=0.0, lock_weight=0.0, steps=2))
     assert losses(tmp_path / "run")[1]["offline"] > 0
     with pytest.raises(AssertionError):  # control of the control
         train.main(config(world, tmp_path / "treated", steps=1))
@@ -191,13 +191,19 @@ def test_a_mistyped_hub_id_does_not_take_the_folder(world, tmp_path, monkeypatch
     ("changes", "message"),
     [
         ({"last": 3}, "sampling_steps"),
-        ({"last": 1.5}, "last"),
+        ({"last": 1.5}, "last\n.*a number of steps .3., or their share"),
         ({"last": True}, "last"),
         ({"learning": [2]}, "0 to 1"),
         ({"learning": [1, 1]}, "each once"),
         ({"learning": []}, "learning"),
         ({"learning": [1], "last": 1}, "leave last out"),
         ({"redraws": 1}, "lock_weight"),
+        ({"redraws": 2, "learning": [0, 1], "lock_weight": 0}, "noise alone"),
+        ({"redraws": 2, "sampling_steps": 1, "lock_weight": 0}, "noise alone"),
+        ({"pixel_weight": 0, "lock_weight": 3}, "set lock_weight to 0"),
+        ({"pixel_weight": 0, "lock_weight": 0, "views": 4}, "set views to 1"),
+        ({"sizes": ["64x"]}, "HEIGHTxWIDTH in pixels, such as 768x512"),
+        ({"targets": "all"}, "'attention' or 'attention.mlp'"),
         ({"pixel_weight": 0, "offline_weight": 0}, "nothing would be learnt"),
         ({"offline": None}, "offline_weight"),
         ({"refresh_every": 2}, "annotator"),

@@ -162,6 +162,23 @@ def test_the_same_command_draws_only_what_is_missing(files, finished):
     assert (finished / "summary.json").read_bytes() == summary
 
 
+def test_an_adapter_of_another_base_is_refused_before_anything_is_drawn(files, tmp_path):
+    whole = safetensors.torch.load_file(files / "something.safetensors")
+    one = next(name for name in whole if name.endswith(".lora_A.weight"))
+    pair = (one, one.replace("lora_A", "lora_B"))
+    cases = {
+        "no module 'elsewhere": {f"transformer.elsewhere.{n.partition('.')[2]}": whole[n]
+                                 for n in pair},
+        "other sides": whole | {one: torch.ones(4, 3)},
+    }  # fmt: skip
+    for message, tensors in cases.items():
+        safetensors.torch.save_file(tensors, tmp_path / "foreign.safetensors")
+        given = {"adapters": (f"strange={tmp_path / 'foreign.safetensors'}",), "control": None}
+        with pytest.raises(UserError, match=f"'strange' does not fit .*{message}"):
+            evaluate.main(settings(files, tmp_path / "out", **given), dark)
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_of_another_adapter_are_refused(files, finished, tmp_path):
     copy = tmp_path / "adapter.safetensors"
     copy.write_bytes((files / "nothing.safetensors").read_bytes())

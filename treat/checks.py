@@ -1,0 +1,47 @@
+"""The settings of a treatment in; what is wrong with the files they name, before anything heavy.
+
+All raise `UserError`. Whatever is read here is read again when it is needed: a run folder that was
+claimed for a mistake could not be used with its correction.
+"""
+
+from core.errors import UserError
+from data_balancing.annotator_command import check_command
+from detector.data import open_labelled
+from detector.storage import check_segformer, digest, open_detector
+from treat.offline import check_pictures, read_offline
+from treat.settings import Config
+
+
+def check_detectors(config: Config) -> None:
+    """Every detector opens, weights and all, and none that teaches also looks."""
+    teaching = [folder for folder in (config.detector, *config.further_detectors) if folder]
+    looking = [config.second_detector] if config.second_detector else []
+    for folder in (*teaching, *looking):
+        open_detector(folder)
+    if config.pixel_weight and {*map(digest, teaching)} & {*map(digest, looking)}:
+        raise UserError(
+            f"the second_detector {config.second_detector} is one that is learnt from, and what "
+            "is learnt from cannot tell whether it is deceived: name another, or none."
+        )
+
+
+def check_offline(config: Config, *, decode: bool) -> None:
+    """There are real images with captions; before a run begins, each may be decoded once."""
+    if config.offline is None:
+        return
+    images = read_offline(config.offline, config.offline_limit)
+    if not len(images):
+        raise UserError(f"{config.offline} holds no images: name a folder that does.")
+    if decode and not (config.out / "checkpoints").exists():
+        check_pictures(images)
+
+
+def check_refreshes(config: Config) -> None:
+    """The detector can be taught on, the annotator be started, and its data be read."""
+    if not config.refresh_every:
+        return
+    if config.detector is not None:
+        check_segformer(config.detector)
+    check_command(config.annotator)
+    if config.refresh_data:
+        open_labelled(config.refresh_data)
