@@ -1,7 +1,21 @@
-"""What memory this process holds, for the figures of a step."""
+"""What memory this process holds, for the figures of a step, and what it may hold at most."""
+
+from pathlib import Path
 
 import psutil
 import torch
+
+LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Where Linux says what a container may have, in its two ways."""
+
+
+def machine_memory() -> int:
+    """Bytes of the machine, or of the container where that has less."""
+    said = [path.read_text().strip() for path in LIMITS if path.is_file()]
+    return min([psutil.virtual_memory().total, *(int(text) for text in said if text.isdigit())])
 
 
 def in_use(device: torch.device) -> dict[str, int]:

@@ -11,6 +11,7 @@ between updates: looks, pictures, refreshes of the detector.
 import functools
 import json
 import math
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from rich.table import Table
 
 import core.config
 from base_models.checkpointing import recompute_blocks
+from base_models.guidance import check_guidance, guidance_options
 from base_models.load import locate, read_parts
 from base_models.outline import open_outline
 from base_models.quantise import outline_quantised
@@ -29,6 +31,7 @@ from base_models.sample import autocast
 from core.contracts import Latents
 from core.counting import Cost, DryRun, norms_in_float32
 from core.errors import UserError
+from core.memory import machine_memory
 from core.run import plain
 from core.storage import write_atomic
 from detector.ensemble import Ensemble, ensemble
@@ -57,6 +60,8 @@ PRESETS = {
     "KolorsPipeline": "kolors",
 }
 """How the presets call the families."""
+AMPLE = 2**16
+"""Bytes a pixel of a micro-batch, for each step whose graph is kept: the miniature takes 2**13."""
 SUSTAINED = 1e14
 """Operations a second for which the hours are told: a round number, no device's own."""
 Costs = dict[str, Cost]
@@ -108,6 +113,7 @@ def estimate(config: settings.Config) -> Estimate:
     """
     if config.pixel_weight and config.detector is None:
         raise UserError(settings.NO_DETECTOR)
+    check_guidance(config.base, config.guidance, config.learn_empty)
     number = config.redraws or config.gradient_steps
     one = count(config, 1)
     two = count(config, 2) if config.rewarded and number > 1 else one
@@ -123,14 +129,30 @@ def estimate(config: settings.Config) -> Estimate:
 
 
 def check_fits(config: settings.Config, device: torch.device | None) -> None:
-    """Raise `UserError` where a GPU is too small for a new run, with what would help.
+    """Raise `UserError` where a GPU, or without one the machine, is too small for a new run, with
+    what would help.
 
     A network that is shared out needs less than is counted, and is not checked.
     """
     resumed = (config.out / "checkpoints").exists()
-    if device is None or device.type != "cuda" or resumed or sharded():
+    if device is None or device.type not in ("cpu", "cuda") or resumed or sharded():
         return
-    check_memory(config, torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "cuda":
+        check_memory(config, torch.cuda.get_device_properties(device).total_memory)
+        return
+    share = machine_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not is_small(config, share):
+        check_memory(config, share)
+
+
+def is_small(config: settings.Config, size: int) -> bool:
+    """Whether it is so far below `size` bytes that counting, which takes seconds, is spared."""
+    base = locate(config.base, weights=False)
+    files = (base if base.is_dir() else base.parent).rglob("*.safetensors")
+    weights = sum(file.stat().st_size for file in files)
+    pixels = config.batch * config.views * max(map(math.prod, config.every_size))
+    kept = 1 if config.recompute else config.gradient_steps
+    return 0 < 2 * weights <= size - AMPLE * pixels * kept
 
 
 def check_memory(config: settings.Config, memory: int) -> None:
@@ -181,7 +203,8 @@ def count(config: settings.Config, number: int) -> Estimate:
     dry, phases, resident = DryRun(), {}, {}
     tally = dry.tally
     dtype = getattr(torch, config.base_dtype)
-    model, networks = open_outline(config.base, dtype)
+    guiding = guidance_options(config.guidance, config.learn_empty)
+    model, networks = open_outline(config.base, dtype, **guiding)
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
     add_lora(model.network, config.rank, model.lora_targets(config.targets), config.seed)
     outline_quantised(model.network, config.quantise)

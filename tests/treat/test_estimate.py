@@ -177,7 +177,7 @@ class Huge:
     phases = {estimate.LEARNING: Cost(10**12, 0)}
 
 
-def test_only_a_gpu_and_only_a_new_run_is_checked(world, tmp_path, monkeypatch):
+def test_only_a_new_run_is_checked(world, tmp_path, monkeypatch):
     class Tiny:
         total_memory = 1000
 
@@ -185,9 +185,23 @@ def test_only_a_gpu_and_only_a_new_run_is_checked(world, tmp_path, monkeypatch):
     fresh = settings(world).model_copy(update={"out": tmp_path})
     with pytest.raises(UserError, match="--no-check-memory"):
         estimate.check_fits(fresh, torch.device("cuda", 0))
+    needed = estimate.estimate(fresh).peak
+    monkeypatch.setattr(estimate, "machine_memory", lambda: needed)
     estimate.check_fits(fresh, torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # which share it
+    with pytest.raises(UserError, match="--no-check-memory"):
+        estimate.check_fits(fresh, torch.device("cpu"))
+    monkeypatch.setattr(estimate, "machine_memory", lambda: 2**40)
+    monkeypatch.setattr(estimate, "estimate", refuse)
+    estimate.check_fits(fresh, torch.device("cpu"))  # so small that nothing is counted
+    with pytest.raises(AssertionError, match="counted"):
+        estimate.check_fits(fresh.model_copy(update={"batch": 2**16}), torch.device("cpu"))
     (tmp_path / "checkpoints").mkdir()
     estimate.check_fits(fresh, torch.device("cuda", 0))
+
+
+def refuse(_config):
+    raise AssertionError("it was counted")
 
 
 def test_the_table_says_where_the_peak_is_and_the_file_says_it_all(world, tmp_path, capsys):
