@@ -43,8 +43,9 @@ def test_one_that_has_no_gradient_leaves_none():
 
 
 def test_a_treatment_learns_from_both(world, tmp_path):
-    alone = config(world, tmp_path / "alone", steps=2)
-    both = config(world, tmp_path / "both", steps=2, further_detectors=(world / "second",))
+    own = {"steps": 2, "second_detector": None}
+    alone = config(world, tmp_path / "alone", **own)
+    both = config(world, tmp_path / "both", further_detectors=(world / "second",), **own)
     assert train.main(alone) == train.main(both) == 0
     first, second = (losses(tmp_path / name)[1]["pixel"] for name in ("alone", "both"))
     assert first != second
