@@ -65,7 +65,8 @@ def main(config: Config) -> int | None:
         if code:
             return code
         best = json.loads((out / "summary.json").read_text())["best_step"]
-        found[name] = {"exported": best, "looks": judge(out / "watched")}
+        exported = steps if best is None else best  # where no look was sound, what is left
+        found[name] = {"exported": exported, "looks": judge(out / "watched")}
     for arm in found.values():
         arm["lost"] = lost(arm["looks"], arm["exported"])
     write_atomic(
