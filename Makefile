@@ -16,7 +16,8 @@ RAY := .venv-ray
 BROWSER := .venv-browser
 CHROMIUM := /usr/bin/chromium
 # A file's tests stay together: they share what they set up. One thread each, or two get in the way.
-PYTEST_ARGS ?= -n 2 --dist loadfile --durations=25
+# Three, for two cores: tests of the service and of several processes wait as much as they compute.
+PYTEST_ARGS ?= -n 3 --dist loadfile --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # Other programs may be late once: what has failed is run again by itself, and has failed if it fails

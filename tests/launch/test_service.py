@@ -299,7 +299,7 @@ def test_what_was_acknowledged_exists_after_a_kill(alone):
 
 
 def test_asked_to_stop_it_leaves_trainers_and_ends_streams(alone):
-    made = alone.create(steps=300, seconds=0.1)
+    made = alone.create(steps=200, seconds=0.1)
     alone.steps(made.id, 1)
     with Client(f"http://127.0.0.1:{alone.port}") as client:
         events = client.watch(made.id)
@@ -311,7 +311,7 @@ def test_asked_to_stop_it_leaves_trainers_and_ends_streams(alone):
         assert alone.trainers() == [trainer]
         seen = [event["message"] for event in events]  # the client takes the stream up again
     assert seen[-1] == "attempt 1 has finished"
-    assert sum(one.startswith("step ") for one in seen) == 300
+    assert sum(one.startswith("step ") for one in seen) == 200
 
 
 def test_one_service_a_root(alone):

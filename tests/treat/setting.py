@@ -17,17 +17,21 @@ MEASURED = {"time", "seconds", "host_memory", "device_memory"}
 THINGS = ["hand", "face", "bicycle", "sign", "tree"]
 
 
+def save_toy_detector(folder: Path, seed: int) -> None:
+    """With a prior over the threshold, so that an untrained detector has something to say."""
+    detector = SegformerDetector(SegformerConfig(variant="nano", prior=0.3), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    head = detector.network.decode_head.classifier.weight
+    head.data = torch.randn(head.shape, generator=generator) * 0.5
+    save_detector(detector, folder, {})
+
+
 def build(folder: Path) -> Path:
     """`base`, `detector`, `second`, `real/`, `prompts.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tiny(folder / "base")
     for name, seed in (("detector", 1), ("second", 2)):
-        # A prior over the threshold, so that an untrained detector has something to say.
-        detector = SegformerDetector(SegformerConfig(variant="nano", prior=0.3), seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        head = detector.network.decode_head.classifier.weight
-        head.data = torch.randn(head.shape, generator=generator) * 0.5
-        save_detector(detector, folder / name, {})
+        save_toy_detector(folder / name, seed)
     (folder / "prompts.txt").write_text("".join(f"a {thing}\n" for thing in THINGS * 2))
     generator = torch.Generator().manual_seed(0)
     (folder / "real").mkdir()

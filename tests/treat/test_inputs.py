@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.run import PAUSED, Run
 from tests.tiny import save_tiny
 from tests.tiny.clip import save_clip
-from tests.treat.setting import build, config, digest, losses
+from tests.treat.setting import build, config, digest, losses, save_toy_detector
 from tests.treat.test_resume import stop_at
 from treat import inputs, train
 from treat.inputs import NOTE, hold_to_inputs
@@ -32,7 +32,7 @@ def reverse_lines(world):
 
 
 def teach_another_detector(world):
-    shutil.copytree(world / "second", world / "detector", dirs_exist_ok=True)
+    save_toy_detector(world / "detector", seed=9)
 
 
 def swap_images(world):
