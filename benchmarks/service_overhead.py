@@ -4,8 +4,10 @@
 
 Both run the same programs (`treat`, then `export`) with the same settings on the miniature, in
 turn: the command line before and after each job. Medians are told. Seconds are the processor's, of
-all processes: of the job the trainer with its programs, the server while it lasts, and the child
-that checks its settings. Linux only.
+all processes: of the job the programs that the command line runs too, and what is there for the
+service alone: the trainer's own process, the server while the job lasts, and the child that checks
+its settings. `ratio` is by these, `whole` by all seconds in turn, in which the same programs differ
+by several per cent as the processor's clock does. Linux only.
 """
 
 import json
@@ -74,7 +76,8 @@ def main(config: Config) -> None:
 
 def summed_up(commands: list[float], jobs: list[dict[str, float]]) -> dict[str, Any]:
     """Medians, with the single values of what the ratio is taken from."""
-    wholes = [one["trainer"] + one["server"] + one["checker"] for one in jobs]
+    added = [one["trainer"] + one["server"] + one["checker"] for one in jobs]
+    wholes = [one["programs"] + more for one, more in zip(jobs, added, strict=True)]
     medians = {name: statistics.median(one[name] for one in jobs) for name in jobs[0]}
     command = statistics.median(commands)
     return {
@@ -82,8 +85,8 @@ def summed_up(commands: list[float], jobs: list[dict[str, float]]) -> dict[str, 
         "jobs": wholes,
         "command": command,
         **medians,
-        "ratio": statistics.median(wholes) / command,
-        "ratio of the trainer": medians["trainer"] / command,
+        "ratio": 1 + statistics.median(added) / command,
+        "whole": statistics.median(wholes) / command,
     }
 
 
@@ -130,17 +133,19 @@ def by_service(
         before = spent(process.pid)
         more = {"model": "newest", "training_file": prompts}
         job = client.create("pixel_reward", {**settings, "detector": "first"}, **more)
-        trainer, checker, asked = 0.0, 0.0, time.monotonic()
+        trainer, programs, checker, asked = 0.0, 0.0, 0.0, time.monotonic()
         while job["status"] not in ("succeeded", "failed", "cancelled"):
             checker = max(checker, children(process.pid, "launch.service.checker"))
-            trainer = max(trainer, of_trainer(root / "jobs" / job["id"]))
+            own, run = of_trainer(root / "jobs" / job["id"])
+            trainer, programs = max(trainer, own), max(programs, run)
             time.sleep(LOOK)
             if time.monotonic() - asked > ASK:
                 job, asked = client.job(job["id"]), time.monotonic()
         if job["status"] != "succeeded":
             raise UserError(f"the job has {job['status']}: {job['error']}.")
-        trainer = max(trainer, of_trainer(root / "jobs" / job["id"]), reaped(process.pid))
+        ended = checker - children(process.pid, "launch.service.checker")
         return {
+            "programs": max(programs, reaped(process.pid) - trainer - ended),
             "trainer": trainer,
             "server": spent(process.pid) - before,
             "checker": checker,
@@ -185,13 +190,13 @@ def reaped(pid: int) -> float:
     return seconds(stat(pid)[13:15])
 
 
-def of_trainer(folder: Path) -> float:
-    """A trainer's and its programs', as long as there is anything of it to see."""
+def of_trainer(folder: Path) -> tuple[float, float]:
+    """A trainer's own and its ended programs', as long as there is anything of it to see."""
     lease = Lease.read(folder)
     try:
-        return spent(lease.pid) + reaped(lease.pid) if lease else 0.0
+        return (spent(lease.pid), reaped(lease.pid)) if lease else (0.0, 0.0)
     except FileNotFoundError:
-        return 0.0
+        return 0.0, 0.0
 
 
 def children(pid: int, module: str) -> float:

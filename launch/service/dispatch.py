@@ -23,7 +23,7 @@ Kind = Literal["check", "start"]
 KINDS: tuple[Kind, ...] = ("check", "start")
 POLL = 2.0
 """Seconds between two looks at a queue."""
-QUIET = 60.0
+QUIET = 20.0
 """Seconds without work after which the engine may sleep."""
 OPEN = ["ENQUEUED", "PENDING", "DELAYED"]
 """DBOS's words for work that is still to be done."""
