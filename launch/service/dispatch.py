@@ -127,9 +127,13 @@ class Dispatcher:
                 "log_level": "ERROR",
             }
         )
-        DBOS.launch()
-        for kind in KINDS:
-            DBOS.register_queue(kind, worker_concurrency=1, polling_interval_sec=POLL)
+        try:
+            DBOS.launch()
+            for kind in KINDS:
+                DBOS.register_queue(kind, worker_concurrency=1, polling_interval_sec=POLL)
+        except Exception:
+            DBOS.destroy()  # half awake it would not be woken again
+            raise
         self._awake = True
 
     def _sleep(self) -> None:

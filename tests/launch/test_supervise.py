@@ -441,11 +441,16 @@ def test_an_upload_without_a_row_leaves_nothing(world, monkeypatch):
     assert [*(files.root / "files").iterdir(), *(files.root / "incoming").iterdir()] == []
 
 
+def stored(supervisor, name, content):
+    """A file of ada's."""
+    part = supervisor.files.incoming("ada")
+    part.write(content)
+    return supervisor.files.keep(part, "ada", name, "fine-tune")
+
+
 def test_a_file_that_is_gone_or_damaged_fails_the_job(world, tmp_path):
     supervisor, jobs, _, _ = world
-    part = supervisor.files.incoming("ada")
-    part.write(b"a hand\n")
-    file = supervisor.files.keep(part, "ada", "p.txt", "fine-tune")
+    file = stored(supervisor, "p.txt", b"a hand\n")
     gone = jobs.create_job(row_of(method="toy", uses=["file-gone"]))[0]["id"]
     kept = jobs.create_job(row_of(method="toy", uses=[file["id"]]))[0]["id"]
     damaged = jobs.create_job(row_of(method="toy", uses=[file["id"]]))[0]["id"]
@@ -460,9 +465,7 @@ def test_a_file_that_is_gone_or_damaged_fails_the_job(world, tmp_path):
 
 def test_a_store_that_is_away_is_not_the_files_fault(world):
     supervisor, jobs, _, _ = world
-    part = supervisor.files.incoming("ada")
-    part.write(b"a hand\n")
-    file = supervisor.files.keep(part, "ada", "p.txt", "fine-tune")
+    file = stored(supervisor, "p.txt", b"a hand\n")
     job_id = jobs.create_job(row_of(method="toy", uses=[file["id"]]))[0]["id"]
     store = supervisor.root / "files"
     store.rename(store.with_name("away"))
@@ -501,9 +504,7 @@ FILES = {
 def test_a_file_is_read_before_it_is_said_to_be_in_order(world, name):
     supervisor, jobs, _, _ = world
     content, fault = FILES[name]
-    part = supervisor.files.incoming("ada")
-    part.write(content)
-    file = supervisor.files.keep(part, "ada", name, "fine-tune")
+    file = stored(supervisor, name, content)
     job_id = jobs.create_job(row_of(method="toy", uses=[file["id"]]))[0]["id"]
     supervisor.check(job_id)
     job = jobs.job(job_id)
@@ -719,6 +720,24 @@ def test_the_engine_sleeps_where_nothing_is_to_do_and_wakes_for_work(tmp_path, d
     finally:
         dispatcher.stop()
     assert not engine_runs()
+
+
+def test_an_engine_that_could_not_be_woken_is_woken_by_the_next(tmp_path, db, monkeypatch):
+    monkeypatch.setattr(dispatch, "QUIET", 0.0)
+    done, work = [], Work("check", "first", 0)
+    dispatcher = Dispatcher(db or f"sqlite:///{tmp_path}/jobs.sqlite", done.append)
+    dispatcher.start()
+    try:
+        dispatcher.rest()
+        with monkeypatch.context() as away:
+            away.setattr(dispatch.DBOS, "register_queue", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                dispatcher.put(work)
+        assert not engine_runs()
+        dispatcher.put(work)
+        wait_until(lambda: done == [work])
+    finally:
+        dispatcher.stop()
 
 
 def engine_runs():
