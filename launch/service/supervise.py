@@ -35,11 +35,11 @@ from launch.service.states import LIMIT, Event, Refused, State
 from launch.service.store import Jobs
 from launch.service.watch import Watch
 
-LOOK = 0.5
+LOOK = 0.25
 """Seconds between two looks at the running jobs, while one is young or somebody listens."""
 REST = 2.0
 """Seconds between two looks otherwise: each costs the machine a millisecond or two."""
-YOUNG = 30.0
+YOUNG = 10.0
 """Seconds that an attempt is young."""
 SWEEP = 10.0
 """Seconds between two searches for jobs that no queue knows, and after a start that failed."""
