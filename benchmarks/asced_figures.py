@@ -93,14 +93,14 @@ def markdown(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """The table, then every row's differences to the first; intervals are 95 %."""
     name, rows = found["features"]["name"], found["rows"]
     heads = ["", f"FID ({name})", "KID x1000", "precision", "recall", "artifact frequency",
-             "artifact area", "cost"]  # fmt: skip
+             "artifact area", "changed", "cost"]  # fmt: skip
     own = [[titles[row], *figures_of(one)] for row, one in rows.items()]
     apart = [[titles[row], *changes_of(one)] for row, one in rows.items() if row != BASE]
     said = (
         f"{found['images']:,} images a row of {Path(found['base']).name}, "
         f"{found['sampling_steps']} steps, the same seeds; {found['real']:,} sound renders as real "
         f"ones; features: {name}; artifacts by {found['judge']}; cost: times the seconds of plain "
-        "sampling in the same process. 95 % intervals in brackets."
+        "sampling in the same process; changed: share of the area. 95 % intervals in brackets."
     )
     return "\n\n".join(
         [said, lines(heads, own), f"Less {titles[BASE]}:", lines(heads[:2] + heads[3:7], apart)]
@@ -114,6 +114,7 @@ def figures_of(row: Mapping[str, Any]) -> list[str]:
         bracketed(row["fid"], ends["fid"], "{:.3f}"),
         f"{1000 * row['kid']:.3f} ± {1000 * row['kid_deviation']:.3f}",
         *(bracketed(row[name], ends[name], "{:.2%}") for name in PERCENT),
+        f"{row['changed']:.1%}",
         f"{row['cost']:.3f} [{low:.3f}, {high:.3f}]",
     ]
 

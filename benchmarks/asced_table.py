@@ -1,14 +1,16 @@
-"""ASCED's table in the miniature: eight ways to draw from the same seeds, against exact truth.
+"""ASCED's table in the miniature: ways to draw from the same seeds, against exact truth.
 
     OMP_NUM_THREADS=1 python -m benchmarks.asced_table --out runs/asced_table
 
-Rows: plain sampling, State Replacement, Score Clipping, BayesDiff, SARGD, PAL + TTC, and ASCED as
-its paper and as its code has it; DDIM, 25 steps. ASCED is calibrated by a detector on other seeds,
-and of a base that reads prompts on other prompts; its Omega is State Replacement's too, and its
-gamma that of every row that ends in equation 6. One number of the other rows is chosen on the same
-images (`benchmarks.asced_tune`); the rest are the correctors' defaults. The oracle judges, which no
-row has seen. FID, KID, precision and recall are those of the feature network that `--features`
-names, against as many sound renders.
+Rows: plain sampling, State Replacement, Score Clipping, BayesDiff, SARGD, PAL + TTC, and ASCED in
+its three variants (`detector.score_dynamics`); DDIM, 25 steps. Controls: the masks of two of them
+half the image away, and everywhere (`benchmarks.asced_controls`); a gain that they share is not
+due to what was found. ASCED is calibrated by a detector on other seeds, and of a base that reads
+prompts on other prompts; the Omega of `x0` is State Replacement's too. The numbers of the other
+rows are chosen on the same images (`benchmarks.asced_tune`), or the correctors' defaults. The
+oracle judges, which no row has seen. FID, KID, precision and recall are those of the feature
+network that `--features` names, against as many sound renders; BayesDiff's last layer is fitted on
+others.
 
 All rows draw one batch after the other, in an order that goes round, and what a batch costs is its
 process's CPU time. The same command goes on where it stopped. OUT/summary.json, OUT/table.md,
@@ -19,7 +21,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -28,6 +30,7 @@ from rich.markdown import Markdown
 
 import core.config
 from base_models.load import FAMILIES, check_base, check_size
+from benchmarks.asced_controls import Place, elsewhere
 from benchmarks.asced_draw import Plan, draw_rows
 from benchmarks.asced_figures import compared, markdown
 from benchmarks.asced_tune import Open, kept, tune
@@ -53,17 +56,20 @@ from treat import calibrate
 from treat.arms import BASE, Draw, plan
 from treat.correct import record_path
 from treat.correctors.acceleration import drawing, mean_curves
-from treat.correctors.calibration import read_calibration
-from treat.correctors.opening import Opened, Wanted, open_corrector
+from treat.correctors.asced import Asced
+from treat.correctors.opening import FITTED, Opened, Wanted, open_corrector
 from treat.evaluate import first_detector, reader
 
 TUNED = "tuned.json"
 FEATURES = SHIPPED.parent / "features"
 PREFERRED = ("ldm", "ddpm", "sdxl")
 REAL = 151
+FITS = 152
 """What a draw is for; see `core.seeds`."""
+VARIANTS: tuple[Variant, ...] = ("paper", "x0", "code")
 RowName = Literal["state_replacement", "score_clipping", "bayes", "sargd", "pal_ttc", "asced",
-                  "asced_code"]  # fmt: skip
+                  "asced_x0", "asced_code", "asced_shifted", "asced_x0_shifted",
+                  "asced_everywhere"]  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -72,20 +78,28 @@ class Row(NamedTuple):
     variant: Variant = "paper"
     calibrated: bool = False
     """Takes ASCED's Omega."""
-    mends: bool = False
-    """Ends in equation 6: takes the calibrated gamma."""
     led: bool = False
     """By a detector."""
+    control: Place | None = None
+    """Where it mends instead."""
 
 
 ROWS: dict[str, Row] = {
-    "state_replacement": Row("State Replacement", "state_replacement", calibrated=True),
+    "state_replacement": Row("State Replacement", "state_replacement", "x0", calibrated=True),
     "score_clipping": Row("Score Clipping", "score_clipping"),
-    "bayes": Row("BayesDiff", "bayes", mends=True),
+    "bayes": Row("BayesDiff", "bayes"),
     "sargd": Row("SARGD", "sargd", led=True),
-    "pal_ttc": Row("PAL + TTC", "trajectory", mends=True, led=True),
-    "asced": Row("ASCED (paper)", "asced", calibrated=True),
-    "asced_code": Row("ASCED (code)", "asced", variant="code", calibrated=True),
+    "pal_ttc": Row("PAL + TTC", "trajectory", led=True),
+    "asced": Row("ASCED (paper)", "asced", "paper", calibrated=True),
+    "asced_x0": Row("ASCED (x0-hat)", "asced", "x0", calibrated=True),
+    "asced_code": Row("ASCED (code)", "asced", "code", calibrated=True),
+    "asced_shifted": Row(
+        "control: paper's mask, half the image away", "asced", "paper", True, control="shifted"
+    ),
+    "asced_x0_shifted": Row(
+        "control: x0-hat's mask, half the image away", "asced", "x0", True, control="shifted"
+    ),
+    "asced_everywhere": Row("control: everywhere", "asced", "x0", True, control="everywhere"),
 }
 
 
@@ -138,7 +152,8 @@ def main(config: Config) -> int | None:
         oracle, judge = unprompted.Unprompted(), unprompted.NAME
     read = reader(oracle.judge, oracle.flagged, oracle.meters, {})
     with Run.start(config, config.out, "benchmarks.asced_table", may_change={"json_file"}) as run:
-        write_real(run.folder / "real", asked, config)
+        write_real(run.folder / "real", asked, config, config.images, REAL)
+        write_real(run.folder / "fits", asked, config, FITTED, FITS)
         calibrated(run.folder, asked, config)
         opener = partial(open_row, run.folder, asked, config)
         tune_rows(run.folder, asked, config, opener)
@@ -148,7 +163,7 @@ def main(config: Config) -> int | None:
             return PAUSED
         names = [BASE, *config.rows]
         found = compared(run.folder, names, network, config.resamples, config.seed)
-        windows = [opened[name].window for name in ("asced", *config.rows) if name in opened]
+        windows = [opened[name].window for name in ("asced_x0", *config.rows) if name in opened]
         found |= {"judge": judge, **described(run.folder, asked, config, windows)}
         publish(run, found, config)
     return None
@@ -170,9 +185,9 @@ def ask(config: Config) -> Asked:
     return Asked(str(base), prompted, plan(said, config.images, config.seed), leads)
 
 
-def write_real(folder: Path, asked: Asked, config: Config) -> None:
+def write_real(folder: Path, asked: Asked, config: Config, n: int, purpose: int) -> None:
     """Sound renders of what the base draws, with captions; the categories mixed in their order."""
-    samples = real_samples(asked, config)
+    samples = real_samples(asked, n, mix(config.seed, purpose) % 2**32)
     lines = [{"file": f"{i:06d}.png", "prompt": one.record.prompt}
              for i, one in enumerate(samples)]  # fmt: skip
     for i in listing.claim(folder, lines):
@@ -181,28 +196,27 @@ def write_real(folder: Path, asked: Asked, config: Config) -> None:
     listing.write_captions(folder, lines)
 
 
-def real_samples(asked: Asked, config: Config) -> list[Sample]:
+def real_samples(asked: Asked, n: int, seed: int) -> list[Sample]:
     """As the prompts say, or in the shares in which a base without prompts was taught."""
-    seed = mix(config.seed, REAL) % 2**32
     if asked.prompted:
-        return render_samples(config.images, seed, prompts=split()["held_out"])
+        return render_samples(n, seed, prompts=split()["held_out"])
     placed = []
     for number, name in enumerate(CATEGORIES):
         own = [prompt for prompt, (category, _) in all_prompts().items() if category == name]
-        count = max(1, round(SHARES[name] * config.images))
+        count = max(1, round(SHARES[name] * n))
         samples = render_samples(count, seed + number, prompts=own)
         placed += [((i + 0.5) / count, number, one) for i, one in enumerate(samples)]
     return [one for _, _, one in sorted(placed, key=lambda each: each[:2])]
 
 
 def calibrated(folder: Path, asked: Asked, config: Config) -> None:
-    """Both variants of ASCED, each once."""
+    """Every variant of ASCED, each once."""
     prompts = folder / "search.txt" if asked.prompted else None
     seed = config.seed + 1
     if prompts is not None:
         said = balanced(split()["search"], config.calibration_images, seed)
         write_atomic(prompts, ("\n".join(said) + "\n").encode())
-    for variant in ("paper", "code"):
+    for variant in VARIANTS:
         path = calibration_of(folder, variant)
         if not path.exists():
             given = {
@@ -240,12 +254,10 @@ def open_row(folder: Path, asked: Asked, config: Config, name: str, words: Seque
     """The corrector of a row with its numbers."""
     row = ROWS[name]
     own = calibration_of(folder, row.variant)
-    paper = read_calibration(calibration_of(folder, "paper"), asked.base, config.sampling_steps,
-                             "paper")  # fmt: skip
     wanted = Wanted(
         row.corrector,
         row.variant,
-        [*words, *([f"gamma={paper.gamma}"] if row.mends else [])],
+        words,
         asked.base,
         asked.prompted,
         config.sampling_steps,
@@ -253,10 +265,13 @@ def open_row(folder: Path, asked: Asked, config: Config, name: str, words: Seque
         SIZE,
         config.seed,
         own if row.calibrated else None,
-        folder / "real/images",
+        folder / "fits/images",
     )
     leads = freeze(open_detector(asked.leads)).to(device(config.device)) if row.led else None
-    return open_corrector(wanted, leads)
+    opened, control = open_corrector(wanted, leads), row.control
+    if control is None:
+        return opened
+    return opened._replace(make=lambda model: elsewhere(cast(Asced, opened.make(model)), control))
 
 
 def described(folder: Path, asked: Asked, config: Config, windows: Sequence[Window]) -> dict:
@@ -271,7 +286,7 @@ def described(folder: Path, asked: Asked, config: Config, windows: Sequence[Wind
         "leads": str(asked.leads),
         "calibrates": str(config.calibrates),
         "calibration": {
-            variant: read_json(calibration_of(folder, variant)) for variant in ("paper", "code")
+            variant: read_json(calibration_of(folder, variant)) for variant in VARIANTS
         },
         "tuned": read_json(folder / TUNED),
         "window": windows[0]._asdict(),

@@ -40,7 +40,7 @@ from core.storage import write_atomic
 from detector.bayes import Uncertainty
 from detector.last_layer import Laplace
 from detector.measure import device
-from detector.score_dynamics import ScoreDynamics, Window, check_window
+from detector.score_dynamics import ScoreDynamics, Variant, Window, check_window
 from detector.segformer import freeze
 from detector.storage import open_detector
 from miniature.bases import base_folder
@@ -57,7 +57,7 @@ from treat.correctors.sampling import draw_corrected
 from treat.offline import RealImages
 from treat.step import Chain
 
-OWN = PAPER, CODE, BAYES = "ASCED paper", "ASCED code", "BayesDiff"
+OWN = PAPER, X0, CODE, BAYES = "ASCED paper", "ASCED x0", "ASCED code", "BayesDiff"
 TRUTH, CATEGORY, IMAGE = "truth", "category", "image"
 """Names in a batch's file, beside those of the rows."""
 SHOWN = 10
@@ -72,8 +72,8 @@ class Config(core.config.Config):
     """A base of the miniature by name, or its pipeline folder; with prompts or without."""
     detectors: tuple[str, ...] = ()
     """NAME=PATH of further detectors, of any kind."""
-    calibration: Path | None = None
-    """What `diffdoctor calibrate` found for the base: window, tau and score bank of `paper`."""
+    calibrations: tuple[Path, ...] = ()
+    """What `diffdoctor calibrate` found for the base: window, tau and score bank of a variant."""
     out: Path = Path("runs/localisation")
     n: int = Field(500, ge=5)
     seed: int = 11
@@ -91,15 +91,16 @@ class Lookers(NamedTuple):
     model: DiffusionModel
     laplace: Laplace
     detectors: Mapping[str, Detector]
-    calibration: Calibration | None
+    calibrations: Mapping[str, Calibration]
+    """By variant."""
 
 
 def main(config: Config) -> int | None:
     base, place = base_folder(config.base), device(config.device)
     check_window(Window(), config.sampling_steps)
-    known = None
-    if config.calibration is not None:
-        known = read_calibration(config.calibration, str(base), config.sampling_steps, "paper")
+    calibrations = [read_calibration(path, str(base), config.sampling_steps)
+                    for path in config.calibrations]  # fmt: skip
+    known = {one.variant: one for one in calibrations}
     paths = {name: Path(path) for name, path in named(config.detectors).items()}
     detectors = {name: freeze(open_detector(path)).to(place) for name, path in paths.items()}
     prompted = reads_prompts(str(base))
@@ -169,14 +170,19 @@ def look(
     chain = Chain(model, model.schedule(steps, SIZE, SIZE), text)
     drawn = draw_corrected(chain, model.noise(seeds, SIZE, SIZE), seeds, None)
     images = round_to_8bit(decode(model, drawn.latents, chain.precision))
-    known, way = lookers.calibration, drawn.trajectory
-    paper = ScoreDynamics(way, chain.decode, "paper")
-    if known is not None:
+    way = drawn.trajectory
+
+    def dynamics(variant: Variant) -> ScoreDynamics:
+        known = lookers.calibrations.get(variant)
+        if known is None:
+            return ScoreDynamics(way, chain.decode, variant)
         window = Window(t_d=known.t_d)
-        paper = ScoreDynamics(way, chain.decode, "paper", window, known.bank, known.factor)
+        return ScoreDynamics(way, chain.decode, variant, window, known.bank, known.factor)
+
     rows: dict[str, Detector] = {
-        PAPER: paper,
-        CODE: ScoreDynamics(way, chain.decode, "code"),
+        PAPER: dynamics("paper"),
+        X0: dynamics("x0"),
+        CODE: dynamics("code"),
         BAYES: Uncertainty(way, asked_again(chain, seeds), lookers.laplace),
         **lookers.detectors,
     }

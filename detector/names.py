@@ -6,4 +6,4 @@ from typing import Literal
 LossName = Literal["mse", "bce", "focal", "dice", "binary", "binary_focal"]
 OptimizerName = Literal["adamw", "muon"]
 Format = Literal["transformers", "program", "onnx"]
-DynamicsVariant = Literal["paper", "code"]
+DynamicsVariant = Literal["paper", "x0", "code"]

@@ -1,9 +1,15 @@
 """ASCED's artifact map: a sampling written down in, where its score changed abnormally out.
 
 Cao et al., CVPR 2025, arXiv 2503.16218. Artifacts arise where the score changes out of step with
-the rest of the image, in the middle of the sampling (`Window`). `paper` reads the weighted scores
-as the paper writes them; `code` reads what its release does: 8-bit pictures of x0-hat. Both are
-unsupervised: nothing is trained, and no image is looked at but through the model that drew it.
+the rest of the image, in the middle of the sampling (`Window`). Three variants:
+
+paper   |Delta(w s)| to the letter. With r = noise / signal, w s = -r eps, so from one step to the
+        next even an eps that stays the same changes it, by (r - r') eps: where the steps are large,
+        the map shows the noise that the image began with, more than the image
+x0      |Delta x0-hat|, which the paper means it to follow; its threshold
+code    what its release does: differences of 8-bit pictures of x0-hat; its own threshold
+
+Nothing is trained, and no image is looked at but through the model that drew it.
 
 Legend: b batch, c y x latent channels and cells, h w pixels, s steps written down, d differences
 between neighbouring ones, T sampling steps.
@@ -84,7 +90,8 @@ class ScoreDynamics:
                 f"the score bank is of {len(bank) + 1} sampling steps, not of {trajectory.steps}: "
                 "calibrate again with as many steps."
             )
-        self.trajectory, self.decode, self.variant = trajectory, decode, variant
+        self.variant: Variant = variant
+        self.trajectory, self.decode = trajectory, decode
         self.window, self.bank, self.factor = window, bank, factor
 
     def __call__(self, images: Images) -> ArtifactMap:
@@ -97,11 +104,11 @@ class ScoreDynamics:
         return F.interpolate(found, size=sides, mode="bilinear").to(images.device)
 
     def maps(self) -> ArtifactMap:
-        """At the resolution that the variant reads: latent cells (`paper`), pixels (`code`)."""
+        """At the resolution that the variant reads: latent cells, or pixels (`code`)."""
         known = range(self.window.read(self.trajectory.steps)[0] - 1, self._last + 1)
         if self.variant == "code":
             return code_map(torch.stack([self.decode(self.trajectory.clean[i]) for i in known]))
-        changes = dynamics(self.trajectory)[known[0] : known[-1]]
+        changes = dynamics(self.trajectory, self.variant)[known[0] : known[-1]]
         if self.bank is None:
             return paper_map(changes, changes.mean(dim=(2, 3)), self.factor)
         chosen = torch.tensor(self.bank[known[0] : known[-1]]).to(changes)
@@ -114,12 +121,13 @@ class ScoreDynamics:
         return min(last, len(self.trajectory.clean) - 1)
 
 
-def dynamics(trajectory: Trajectory) -> Float[Tensor, "d b y x"]:
-    """|Delta(w s)| of neighbouring steps: root mean square over the channels.
+def dynamics(trajectory: Trajectory, variant: Variant = "paper") -> Float[Tensor, "d b y x"]:
+    """|Delta(w s)| of neighbouring steps, else |Delta x0-hat|: root mean square over the channels.
 
     Zero where the first of the two has no weighted score (pure noise, of flow matching).
     """
-    changes = weighted_scores(trajectory).diff(dim=0)
+    read = weighted_scores(trajectory) if variant == "paper" else torch.stack(trajectory.clean)
+    changes = read.diff(dim=0)
     return changes.square().mean(dim=2).sqrt().nan_to_num(nan=0.0)
 
 
@@ -131,10 +139,10 @@ def mean_dynamics(changes: Float[Tensor, "d b y x"]) -> list[float]:
 def paper_map(
     changes: Float[Tensor, "d b y x"], bank: Float[Tensor, "d _"], factor: float = 1.0
 ) -> ArtifactMap:
-    """Omega = {|Delta(w s)| > tau} of any step, tau = factor max(MAD, bank), softened.
+    """Omega = {change > tau} of any step, tau = factor max(MAD, bank), softened.
 
     MAD: the median absolute deviation of one image's changes at one step. The map is r / (1 + r)
-    of the largest r = |Delta(w s)| / tau. The paper's factor is 1.
+    of the largest r = change / tau. The paper's factor is 1.
     """
     flat = changes.flatten(2)
     deviation = (flat - median(flat)).abs()

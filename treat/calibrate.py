@@ -4,13 +4,15 @@
 
 The paper leaves T_d and gamma to its supplement. Here plain images are drawn once: the bank is the
 mean of their dynamics, and T_d (with tau's factor) is where Omega overlaps most with what the
-judge sees in the finished images. Then the same images are corrected with every gamma; the one
-that leaves the least artifact area is kept, and where that is no less than plain sampling leaves,
-it says so: no correction is the better one. `diffdoctor correct --calibration asced.json` reads it.
-Calibrate on other prompts or seeds, and by another judge, than those that are reported.
+judge sees in the finished images. Then the same images are corrected with every gamma. A small one
+wipes images out, and their artifacts with them: of those that keep the variety of plain sampling
+the one that leaves the least artifact area is kept. Where there is none, or it leaves no less than
+plain sampling, it says so: no correction is the better one. `diffdoctor correct --calibration
+asced.json` reads it. Calibrate on other prompts or seeds, and by another judge, than those that are
+reported.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +50,9 @@ from treat.correctors.sampling import Drawn, draw_corrected
 from treat.evaluate import Judge, first_detector
 from treat.step import Chain
 
+KEPT = 0.8
+"""Share of plain sampling's variety that a gamma must keep. A flawed base is more varied than sound
+images are, which of the miniature's LDM keep 0.86; images that are wiped out keep a quarter."""
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -60,7 +65,7 @@ class Config(BaseConfig):
     out: Path
     """The file to write (.json)."""
     variant: Variant = "paper"
-    """`paper` or `code`; of `code` only T_d is found, and whether it helps."""
+    """`paper`, `x0` or `code`; of `code` only T_d is found, and whether it helps."""
     judges: tuple[str, ...] = ()
     """NAME=PATH of the detector that says what an artifact is."""
     prompts: Path | None = None
@@ -102,17 +107,18 @@ def main(config: Config, judge: Judge | None = None) -> None:
     model.to(place)
     walked, images = _walk(config, model, text, draws, None, "plain")
     seen = _judged(judge, images, draws, config.batch)
-    bank = mean_dynamics(torch.cat([dynamics(one) for one in walked], dim=1))
+    bank = mean_dynamics(torch.cat([dynamics(one, config.variant) for one in walked], dim=1))
     overlaps = [_overlap(config, model, walked, images, seen, bank, *one) for one in _pairs(config)]
     best = max(overlaps, key=lambda one: one["iou"])
-    plain, tried = {"gamma": None, "area": _area(seen)}, []
-    for value in config.gamma if config.variant == "paper" else (1.0,):
+    plain = {"gamma": None, "area": _area(seen), "variety": variety(images)}
+    tried: list[dict[str, Any]] = []
+    for value in config.gamma if config.variant != "code" else (1.0,):
         find = ByDynamics(config.variant, bank, best["factor"])
         corrector = Asced(find, config.variant, t_d=best["t_d"], gamma=value)
         _, mended = _walk(config, model, text, draws, corrector, f"gamma {value:g}")
         area = _area(_judged(judge, mended, draws, config.batch))
-        tried.append({"gamma": value, "area": area})
-    least = min(tried, key=lambda one: one["area"])
+        tried.append({"gamma": value, "area": area, "variety": variety(mended)})
+    best_gamma = chosen(tried, plain)
     found = Calibration(
         base=config.base,
         steps=config.sampling_steps,
@@ -120,22 +126,43 @@ def main(config: Config, judge: Judge | None = None) -> None:
         bank=bank,
         factor=best["factor"],
         t_d=best["t_d"],
-        gamma=least["gamma"],
+        gamma=best_gamma["gamma"],
         images=len(draws),
-        helps=least["area"] < plain["area"],
+        seed=config.seed,
+        height=config.height,
+        width=config.width,
+        helps=varied(best_gamma, plain) and best_gamma["area"] < plain["area"],
         tried=[*overlaps, plain, *tried],
     )
     write_calibration(config.out, found)
     Console().print(_table(found))
     if not found.helps:
         print(
-            f"no correction is recommended: the best leaves {least['area']:.2%} of artifact area, "
-            f"plain sampling {plain['area']:.2%}."
+            f"no correction is recommended: the best leaves {best_gamma['area']:.2%} of artifact "
+            f"area and {best_gamma['variety'] / plain['variety']:.0%} of the variety, plain "
+            f"sampling {plain['area']:.2%}."
         )
 
 
+def variety(images: Images) -> float:
+    """Standard deviation of a pixel over the images, the mean of all pixels and colours."""
+    return images.std(dim=0).mean().item()
+
+
+def varied(one: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
+    return one["variety"] >= KEPT * plain["variety"]
+
+
+def chosen(tried: Sequence[dict[str, Any]], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Of those that keep the variety the one with the least area; else the most varied."""
+    kept = [one for one in tried if varied(one, plain)]
+    if kept:
+        return min(kept, key=lambda one: one["area"])
+    return max(tried, key=lambda one: one["variety"])
+
+
 def _pairs(config: Config) -> Iterable[tuple[float, float]]:
-    factors = config.factor if config.variant == "paper" else (1.0,)
+    factors = config.factor if config.variant != "code" else (1.0,)
     return ((t_d, factor) for t_d in config.t_d for factor in factors)
 
 
@@ -201,10 +228,12 @@ def _overlap(
 
 
 def _table(found: Calibration) -> Table:
-    table = Table("T_d / T", "factor", "gamma", "IoU", "area", title=f"{found.images} images")
+    names = ("t_d", "factor", "gamma", "iou", "area", "variety")
+    heads = ("T_d / T", "factor", "gamma", "IoU", "area", "variety")
+    table = Table(*heads, title=f"{found.images} images")
     for one in found.tried:
-        row = [one.get(name) for name in ("t_d", "factor", "gamma", "iou", "area")]
+        row = [one.get(name) for name in names]
         table.add_row(*("" if value is None else f"{value:.4g}" for value in row))
     kept = (found.t_d, found.factor, found.gamma)
-    table.add_row(*(f"[bold]{value:g}[/bold]" for value in kept), "[bold]kept[/bold]", "")
+    table.add_row(*(f"[bold]{value:g}[/bold]" for value in kept), "[bold]kept[/bold]", "", "")
     return table

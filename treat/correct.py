@@ -78,6 +78,12 @@ def main(
             run.event("warn", "the detector that corrects also judges: give --judges NAME=FOLDER")
         if opened.helps is False:
             run.event("warn", f"{config.calibration} recommends no correction: none was better")
+        if opened.calibrated == config.seed:
+            run.event(
+                "warn",
+                f"{config.calibration} was calibrated on seed {config.seed} too: what it promises "
+                "of these images it has seen; give another --seed",
+            )
         arms = [BASE, config.corrector]
         if not draw_pairs(run, config, opened.make, draws, judge, place):
             return PAUSED

@@ -23,7 +23,8 @@ class Config(core.config.Config):
     --real), or a detector's folder. `sargd`, `trajectory` and `guide` need a folder;
     `score_clipping` needs none."""
     variant: DynamicsVariant = "paper"
-    """asced and score_dynamics: as the paper has it, or as its released code does."""
+    """asced and score_dynamics read the weighted scores as the paper writes them, the changes of
+    x0-hat that it means (`x0`), or 8-bit pictures of x0-hat as its released code does."""
     set: tuple[str, ...] = ()
     """The corrector's own numbers, NAME=VALUE each (gamma=0.7 t_d=0.9)."""
     calibration: Path | None = None

@@ -98,14 +98,11 @@ SQUARE[..., 8:16, 4:12] = True
 
 @pytest.mark.parametrize("at, seen", [(5, True), (9, True), (10, False), (0, False)])
 def test_a_jump_within_the_window_is_seen_where_it_is(at, seen):
-    """The eps of all steps is one, so that w s moves as x0-hat does, but for its ratio's fall."""
     window = Window(t_c=0.5)
     assert list(window.read(20)) == list(range(1, 10)) and window.correction(20) == 10
     images = torch.rand(1, 3, 32, 32)
     steady = planted(at)
-    # w s = -ratio eps: the same noise at every step leaves only x0-hat's own changes.
-    changes = torch.stack(steady.clean).diff(dim=0).square().mean(dim=2).sqrt()
-    map = paper_map(changes[:9], changes[:9].mean(dim=(2, 3)), factor=4.0)
+    map = ScoreDynamics(steady, lambda z: z, "x0", window, factor=4.0)(images)
     assert ((map > 0.5) == SQUARE).all() == seen
     assert (map[~SQUARE] < 0.5).all()
     detector = ScoreDynamics(steady, lambda z: z, "code", window)
@@ -248,6 +245,18 @@ def test_the_blur_is_scipys_and_runs_over_colours_too():
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
     apart = ndimage.gaussian_filter(values.numpy(), sigma=(0, 2, 2))
     assert np.abs(apart - expected).max() > 0.05  # control: colours mix
+
+
+def test_the_letter_reads_the_noise_where_x0_hat_stands_still():
+    """w s = -ratio eps changes with the ratio alone; what it is said to follow does not change."""
+    still = planted(0, jump=0.0)
+    still.clean[:] = [still.clean[0]] * 20
+    eps = (still.entering[0] - still.levels[0].signal * still.clean[0]) / still.levels[0].noise
+    still.entering[:] = [joined(still.clean[0], eps, level) for level in still.levels[:20]]
+    size = eps.square().mean(dim=1).sqrt()
+    for change in dynamics(still)[:10]:
+        assert torch.corrcoef(torch.stack([change.flatten(), size.flatten()]))[0, 1] > 0.99
+    assert dynamics(still, "x0").abs().max() == 0
 
 
 def test_eight_bits_hide_from_code_what_the_paper_sees():

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks import asced_draw, asced_table, score_curve
+from benchmarks.asced_controls import elsewhere
 from benchmarks.asced_figures import cost, joined, markdown
-from benchmarks.asced_tune import TRIED
+from benchmarks.asced_tune import TRIED, choices
 from core.errors import UserError
 from core.image_files import list_images
 from core.images import read_images
@@ -18,6 +19,7 @@ from detector.score_dynamics import Window
 from detector.set_metrics import Fid
 from miniature.meters import Bench
 from treat.arms import BASE
+from treat.calibrate import chosen, variety
 from treat.compare import vectors_of
 from treat.correctors.acceleration import drawing
 from treat.evaluate import reader
@@ -68,13 +70,37 @@ def test_every_row_is_drawn_judged_and_goes_on(tmp_path, monkeypatch):
     found = summary["calibration"]["paper"]
     assert found["images"] == 2 and found["steps"] == 20
     tuned = summary["tuned"]
-    for row, (name, values) in TRIED.items():
-        areas = {f"{name}={v:g}": tuned["area"][f"{row} {name}={v:g}"] for v in values}
-        assert areas[tuned["kept"][row]] == min(areas.values())
+    for row in TRIED:
+        left = [{"words": said, **tuned["left"][f"{row} {said}"]} for said in choices(row)]
+        assert tuned["kept"][row] == chosen(left, tuned["left"][BASE])["words"]
     page = (out / "table.md").read_text()
     assert page.count("FID") == page.count("FID (toy features)") and "PAL + TTC" in page
     with pytest.raises(UserError, match="other settings"):
         asced_table.main(config.model_copy(update={"images": IMAGES + 1}))
+
+
+def test_the_numbers_of_a_row_are_tried_each_with_each():
+    assert choices("state_replacement") == ["back=1", "back=3", "back=6"]
+    assert len(choices("pal_ttc")) == 9 and "threshold=0.3 gamma=0.25" in choices("pal_ttc")
+
+
+def test_a_choice_that_wipes_images_out_is_not_taken():
+    plain = {"area": 0.2, "variety": 1.0}
+    wiped, mended = {"area": 0.0, "variety": 0.3}, {"area": 0.1, "variety": 0.9}
+    assert chosen([wiped, mended], plain) is mended  # by its area alone `wiped` would win
+    assert chosen([wiped, {"area": 0.3, "variety": 0.5}], plain)["variety"] == 0.5
+    some = torch.rand(8, 3, 4, 4)
+    assert variety(some) > 10 * variety(0.05 * some + 0.5)
+
+
+def test_controls_mend_as_much_elsewhere():
+    found = torch.zeros(2, 1, 8, 8)
+    found[:, :, :3, :2] = 1
+    corrector = asced_table.Asced(lambda moment, window: found)
+    shifted = elsewhere(corrector, "shifted").find(None, Window())
+    assert shifted.sum() == found.sum() and not (shifted * found).any()
+    assert shifted[0, 0, 4:7, 4:6].all()
+    assert elsewhere(corrector, "everywhere").find(None, Window()).all()
 
 
 def test_rows_have_one_seed_and_their_order_goes_round(tmp_path):
@@ -95,7 +121,7 @@ def test_rows_have_one_seed_and_their_order_goes_round(tmp_path):
 
 def test_a_base_without_prompts_is_compared_with_what_taught_it(tmp_path):
     asked = asced_table.Asked("ddpm", False, [], tmp_path)
-    samples = asced_table.real_samples(asked, settings(tmp_path, images=100))
+    samples = asced_table.real_samples(asked, 100, 7)
     names = [one.record.category for one in samples]
     assert len(names) == 100 and names.count("bicycle") == 26 and names.count("scenery") == 10
     assert len(set(names[:10])) == 5  # mixed: a part of them is like all of them
@@ -121,6 +147,7 @@ def test_tables_of_batches_are_what_they_were_before_json():
 
 def test_markdown_says_what_is_better_than_what():
     row = {"fid": 2.0, "kid": 0.001, "kid_deviation": 0.0, "cost": 1.0, "cost_interval": [1, 1]}
+    row |= {"changed": 0.5}
     shares = dict.fromkeys(("precision", "recall", "artifact_frequency", "artifact_area"), 0.25)
     row |= shares | {"interval": {"fid": None, **dict.fromkeys(shares, [0.2, 0.3])}}
     apart = {"difference": -0.01, "interval": [-0.02, -0.005]}

@@ -88,7 +88,7 @@ def laplace(name):
 def kinds():
     """Every corrector, masks by hand or by a detector that sees something."""
     for name in CORRECTORS:
-        for variant in ("paper", "code") if name == "asced" else ("",):
+        for variant in ("paper", "x0", "code") if name == "asced" else ("",):
             settings = {"variant": variant} if variant else {}
             yield pytest.param(name, settings, id=f"{name} {variant}".strip())
 
@@ -125,7 +125,11 @@ def test_every_corrector_draws_on_every_base(name, corrector, settings):
 def test_an_image_in_which_nothing_is_found_stays_what_it_was_to_the_bit(corrector):
     """The release draws its stochastic step anew for every image of the batch."""
     plain = drawn("ddpm", None)
-    for settings in ({"variant": "paper"}, {"variant": "code"}) if corrector == "asced" else ({},):
+    for settings in (
+        ({"variant": "paper"}, {"variant": "x0"}, {"variant": "code"})
+        if corrector == "asced"
+        else ({},)
+    ):
         found = drawn("ddpm", make(corrector, settings, find=Half()))
         assert torch.equal(found.latents[1], plain.latents[1])
         assert not torch.equal(found.latents[0], plain.latents[0])
@@ -397,7 +401,7 @@ def test_the_last_layers_variances_are_those_of_the_training_loss():
 
 def test_dynamics_find_by_either_variant():
     moment = moment_at("ddpm", AT - 1)
-    for variant in ("paper", "code"):
+    for variant in ("paper", "x0", "code"):
         mask = ByDynamics(variant)(moment, Window())
         assert mask.shape[:2] == (2, 1) and set(mask.unique().tolist()) <= {0.0, 1.0}
     seen = ByDetector(Bright(), 0.4)(moment, Window())

@@ -22,7 +22,8 @@ IMAGE, FACTOR, FRESH, STEP = range(4)
 class Asced:
     """Where an artifact is found at T_c, x0-hat is noised again and shaken.
 
-    `paper`: x = (sqrt(abar) x0-hat + sqrt(1 - abar) eps) * gamma * xi, with eps and xi ~ N(0, I).
+    `paper`, `x0`: x = (sqrt(abar) x0-hat + sqrt(1 - abar) eps) * gamma * xi, with eps and xi ~
+    N(0, I).
     `code`: an x0-hat of `back` steps ago plus `shake` of noise, noised again and pasted; the step
     that follows is DDIM's with noise (`eta`). The release draws that step anew for every image of
     the batch; here an image in which nothing was found stays what it was, to the bit.
@@ -35,7 +36,7 @@ class Asced:
     t_d: float = 1.0
     """T_d / T: dynamics are read from here on."""
     gamma: float = 1.0
-    """`paper`."""
+    """`paper`, `x0`."""
     back: int = 1
     """`code`: 1 is the last x0-hat."""
     shake: float = 0.1
@@ -58,7 +59,7 @@ class Asced:
         return moment.unchanged()
 
     def _shaken(self, moment: Moment) -> Latents:
-        if self.variant == "paper":
+        if self.variant != "code":
             noised = joined(moment.clean, moment.noise(IMAGE), moment.following)
             return noised * self.gamma * moment.noise(FACTOR)
         clean = earlier(moment, self.back) + self.shake * moment.noise(FRESH)

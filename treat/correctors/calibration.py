@@ -21,15 +21,19 @@ class Calibration(BaseModel):
     steps: int
     variant: str
     bank: list[float]
-    """Mean |Delta(w s)| of each of the T - 1 differences, over all images."""
+    """Mean change of each of the T - 1 differences, over all images."""
     factor: float
     """tau over the paper's."""
     t_d: float
     gamma: float
     images: int
+    seed: int | None = None
+    height: int | None = None
+    width: int | None = None
+    """Pixels; None, as the seed: of an earlier version, which did not say."""
     helps: bool | None = None
-    """Whether any gamma left less artifact area than plain sampling; None: of an earlier version,
-    which did not say."""
+    """Whether it left less artifact area than plain sampling and kept its variety; None: of an
+    earlier version, which did not say."""
     tried: list[dict[str, Any]] = []
     """Every setting that was drawn, with its figures."""
 
@@ -39,19 +43,29 @@ def write_calibration(path: Path, found: Calibration) -> None:
     write_atomic(path, (found.model_dump_json(indent=2) + "\n").encode())
 
 
-def read_calibration(path: Path, base: str, steps: int, variant: str) -> Calibration:
+def read_calibration(path: Path, base: str, steps: int, variant: str | None = None) -> Calibration:
     """Raise `UserError` for a file that is none, or is of another base, steps or variant."""
     try:
         found = Calibration.model_validate(read_json(path))
     except ValidationError as error:
         raise UserError(f"{path} is no calibration: `diffdoctor calibrate` writes one.") from error
     for name, said, here in (
-        ("base", Path(found.base), Path(base)),
+        ("base", Path(found.base).absolute(), Path(base).absolute()),
         ("sampling_steps", found.steps, steps),
-        ("variant", found.variant, variant),
+        ("variant", found.variant, variant or found.variant),
     ):
         if said != here:
             raise UserError(
                 f"{path} was calibrated for {name} {said}, not {here}: calibrate again."
             )
     return found
+
+
+def check_pixels(path: Path, found: Calibration, height: int, width: int) -> None:
+    """Raise `UserError` where the file says that it is of images of another size."""
+    said = found.height, found.width
+    if None not in said and said != (height, width):
+        raise UserError(
+            f"{path} was calibrated at {said[0]} x {said[1]} pixels, not {height} x {width}: "
+            "calibrate again."
+        )

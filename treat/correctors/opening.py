@@ -17,7 +17,7 @@ from core.seeds import mix
 from detector import last_layer
 from detector.score_dynamics import T_C, Variant, Window, check_window
 from treat.correctors import check_led, defaults, make, settings_of
-from treat.correctors.calibration import read_calibration
+from treat.correctors.calibration import check_pixels, read_calibration
 from treat.correctors.find import ByDetector, ByDynamics, ByUncertainty
 from treat.correctors.moment import Corrector
 from treat.offline import RealImages, read_offline
@@ -58,6 +58,8 @@ class Opened(NamedTuple):
     """In which dynamics are read."""
     helps: bool | None = None
     """What the calibration says of correcting at all."""
+    calibrated: int | None = None
+    """The seed that it was calibrated on, where that is known."""
 
 
 def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
@@ -66,7 +68,7 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
     `detector` finds, or None: the uncertainty does where that is wanted, else score dynamics.
     """
     settings = settings_of(wanted.name, wanted.words)
-    bank, factor, helps = None, 1.0, None
+    bank, factor, helps, calibrated = None, 1.0, None, None
     if wanted.calibration is not None:
         if wanted.name not in CALIBRATED:
             raise UserError(
@@ -74,7 +76,8 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
                 "same mask: leave --calibration out."
             )
         known = read_calibration(wanted.calibration, wanted.base, wanted.steps, wanted.variant)
-        bank, factor, helps = known.bank, known.factor, known.helps
+        check_pixels(wanted.calibration, known, wanted.height, wanted.width)
+        bank, factor, helps, calibrated = known.bank, known.factor, known.helps, known.seed
         settings = {name: getattr(known, name) for name in CALIBRATED[wanted.name]} | settings
     if wanted.name == "asced":
         settings["variant"] = wanted.variant
@@ -97,7 +100,7 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
         return Opened(fitting, window, helps)
     find = ByDynamics(wanted.variant, bank, factor) if detector is None else ByDetector(detector)
     corrector = make(wanted.name, settings, find=find, detector=detector)
-    return Opened(lambda model: corrector, window, helps)
+    return Opened(lambda model: corrector, window, helps, calibrated)
 
 
 def real_images(path: Path, prompted: bool) -> RealImages:
