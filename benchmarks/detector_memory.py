@@ -47,7 +47,7 @@ def count(name: str) -> tuple[int, dict[str, Cost]]:
     settings = core.config.load_config(train.Config, path / f"{name}.yaml", words)
     dry, costs = DryRun(), {}
     with torch.device("meta"):
-        detector = _detector(settings)
+        detector = built(settings)
     with dry.counting():
         dry.materialise(detector.train())
         state = list(detector.state_dict().values())
@@ -65,7 +65,8 @@ def count(name: str) -> tuple[int, dict[str, Cost]]:
     return resident, costs
 
 
-def _detector(settings: train.Config) -> SegformerDetector:
+def built(settings: train.Config) -> SegformerDetector:
+    """Random weights of the settings' shape."""
     detector = SegformerDetector(
         SegformerConfig(variant=settings.variant, input_size=settings.input_size)
     )

@@ -68,8 +68,11 @@ def main(config: Config) -> None:
         write_atomic(config.json_file, (json.dumps(plain(found), indent=2) + "\n").encode())
 
 
-def fill(folder: Path, n: int, side: int) -> None:
-    """Pictures that a PNG can hold as well as photographs: smooth, with a little noise."""
+def fill(folder: Path, n: int, side: int, labelled: bool = False) -> None:
+    """Pictures that a PNG can hold as well as photographs: smooth, with a little noise.
+
+    A label marks the crests of one colour's wave, some twentieth of the image.
+    """
     y, x = np.mgrid[0:side, 0:side] / side
     with ShardWriter(folder, n) as writer:
         for i in range(n):
@@ -78,7 +81,8 @@ def fill(folder: Path, n: int, side: int) -> None:
             levels = 127 + 100 * np.stack(waves, -1) + draw.normal(0, 3, (side, side, 3))
             record = Record(key=f"s-{i}", source="pseudo")
             image = levels.clip(0, 255).astype(np.uint8)
-            writer.write(Sample(record.key, image, None, record))
+            mask = np.where(waves[0] > 0.99, 255, 0).astype(np.uint8) if labelled else None
+            writer.write(Sample(record.key, image, mask, record))
 
 
 def measure(folder: Path, teacher: Teacher, repeats: int) -> dict[str, Any]:
@@ -95,8 +99,6 @@ def measure(folder: Path, teacher: Teacher, repeats: int) -> dict[str, Any]:
         for batch in images:
             with torch.autocast(batch.device.type, torch.bfloat16, enabled=teacher.bf16):
                 detector.logits(batch)
-        if images[0].is_cuda:
-            torch.cuda.synchronize()
 
     def whole() -> None:
         label_shard(folder / "store", shard, folder / "out", teacher)
@@ -110,10 +112,14 @@ def measure(folder: Path, teacher: Teacher, repeats: int) -> dict[str, Any]:
     return {**medians, "laps": seconds}
 
 
-def timed(work: Callable[[], None], on: str) -> float:
-    clock = time.process_time if device(on).type == "cpu" else time.perf_counter
+def timed(work: Callable[[], object], on: str) -> float:
+    """Seconds: on a CPU the processor's, of all threads; else the clock's until all is computed."""
+    on_cpu = device(on).type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
     begun = clock()
     work()
+    if not on_cpu:
+        torch.cuda.synchronize()
     return clock() - begun
 
 
