@@ -91,15 +91,19 @@ def gray(picture: Image.Image) -> np.ndarray:
 
 
 def mask_levels(path: Path) -> np.ndarray:
-    """Levels (h, w) of a mask's file; raises `UserError` where colours or holes would be lost."""
-    picture = open_image(path)
+    """Levels (h, w) of a mask's file, as `mask_of`."""
+    return mask_of(open_image(path), str(path))
+
+
+def mask_of(picture: Image.Image, name: str) -> np.ndarray:
+    """Levels (h, w) of a mask; raises `UserError` where colours or holes would be lost."""
     if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
-        raise UserError(f"{path} is transparent in places, and so no mask: save it as 8-bit gray.")
-    if not picture.mode.startswith("I"):
+        raise UserError(f"{name} is transparent in places, and so no mask: save it as 8-bit gray.")
+    if picture.mode != "L" and not picture.mode.startswith("I"):
         levels = np.asarray(picture.convert("RGB")).astype(np.int16)
         if np.ptp(levels, axis=2).max() > COLOURLESS:
             raise UserError(
-                f"{path} is a picture in colours, and so no mask: save it as 8-bit gray, 255 where "
+                f"{name} is a picture in colours, and so no mask: save it as 8-bit gray, 255 where "
                 "something is marked."
             )
     return gray(picture)
@@ -122,4 +126,4 @@ def flatten(picture: Image.Image) -> np.ndarray:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))

@@ -1,7 +1,8 @@
 """Samples in, tar shards and their index out, and samples back in any order.
 
 shard-000000.tar          {key}.png, {key}.mask.png, {key}.reference.png (the last two where there
-                          are any), {key}.json, as webdataset readers expect
+                          are any), {key}.json, as webdataset readers expect; the image may also
+                          be a {key}.jpg or {key}.jpeg that somebody else wrote
 shard-000000.index.jsonl  key, and offset, size and sha256 of each member
 shard.manifest.jsonl      one line a committed shard, with the digests of both files
 """
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 
 from core import storage
 from core.errors import UserError
-from core.image_files import MAX_BYTES, decode_image, encode_png
+from core.image_files import MAX_BYTES, decode_image, encode_png, flatten, mask_of
 from core.places import Places
 from core.samples import Record, Sample, safe_key
 from core.shard_index import committed_lines, end_cleanly, index_of, index_path
@@ -31,6 +32,8 @@ from core.shard_index import committed_lines, end_cleanly, index_of, index_path
 __all__ = ["Record", "Sample", "ShardStore", "ShardWriter", "safe_key"]
 
 MAX_RECORD_BYTES = 1_000_000
+IMAGES = ("png", "jpg", "jpeg")
+"""Members that can be a sample's image."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
@@ -244,11 +247,9 @@ class ShardStore(Sequence[Sample]):
     def __getitem__(self, i):  # type: ignore[override]
         """Sample i; `UserError` naming shard and member if it is damaged."""
         i = range(len(self))[i]  # from the end, where negative
-        image, mask, reference = (
-            self._picture(i, kind) for kind in ("png", "mask.png", "reference.png")
-        )
-        if image is None:
-            raise UserError(f"{self._shard(i)} has no image of {self.keys[i]}; write it again.")
+        image = self._picture(i, self.image_kind(i))
+        mask, reference = (self._picture(i, kind) for kind in ("mask.png", "reference.png"))
+        assert image is not None  # `image_kind` found it
         return Sample(self.keys[i], image, mask, self.record(i), reference)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -271,7 +272,14 @@ class ShardStore(Sequence[Sample]):
 
     def encoded_image(self, i: int) -> bytes:
         """The image of sample i as it lies there: to be copied, or decoded elsewhere."""
-        return self._member(i, "png") or b""
+        return self._member(i, self.image_kind(i)) or b""
+
+    def image_kind(self, i: int) -> str:
+        """Which of `IMAGES` sample i has; `UserError` where it has none."""
+        for kind in IMAGES:
+            if self._places.of(i, kind) is not None:
+                return kind
+        raise UserError(f"{self._shard(i)} has no image of {self.keys[i]}; write it again.")
 
     def has_mask(self, i: int) -> bool:
         return self._places.of(i, "mask.png") is not None
@@ -287,7 +295,9 @@ class ShardStore(Sequence[Sample]):
         content = self._member(i, kind)
         if content is None:
             return None
-        return np.array(decode_image(content, f"{self._shard(i)}:{self.keys[i]}.{kind}"))
+        name = f"{self._shard(i)}:{self.keys[i]}.{kind}"
+        picture = decode_image(content, name)
+        return mask_of(picture, name) if kind == "mask.png" else np.array(flatten(picture))
 
     def _member(self, i: int, kind: str) -> bytes | None:
         """A member's bytes; the size is checked before reading, the digest after."""

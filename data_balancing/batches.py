@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from core.image_files import decode_image
+from core.image_files import decode_image, flatten
 from core.shards import ShardStore
 
 AHEAD = 4
@@ -23,6 +23,8 @@ class Decoded(NamedTuple):
     """One image, as it lies in its shard and decoded."""
 
     position: int
+    kind: str
+    """Of the member that it is: png, jpg or jpeg."""
     content: bytes
     image: UInt8[np.ndarray, "h w 3"]
 
@@ -31,9 +33,9 @@ def decoded(store: ShardStore, positions: Sequence[int], size: int) -> Iterator[
     """In order, some batches ahead of who asks, in threads of their own."""
 
     def decode(i: int) -> Decoded:
-        content = store.encoded_image(i)
-        image = np.array(decode_image(content, f"{store.folder}:{store.keys[i]}.png"))
-        return Decoded(i, content, image)
+        content, kind = store.encoded_image(i), store.image_kind(i)
+        picture = decode_image(content, f"{store.folder}:{store.keys[i]}.{kind}")
+        return Decoded(i, kind, content, np.array(flatten(picture)))
 
     with ThreadPoolExecutor(2) as pool:
         waiting = iter(positions)

@@ -53,7 +53,7 @@ def label_shard(store: Path, shard: str, out: Path, teacher: Teacher) -> tuple[i
                     update={"source": "pseudo", "teacher": teacher.sha256}
                 )
                 said = record.model_dump_json().encode()
-                members = {"png": one.content, "mask.png": encode_png(mask), "json": said}
+                members = {one.kind: one.content, "mask.png": encode_png(mask), "json": said}
                 writer.write_encoded(record.key, members)
     return len(positions), 0
 

@@ -1,5 +1,6 @@
 """Shards: any webdataset reader streams them, nothing is repeated, damaged or out of order."""
 
+import io
 import os
 import random
 import shutil
@@ -8,16 +9,18 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from core import storage
 from core.errors import UserError
 from core.order import batch_indices, epoch_order
-from core.shards import Record, Sample, ShardStore, ShardWriter, safe_key
+from core.shards import Record, Sample, ShardStore, ShardWriter, encoded, safe_key
 from tests.core.faults import failing_at, killed_at, operations, tree
 
 
@@ -72,6 +75,80 @@ def test_webdataset_streams_them(folder):
         if expected.mask is not None:
             assert np.array_equal(found["mask.png"][..., 0], expected.mask)
         assert Record(**found["json"]) == expected.record
+
+
+def jpeg(array, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="JPEG", **options)
+    return buffer.getvalue()
+
+
+def fill_with_jpegs(folder, kind="jpg", change=lambda content: content):
+    """The same samples as somebody else would write them; no reference."""
+    with ShardWriter(folder, 3) as writer:
+        for one in SAMPLES:
+            record = one.record.model_copy(update={"referenced": False})
+            members = encoded(replace(one, record=record, reference=None))
+            del members["png"]
+            writer.write_encoded(one.key, {kind: change(jpeg(one.image)), **members})
+    return ShardStore(folder)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "jpeg"])
+def test_images_may_be_jpegs(tmp_path, kind):
+    store = fill_with_jpegs(tmp_path, kind)
+    assert len(store) == len(SAMPLES)
+    for i, (expected, found) in enumerate(zip(SAMPLES, store, strict=True)):
+        whole = Image.open(io.BytesIO(jpeg(expected.image)))
+        assert np.array_equal(found.image, np.asarray(whole.convert("RGB")))
+        assert (found.mask is None) == (expected.mask is None)
+        assert found.mask is None or np.array_equal(found.mask, expected.mask)
+        assert (store.image_kind(i), store.encoded_image(i)) == (kind, jpeg(expected.image))
+        found.image[0, 0, 0] = 0  # writable
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_jpeg_of_other_channels_is_rgb(tmp_path, mode):
+    def other(content):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(content)).convert(mode).save(buffer, format="JPEG")
+        return buffer.getvalue()
+
+    for one in fill_with_jpegs(tmp_path, change=other):
+        assert one.image.shape == (6, 9, 3) and one.image.dtype == np.uint8
+
+
+def test_a_jpeg_that_was_damaged_before_it_was_written_is_named(tmp_path):
+    cut = fill_with_jpegs(tmp_path / "cut", change=lambda content: content[:-200])
+    with pytest.raises(UserError, match=r"shard-000000.tar:s-0.jpg is (damaged|none of)"):
+        cut[0]
+    other = fill_with_jpegs(tmp_path / "other", change=lambda content: b"not a picture")
+    with pytest.raises(UserError, match=r"s-4.jpg is none of PNG, JPEG, WEBP"):
+        other[4]
+    assert other.record(4).prompt == "ä hand 4"
+
+
+def test_a_flipped_bit_of_a_jpeg_is_seen(tmp_path):
+    store = fill_with_jpegs(tmp_path)
+    path = tmp_path / "shard-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[content.index(store.encoded_image(0)) + 50] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"s-0.jpg is damaged \(another sha256"):
+        store[0]
+
+
+def test_a_sample_without_an_image_and_a_mask_in_colours_are_refused(tmp_path):
+    with ShardWriter(tmp_path) as writer:
+        members = encoded(SAMPLES[0])
+        writer.write_encoded("s-0", {"json": members["json"]})
+        writer.write_encoded("s-3", {**encoded(SAMPLES[3]), "mask.png": members["png"]})
+    store = ShardStore(tmp_path)
+    for read in (store.__getitem__, store.encoded_image, store.image_kind):
+        with pytest.raises(UserError, match="has no image of s-0; write it again"):
+            read(0)
+    with pytest.raises(UserError, match="s-3.mask.png is a picture in colours"):
+        store[1]
 
 
 def test_running_again_repeats_nothing(folder):

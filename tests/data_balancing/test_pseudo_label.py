@@ -1,5 +1,6 @@
 """Shards of unlabelled samples through the real program: what comes out, once, whatever happens."""
 
+import io
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from core.errors import UserError
 from core.image_files import encode_png
@@ -84,6 +86,23 @@ def test_images_are_copied_as_they_lie(world, tmp_path):
     assert store.encoded_image(0) == encode_png(store[0].image)
 
 
+def test_a_jpeg_stays_one(world, tmp_path):
+    source = ShardStore(world / "store")
+    with ShardWriter(tmp_path / "store") as writer:
+        for i in range(3):
+            buffer = io.BytesIO()
+            Image.fromarray(source[i].image).save(buffer, format="JPEG")
+            record = source.record(i).model_dump_json().encode()
+            writer.write_encoded(source.keys[i], {"jpg": buffer.getvalue(), "json": record})
+    store = run(world, tmp_path / "out", data=(tmp_path / "store",))
+    given = ShardStore(tmp_path / "store")
+    assert len(store) == 3
+    for i, key in enumerate(store.keys):
+        at = given.keys.index(key)
+        assert store.image_kind(i) == "jpg" and store.encoded_image(i) == given.encoded_image(at)
+        assert np.array_equal(store[i].image, given[at].image) and store[i].mask is not None
+
+
 def test_again_computes_nothing(world, tmp_path, monkeypatch, capsys):
     run(world, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
@@ -146,7 +165,9 @@ def test_a_changed_detector_is_refused(world, tmp_path):
 
 def test_batches_are_of_one_size_and_few_wait():
     shapes = [SIZES[random.Random(i).random() < 0.3] for i in range(200)]
-    images = [batches.Decoded(i, b"", np.zeros((*s, 3), np.uint8)) for i, s in enumerate(shapes)]
+    images = [
+        batches.Decoded(i, "png", b"", np.zeros((*s, 3), np.uint8)) for i, s in enumerate(shapes)
+    ]
     taken = []
 
     def given():
