@@ -221,9 +221,7 @@ class ShardStore(Sequence[Sample]):
         self.folder = Path(folder)
         manifests = sorted(self.folder.glob("*.manifest.jsonl"))
         if not manifests:
-            raise UserError(
-                f"{folder} is no store: bring a set into one with `diffdoctor data import`."
-            )
+            raise no_store(self.folder)
         self.keys: list[str] = []
         self.digests: dict[str, str] = {}
         """sha256 of each shard, as its writer noted it."""
@@ -315,6 +313,16 @@ class ShardStore(Sequence[Sample]):
         if hashlib.sha256(content).hexdigest() != place.sha256:
             raise UserError(f"{name} is damaged (another sha256 than its index); restore it.")
         return content
+
+
+def no_store(folder: Path) -> UserError:
+    """What to say of a folder without a manifest."""
+    if any(folder.glob("*.tar")):
+        return UserError(
+            f"{folder} holds tars without the index of a store: bring them into one with "
+            "`diffdoctor data import webdataset`."
+        )
+    return UserError(f"{folder} is no store: bring a set into one with `diffdoctor data import`.")
 
 
 class Records(Sequence[Record]):

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from core.errors import UserError
 from core.image_files import SUFFIXES, flatten, list_images, mask_levels, open_image
 from core.samples import Record, Sample, safe_key
-from core.shards import ShardStore
+from core.shards import ShardStore, no_store
 
 T = TypeVar("T")
 
@@ -157,6 +157,8 @@ def open_source(path: Path, masked: bool = True) -> "ShardStore | LabelledShards
         return LabelledShards(ShardStore(path)) if masked else ShardStore(path)
     if (path / "images").is_dir() or (path / "real").is_dir():
         return FolderSamples(path, masked)
+    if any(path.glob("*.tar")):
+        raise no_store(path)
     raise UserError(
         f"{path} holds neither shards nor images/ and masks/ (or real/): bring a set into a store "
         "with `diffdoctor data import`."

@@ -19,6 +19,7 @@ from data_balancing.formats import (
     plain,
     richhf,
     synthscars,
+    webdataset,
     xaigd,
 )
 
@@ -44,5 +45,6 @@ FORMATS: dict[str, Format] = {
     "imdl": Format(imdl.read, imdl.WHAT, "", False),
     "coco": Format(coco.read, coco.WHAT, "", False),
     "plain": Format(plain.read, plain.WHAT, "", False),
+    "webdataset": Format(webdataset.read, webdataset.WHAT, "", False),
     "photographs": Format(photographs.read, photographs.WHAT, "", False),
 }

@@ -81,9 +81,9 @@ def _read(root: Path, path: Path, part: str, given: dict[str, Any]) -> Labelled:
     mask = None if unlabelled else np.zeros(image.shape[:2], np.uint8)
     if label is not None:
         mask = mask_levels(label)
-        _require_shape(mask, image, path)
+        require_shape(mask, image, str(path))
     reference = None if label is None else _reference(root, path, image)
-    return Labelled(image, mask, _said(said, path), reference)
+    return Labelled(image, mask, said_of(said, str(path)), reference)
 
 
 def _reference(root: Path, path: Path, image: np.ndarray) -> np.ndarray | None:
@@ -94,22 +94,23 @@ def _reference(root: Path, path: Path, image: np.ndarray) -> np.ndarray | None:
     return reference
 
 
-def _said(given: dict[str, Any], path: Path) -> dict[str, Any]:
-    said = {name: value for name, value in given.items() if name in SAID}
+def said_of(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """The fields of a record among them, checked; `name` is what errors call the image."""
+    said = {field: value for field, value in given.items() if field in SAID}
     try:
         record = Record(key="any", **said)
         record.model_dump_json()  # half a surrogate pair, which JSON can spell, ends here
     except ValueError as error:
         fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise UserError(f"what is said of {path} is no record ({fault}); mend its line.") from error
-    return {name: getattr(record, name) for name in said}
+        raise UserError(f"what is said of {name} is no record ({fault}); mend its line.") from error
+    return {field: getattr(record, field) for field in said}
 
 
-def _require_shape(mask: np.ndarray, image: np.ndarray, path: Path) -> None:
+def require_shape(mask: np.ndarray, image: np.ndarray, name: str) -> None:
     """A mask may be smaller than its image, as detectors write them, but not of another shape."""
     (y, x), (h, w) = mask.shape, image.shape[:2]
     if not same_shape((y, x), (h, w)):
         raise UserError(
-            f"the mask of {path} is {x}x{y} pixels, its image {w}x{h}: that is another shape; "
+            f"the mask of {name} is {x}x{y} pixels, its image {w}x{h}: that is another shape; "
             "put the right one there."
         )

@@ -324,6 +324,9 @@ def test_missing_files_are_named(folder, tmp_path):
         ShardStore(folder)
     with pytest.raises(UserError, match="is no store"):
         ShardStore(tmp_path)
+    (folder / "shard.manifest.jsonl").unlink()
+    with pytest.raises(UserError, match="tars without the index.*import webdataset"):
+        ShardStore(folder)
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "..", "a\\b", "ä", "a b", "x" * 81, "a\n"])

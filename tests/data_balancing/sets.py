@@ -6,6 +6,7 @@ Every image is 10 high and 12 wide unless it says otherwise.
 import io
 import json
 import struct
+import tarfile
 from pathlib import Path
 
 import google_crc32c
@@ -16,6 +17,7 @@ from PIL import Image
 
 H, W = 10, 12
 EMPTY = np.zeros((H, W), np.uint8)
+HUMAN, REAL, PSEUDO = ({"source": source} for source in ("human", "real", "pseudo"))
 
 
 def picture(seed: int, h: int = H, w: int = W) -> np.ndarray:
@@ -226,6 +228,30 @@ def plain(folder: Path) -> Made:
     return folder, None
 
 
+def tarred(path: Path, **members: bytes | np.ndarray | dict) -> Path:
+    """A tar of files by name, written as `{key}__{kind}`; in the order given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            key, kind = name.split("__")
+            if isinstance(content, np.ndarray):
+                content = encoded(content, "PNG" if kind.endswith("png") else "JPEG")
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
+            header = tarfile.TarInfo(f"{key}.{kind.replace('_', '.')}")
+            header.size = len(body)
+            tar.addfile(header, io.BytesIO(body))
+    return path
+
+
+def webdataset(folder: Path) -> Made:
+    """Two shards; what is said beside the images is what strangers say."""
+    said = {"category": "hands", "seed": 7, "source": "https://example.org", "width": W}
+    one = {"a__jpg": picture(0), "a__json": said, "a__mask_png": heat(3)[:H, :W]}
+    tarred(folder / "train/0.tar", **one, a__txt=b"a hand")
+    tarred(folder / "train/1.tar", b__cls=b"3", b__jpeg=picture(1), c__png=picture(2), c__json=REAL)
+    return folder, None
+
+
 def photographs(folder: Path) -> Made:
     put(folder / "b.png", picture(1))
     put(folder / "2024/a.jpg", picture(0))
@@ -242,6 +268,7 @@ SETS = {
     "imdl": imdl,
     "coco": coco,
     "plain": plain,
+    "webdataset": webdataset,
     "photographs": photographs,
 }
 
@@ -249,7 +276,6 @@ TWO = filled((1, 5, 2, 6), (6, 9, 8, 11))
 FIRST = filled((1, 5, 2, 6))
 PATCH = filled((1, 4, 1, 3))
 DOT = filled((0, 1, 1, 3))
-HUMAN, REAL, PSEUDO = ({"source": source} for source in ("human", "real", "pseudo"))
 APACHE = {**HUMAN, "licence": "Apache-2.0"}
 
 EXPECTED: dict[str, list[tuple[str, int, np.ndarray | None, dict]]] = {
@@ -298,6 +324,16 @@ EXPECTED: dict[str, list[tuple[str, int, np.ndarray | None, dict]]] = {
         ("images/b.jpg", 1, None, {**PSEUDO, "generator": "flux"}),
         ("images/c.png", 2, picture(4)[..., 0], HUMAN),
         ("real/r.jpg", 5, EMPTY, REAL),
+    ],
+    "webdataset": [
+        (
+            "train/0:a",
+            0,
+            heat(3)[:H, :W],
+            {"prompt": "a hand", "category": "hands", "seed": 7, "source": "human"},
+        ),
+        ("train/1:b", 1, None, PSEUDO),
+        ("train/1:c", 2, EMPTY, REAL),
     ],
     "photographs": [("2024/a.jpg", 0, EMPTY, REAL), ("b.png", 1, EMPTY, REAL)],
 }

@@ -11,7 +11,18 @@ from PIL import Image
 from core.errors import UserError
 from core.samples import Record
 from data_balancing.formats import FORMATS
-from tests.data_balancing.sets import EMPTY, EXPECTED, SETS, H, W, encoded, filled, picture, put
+from tests.data_balancing.sets import (
+    EMPTY,
+    EXPECTED,
+    SETS,
+    H,
+    W,
+    encoded,
+    filled,
+    picture,
+    put,
+    tarred,
+)
 
 
 def opened(name: str, folder: Path) -> dict:
@@ -177,3 +188,57 @@ def test_a_link_inside_the_set_is_followed(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "Tp/a.png")
     put(root, [["link.png", "Negative"]])
     assert np.array_equal(entries("imdl", root)["link.png"]().image, picture(0))
+
+
+def test_a_tar_tells_what_it_cannot_give(tmp_path):
+    image, half = picture(0), encoded(picture(1), "JPEG")[:-60]
+    tarred(tmp_path / "a.tar", a__jpg=half, b__json={"prompt": "x"}, c__jpg=image, d__png=image)
+    tarred(tmp_path / "b.tar", c__jpg=image, c__mask_png=picture(1), d__jpg=image, d__json=b"[1]")
+    tarred(tmp_path / "c.tar", e__jpg=image, e__mask_png=EMPTY[:, 1:-3], f__json={"seed": "many"})
+    tarred(
+        tmp_path / "d.tar",
+        g__jpg=image,
+        h__jpg=image,
+        g__mask_png=EMPTY,
+        i__jpg=b"",
+        j__a_png=image,
+    )
+    reads = entries("webdataset", tmp_path)
+    assert refusal(reads["a:a"]).endswith("replace it.") or "none of PNG" in refusal(reads["a:a"])
+    assert "has no image (png, jpg, jpeg, webp)" in refusal(reads["a:b"])
+    assert np.array_equal(reads["a:d"]().image, image)
+    assert "is a picture in colours" in refusal(reads["b:c"])
+    assert "d.json is no JSON object" in refusal(reads["b:d"])
+    assert "another shape" in refusal(reads["c:e"])
+    assert "has no image" in refusal(reads["c:f"])
+    assert "stand one after the other" in refusal(reads["d:g (2)"])
+    assert "none of PNG" in refusal(reads["d:i"]) and "has no image" in refusal(reads["d:j"])
+
+
+@pytest.mark.parametrize(
+    ("cut", "found"), [(700, 1), (512 * 9, 5), (-1024, 6), ("a header", 3)], ids=str
+)
+def test_a_tar_that_is_cut_off_is_told(cut, found, tmp_path):
+    """Python's own reader takes a header that it cannot read for the end."""
+    path = tarred(tmp_path / "a.tar", **{f"k{n}__png": picture(n) for n in range(6)})
+    content = path.read_bytes()[: 6 * 1024 + 1024]  # without the padding
+    broken = content[: 1024 * 3] + b"x" * 512 + content[1024 * 3 + 512 :]
+    path.write_bytes(broken if isinstance(cut, str) else content[:cut])
+    reads = entries("webdataset", path)
+    assert set(reads) == {"a", *(f"a:k{n}" for n in range(found))}
+    assert "download it again" in refusal(reads["a"])
+
+
+def test_a_tar_names_its_reference(tmp_path):
+    image = picture(0)
+    members = {"a__png": image, "a__mask_png": EMPTY, "a__reference_png": picture(1)}
+    members |= {"b__png": image, "b__mask_png": EMPTY, "b__reference_png": picture(1)[1:]}
+    reads = entries("webdataset", tarred(tmp_path / "a.tar", **members, c__png=image))
+    assert np.array_equal(reads["a:a"]().reference, picture(1))
+    assert "another size" in refusal(reads["a:b"])
+    assert reads["a:c"]().reference is None and reads["a:c"]().said == {"source": "pseudo"}
+
+
+def test_the_control_a_whole_tar_is_read_to_its_end(tmp_path):
+    tarred(tmp_path / "a.tar", **{f"k{n}__png": picture(n) for n in range(6)})
+    assert list(entries("webdataset", tmp_path)) == [f"a:k{n}" for n in range(6)]
