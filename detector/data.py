@@ -41,11 +41,17 @@ MEMORY = 2 << 30
 def open_labelled(
     paths: Sequence[Path], memory: int = MEMORY
 ) -> tuple[Sequence[Sample], Sequence[Record]]:
-    """The same, decoded once where they fit.
+    """Samples and records of stores and folders, decoded once where they fit.
 
     What is not labelled is passed over. Raises `UserError` where nothing is.
     """
-    samples, records = open_data(paths)
+    return hold(*open_data(paths), memory)
+
+
+def hold(
+    samples: Sequence[Sample], records: Sequence[Record], memory: int = MEMORY
+) -> tuple[Sequence[Sample], Sequence[Record]]:
+    """The same, decoded once where they fit."""
     pixels = samples[0].image.shape[0] * samples[0].image.shape[1] * len(samples)
     if 4 * pixels > memory:
         return samples, records

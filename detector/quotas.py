@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from core.config import unknown_name
 from core.errors import UserError
 from core.order import epoch_order
 from core.samples import Record
@@ -69,11 +68,25 @@ def make_quotas(records: Iterable[Record], shares: Mapping[str, float], even: bo
     return Quotas(cells, pattern, np.vstack([np.zeros_like(before[:1]), before[:-1]]))
 
 
+def check_named(shares: Mapping[str, float], records: Iterable[Record]) -> None:
+    """`check_shares` before anything is decoded; reads on until each named source was seen."""
+    found: set[str] = set()
+    for record in records if shares else ():
+        found.add(record.source)
+        if found.issuperset(shares):
+            break
+    if shares:
+        check_shares(shares, found)
+
+
 def check_shares(shares: Mapping[str, float], sources: Collection[str]) -> None:
     """Raise `UserError` for a source that is not there, or shares that are none."""
     absent = next((source for source in shares if source not in sources), None)
     if absent is not None:
-        raise UserError(unknown_name(absent, sources, "the sources of the data"))
+        raise UserError(
+            f"the quotas name {absent!r}, but the sources to learn from are "
+            f"{', '.join(sorted(sources))}: name those alone, or add data of it."
+        )
     whole = sum(shares.values())
     if not (math.isfinite(whole) and min(shares.values()) >= 0 and whole > 0):
         raise UserError("a share of a source is negative or no number, or all are 0: mend them.")

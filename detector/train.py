@@ -27,17 +27,17 @@ from core.run import PAUSED, Run
 from core.samples import Record, Sample
 from core.wishes import MET
 from detector.augmentation import Augmentation
-from detector.data import mean_artifact, open_labelled, split_by_group, spread, to_tensors
+from detector.data import hold, mean_artifact, open_labelled, split_by_group, spread, to_tensors
 from detector.held_out import PICTURED, sheet, write_held_out
 from detector.learning import Alignment, Learner, learn_step, learning_rate
 from detector.measure import device, predict, predict_samples
 from detector.metrics import all_metrics
 from detector.names import LossName, OptimizerName
 from detector.parallel import Share, own_share, share_out
-from detector.quotas import Quotas, make_quotas
+from detector.quotas import Quotas, check_named, make_quotas
 from detector.segformer import SegformerConfig, SegformerDetector, checkpoint_blocks
 from detector.settings import Config
-from detector.sources import Chosen
+from detector.sources import Chosen, open_data
 from detector.storage import LICENCE_NOTES, load_detector, save_detector
 
 
@@ -47,7 +47,9 @@ def main(config: Config) -> int | None:
     share.check(batch=config.batch)
     if config.alignment:
         share.check(alignment_batch=config.alignment_batch, alignment_sound=config.alignment_sound)
-    samples, records = open_labelled(config.data)
+    samples, records = open_data(config.data)
+    check_named(config.quotas, records)
+    samples, records = hold(samples, records)
     train, valid = _split(samples, records, config.valid_share, config.valid_limit, config.seed)
     aligned = _aligned(config, train, [records[i] for i in train.positions])
     quotas = _quotas(config, [records[i] for i in train.positions])

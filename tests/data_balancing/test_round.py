@@ -392,9 +392,12 @@ def test_bad_input_is_refused_before_anything_is_made(world: Path, tmp_path: Pat
         ({"annotator": ("no-such-annotator", "x")}, "no command 'no-such-annotator'"),
         ({"prompt_list": bad}, "did you mean 'hand'"),
         ({"draw": {"height": 33, "width": 32}}, "divide|multiple"),
-        ({"train": {"quotas": {"human": 0.5, "real": 0.5}}}, "unknown name 'real' in the sources"),
-        ({"train": {"quotas": {"hard": 1}}, "hard": 0}, "unknown name 'hard'"),
-        ({"train": {"quotas": {"pseudo": 1}}, "hard": 4, "pool": None}, "unknown name 'pseudo'"),
+        ({"train": {"quotas": {"human": 0.5, "real": 0.5}}}, "quotas name 'real', but the sources"),
+        ({"train": {"quotas": {"hard": 1}}, "hard": 0}, "quotas name 'hard', but"),
+        (
+            {"train": {"quotas": {"pseudo": 1}}, "hard": 4, "pool": None},
+            "quotas name 'pseudo', but",
+        ),
         ({"train": {"quotas": {"hard": -1}}}, "a share of a source is negative"),
     ):
         with pytest.raises(UserError, match=said):

@@ -12,7 +12,7 @@ from core.samples import Record, Sample
 from detector import train
 from detector.augmentation import NO_AUGMENTATION
 from detector.data import training_batch
-from detector.quotas import PERIOD, make_quotas, slots, spread_evenly
+from detector.quotas import PERIOD, check_named, make_quotas, slots, spread_evenly
 from tests.detector.toy import toy_shards
 
 BLANK = np.zeros((16, 16), np.uint8)
@@ -93,7 +93,8 @@ def test_no_cell_is_forgotten():
 @pytest.mark.parametrize(
     ("shares", "said"),
     [
-        ({"hard": 1.0}, "unknown name 'hard'"),
+        ({"hard": 1.0}, "name 'hard', but the sources to learn from are human, pseudo, real: "),
+        ({"humna": 1.0}, "name 'humna', but the sources to learn from are human, pseudo, real: "),
         ({"real": -1.0}, "negative"),
         ({"real": 0.0}, "all are 0"),
         ({"real": float("nan")}, "no number"),
@@ -133,6 +134,29 @@ def test_the_program_learns_by_them(tmp_path):
         assert train.main(train.Config(out=tmp_path / name, **given, **change)) is None
     card = json.loads((tmp_path / "even/detector/detector.json").read_text())["card"]
     assert card["even_categories"] is True
-    with pytest.raises(UserError, match="unknown name 'hard'"):
-        train.main(train.Config(out=tmp_path / "bad", **given, quotas={"hard": 1.0}))
-    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("quotas", "said"),
+    [
+        ({"real": 0.5, "hard": 0.5}, "'hard', but the sources to learn from are procedural, real:"),
+        ({"real": -0.5, "procedural": 1.0}, "negative"),
+    ],
+    ids=str,
+)
+def test_quotas_are_refused_before_an_image_is_decoded(tmp_path, monkeypatch, quotas, said):
+    data = toy_shards(tmp_path / "data", 24)
+    monkeypatch.setattr(train, "hold", lambda *_: pytest.fail("images were decoded"))
+    given = {"data": (data,), "out": tmp_path / "run", "quotas": quotas}
+    with pytest.raises(UserError, match=said):
+        train.main(train.Config(**given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_record_is_read_after_the_last_source_was_seen():
+    def endless():
+        yield from RECORDS
+        pytest.fail("read on")
+
+    check_named({"human": 1.0, "real": 0.0}, endless())
+    check_named({}, endless())
