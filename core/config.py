@@ -74,6 +74,14 @@ JsonFile = Annotated[Path | None, AfterValidator(_writable), tyro.conf.arg(name=
 """A `json_file` that figures are also written to (`json` alone is taken by pydantic)."""
 
 
+def placed(name: str, several: bool = False) -> Any:
+    """What `--help` calls a setting that is given by its place, beside `tyro.conf.Positional`: its
+    kind, or that of each of several, says nothing of what belongs there."""
+    if several:  # tyro takes none at all for an answer, and then calls it optional
+        return tyro.conf.arg(metavar=f"{name} [{name} ...]", help_behavior_hint="(required)")
+    return tyro.conf.arg(metavar=name)
+
+
 def told(sentence: str) -> WrapValidator:
     """Whatever is wrong with a value, said so: of a pattern or of kinds it could be, pydantic would
     name the pattern, or the first kind only."""
@@ -93,6 +101,8 @@ NO_KIND = re.compile(
     r"from \[(?P<given>.*?)\]\. Got errors"
 )
 """tyro's complaint of words that are none of several kinds."""
+MISSING = re.compile(r"^\W {4,5}(\S.*?) *\W$", re.MULTILINE)
+"""In tyro's box, what it misses; the meaning stands below, further in."""
 C = TypeVar("C", bound=BaseModel)
 
 
@@ -178,6 +188,13 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     if fault["type"] == "missing":
         option = f"--{_dashed(name)}" if name not in _positionals(cls) else "a plain argument"
         return f"{name!r} is missing in {where}; give it there or as {option}."
+    if fault["type"] == "too_short":
+        bounds = fault.get("ctx", {})
+        least, given = bounds.get("min_length"), bounds.get("actual_length")
+        option = f"--{_dashed(name)}" if name not in _positionals(cls) else "plain arguments"
+        return (
+            f"{name!r} in {where} has {given}, and needs {least} at least; give them as {option}."
+        )
     message = fault["msg"].removeprefix("Value error, ")
     if not name:
         return f"{where}: {_one_line(message)}"
@@ -309,6 +326,9 @@ def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: st
         return explain(cause, cls, COMMAND_LINE)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours, where stdout is a terminal
     rows = [row.strip(" │╰─╯") for row in plain.splitlines()[1:]]  # the first is the box's title
+    absent = MISSING.findall(plain.split("For full helptext")[0]) if "Missing from" in plain else []
+    if absent:
+        return f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing; see --help."
     text = _one_line(" ".join(row for row in rows if not set(row) <= {"-"}))
     text = text.split("Argument helptext:")[0].split("For full helptext")[0].strip()
     choice = NO_KIND.match(text)

@@ -31,13 +31,14 @@ SUFFIXES = {".xml": "cvat", ".zip": "cvat", ".json": "coco"}
 class Config(core.config.Config):
     """Settings of one return."""
 
-    exported: Annotated[Path, tyro.conf.Positional]
+    exported: Annotated[Path, tyro.conf.Positional, core.config.placed("EXPORT")]
     """The file that the tool exported, or a folder of several of one tool."""
     store: Path
     """The shard store that the images were taken from."""
     out: Path
     """Folder of the labelled shards."""
     tool: Literal["auto", "label_studio", "cvat", "coco", "png"] = "auto"
+    """What they painted with; by default what the export looks like."""
     source: Literal["human", "hard"] = "human"
     """What the records say of it: `hard` tells hard cases apart, for quotas."""
     tool_version: str = ""

@@ -38,16 +38,18 @@ AnyMask = UInt8[np.ndarray, "y x"]
 class Config(core.config.Config):
     """Settings of one hand-over."""
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[Path, tyro.conf.Positional, core.config.placed("STORE")]
     """A shard store with the images."""
     out: Path
     """Folder that the annotation tool reads."""
     tool: Literal["label_studio", "cvat", "coco", "png"]
+    """What people paint with."""
     keys: Path | None = None
     """A text file with the key of one image a line; without it, all images."""
     detector: Path | None = None
     """Folder of the detector whose maps the annotators begin with."""
     device: str = "auto"
+    """`auto`, or a torch device."""
 
 
 def main(config: Config) -> None:

@@ -33,7 +33,7 @@ FORMAT = "diffdoctor-balance-1"
 class Config(core.config.Config):
     """Settings of one balance."""
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[Path, tyro.conf.Positional, core.config.placed("STORE")]
     """Folder of shards."""
     tags: Path
     """What `diffdoctor data tag` wrote of it."""
@@ -52,7 +52,9 @@ class Config(core.config.Config):
     pictures: int = Field(6, ge=0, le=50)
     """Images shown of each category that stands out."""
     batch: int = Field(8, ge=1)
+    """Images that the detector sees at once."""
     device: str = "auto"
+    """`auto`, or a torch device."""
 
 
 def main(config: Config) -> None:

@@ -38,7 +38,7 @@ FEW = 32
 class Config(core.config.Config):
     """Check data before anything learns from them."""
 
-    data: Annotated[Path, tyro.conf.Positional]
+    data: Annotated[Path, tyro.conf.Positional, core.config.placed("STORE")]
     """A store, or a folder with images/ and masks/ (and real/)."""
     keep: Path | None = None
     """New store for all that is right, each with its hashes."""

@@ -46,7 +46,7 @@ WORST = 0.01
 class Config(core.config.Config):
     """Choose what people should label."""
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[Path, tyro.conf.Positional, core.config.placed("STORE")]
     """Store with the images; those that have a mask by a person are passed over."""
     detector: Path
     """Folder of the detector, or of the run that trained it."""
@@ -59,7 +59,9 @@ class Config(core.config.Config):
     n: int = Field(2000, ge=1)
     """The budget: images to label."""
     batch: int = Field(16, ge=1)
+    """Images that a detector sees at once."""
     device: str = "auto"
+    """`auto`, or a torch device."""
 
 
 class Score(NamedTuple):

@@ -37,10 +37,11 @@ SHOWN = 5
 class Config(core.config.Config):
     """Bring a data set into a store."""
 
-    format: Annotated[str, tyro.conf.Positional] = Field(
-        description="; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
+    format: Annotated[str, tyro.conf.Positional, core.config.placed("FORMAT")] = Field(
+        description="How the set lies on the disk:"
+        + "".join(f"\n- {name}: {form.what}" for name, form in FORMATS.items())
     )
-    path: Annotated[Path, tyro.conf.Positional]
+    path: Annotated[Path, tyro.conf.Positional, core.config.placed("SET")]
     """The set as it was downloaded: a folder, or its one file."""
     out: Path
     """Folder of the store; it may hold other sets."""
@@ -55,6 +56,7 @@ class Config(core.config.Config):
     limit: int | None = Field(None, ge=1)
     """Look at most at so many of its images."""
     shard_size: int = Field(1000, ge=1)
+    """Images of a shard."""
 
     @field_validator("format")
     @classmethod

@@ -30,7 +30,9 @@ SIDE = 192
 class Config(core.config.Config):
     """Look at some samples."""
 
-    data: Annotated[tuple[Path, ...], tyro.conf.Positional] = Field(min_length=1)
+    data: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, core.config.placed("STORE", several=True)
+    ] = Field(min_length=1)
     """Stores, or folders with images/ and masks/ (and real/)."""
     out: Path
     """PNG file of the sheet."""

@@ -33,7 +33,9 @@ NOTE = "teacher.json"
 class Config(core.config.Config):
     """Label with a trained detector."""
 
-    data: Annotated[tuple[Path, ...], tyro.conf.Positional] = Field(min_length=1)
+    data: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, core.config.placed("STORE", several=True)
+    ] = Field(min_length=1)
     """Stores with samples that have no mask."""
     detector: Path
     """Folder of the teacher, or of the run that trained it."""
@@ -53,6 +55,7 @@ class Config(core.config.Config):
     device: str = "auto"
     """`auto`, or a torch device."""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` computes the network in half precision."""
 
 
 class Job(NamedTuple):

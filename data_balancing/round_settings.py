@@ -81,15 +81,19 @@ class Config(core.config.Config):
     """Command that labels a folder (see data_balancing/annotator_command.py); without one, people
     do, and the round waits for them. Words that begin with `--` are given in a --config file."""
     rounds: int = Field(1, ge=1, le=100)
+    """Turns at most; the loop ends where a student gets worse."""
     synthetic: int = Field(2000, ge=1)
     """New images of a round."""
     n_per_prompt: int = Field(2, ge=1)
+    """Images of each prompt."""
     hard: int = Field(200, ge=0)
     """So many of them are labelled by people, the others by the teacher."""
     draw: Drawing = Drawing()
     train: Training = Training()
     device: str = "auto"
+    """`auto`, or a torch device."""
     seed: int = Field(0, ge=0)
+    """Of prompts, images and trainings."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":

@@ -35,7 +35,9 @@ FIGURES = ("samples", "labelled", "marked", "area")
 class Config(core.config.Config):
     """Count what data hold."""
 
-    data: Annotated[tuple[Path, ...], tyro.conf.Positional] = Field(min_length=1)
+    data: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, core.config.placed("STORE", several=True)
+    ] = Field(min_length=1)
     """Stores, or folders with images/ and masks/ (and real/)."""
     threshold: float = Field(0.5, gt=0, lt=1)
     """From here a pixel of a mask is marked."""

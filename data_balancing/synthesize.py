@@ -54,20 +54,27 @@ class Config(core.config.Config):
     out: Path
     """Folder of the store."""
     n_per_prompt: int = Field(2, ge=1, le=10_000)
+    """Images of each prompt."""
     seed: int = Field(0, ge=0)
+    """Another one gives other images of the same prompts."""
     height: int = Field(1024, ge=8)
+    """Pixels; what the base was trained at is best."""
     width: int = Field(1024, ge=8)
+    """Pixels."""
     steps: int | None = Field(None, ge=1, le=1000)
     """Sampler steps: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
     guidance: float | None = Field(None, ge=0)
     """The base's own without."""
     batch: int = Field(4, ge=1)
+    """Images drawn at once."""
     shard_size: int = Field(100, ge=1)
     """Images of a shard: what an interruption costs at most."""
     licence: str = ""
     """Under which the base lets its images be used; written into every record."""
     dtype: str = Field("fp32", pattern="^(fp32|bf16)$")
+    """Of the base's weights: `fp32` or `bf16`, which takes half the memory."""
     device: str = "auto"
+    """`auto`, or a torch device."""
 
 
 def main(config: Config) -> None:

@@ -48,7 +48,7 @@ R = TypeVar("R")
 class Config(core.config.Config):
     """Settings of one tagging."""
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[Path, tyro.conf.Positional, core.config.placed("STORE")]
     """Folder of shards."""
     out: Path
     """The .jsonl file of tags."""

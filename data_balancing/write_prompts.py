@@ -70,9 +70,11 @@ class Config(core.config.Config):
     from_list: Path | None = None
     """Take them from this .jsonl of prompts with categories, in its order, instead."""
     taxonomy: Path | None = None
+    """Categories of your own, as in data_balancing/taxonomy.yaml."""
     avoid: tuple[Path, ...] = ()
     """Lists of prompts that must not be repeated, such as those held out to evaluate by."""
     seed: int = 0
+    """Of the templates and of what the model is shown."""
 
     @model_validator(mode="after")
     def _one_writer(self) -> "Config":

@@ -21,7 +21,12 @@ from detector.storage import digest, open_detector, save_ensemble
 class Config(core.config.Config):
     """Which detectors become one."""
 
-    detectors: Annotated[tuple[Path, ...], tyro.conf.Positional, Field(min_length=2)]
+    detectors: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        core.config.placed("DETECTOR", several=True),
+        Field(min_length=2),
+    ]
     """Folders of two detectors or more, or of the runs that trained them; of any kind."""
     out: Path
     """Folder of the ensemble."""

@@ -53,7 +53,7 @@ ENCODER_LICENCE = (
 class Config(core.config.Config):
     """Bring a SegFormer detector from elsewhere into a folder of this project."""
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, core.config.placed("WEIGHTS")]
     """The weights (.bin, .pth, .pt, .safetensors), or the folder with them and config.json."""
     out: Path
     """Folder for the detector."""

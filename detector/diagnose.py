@@ -40,7 +40,7 @@ THUMBNAIL = 192
 class Config(core.config.Config):
     """Settings of one diagnosis."""
 
-    images: Annotated[Path, tyro.conf.Positional]
+    images: Annotated[Path, tyro.conf.Positional, core.config.placed("IMAGES")]
     """An image, or a folder of images."""
     detector: Path
     """Folder of the detector, or of the run that trained it."""
@@ -51,6 +51,7 @@ class Config(core.config.Config):
     sheet: int = Field(24, ge=0, le=200)
     """Images on the contact sheet: those with the surest artifacts."""
     device: str = "auto"
+    """`auto`, or a torch device."""
 
 
 @dataclass(frozen=True)

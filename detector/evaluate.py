@@ -60,7 +60,9 @@ class Config(core.config.Config):
     limit: int | None = Field(None, ge=1)
     """Measure on at most so many samples."""
     batch: int = Field(32, ge=1)
+    """Images that the detector sees at once."""
     device: str = "auto"
+    """`auto`, or a torch device."""
 
 
 def main(config: Config) -> None:

@@ -26,19 +26,28 @@ class Config(core.config.Config):
     size: int | None = Field(None, ge=8)
     """Resize all images to this square; needed where their sizes differ."""
     steps: int = Field(1000, ge=1)
+    """Optimizer steps."""
     batch: int = Field(32, ge=2, multiple_of=2)
     """Images of a step, half of them real."""
     learning_rate: float = Field(1e-4, gt=0)
+    """The highest; see `warmup`."""
     warmup: int = Field(50, ge=0)
+    """Steps in which the rate rises to it; then it falls to zero."""
     weight_decay: float = Field(0.01, ge=0)
+    """AdamW's."""
     clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
     mixed_precision: bool = False
     """Compute in bf16 where that is safe."""
     device: str = "auto"
     """`auto`, or a torch device."""
     seed: int = Field(0, ge=0)
+    """Of weights, order, augmentation and split."""
     valid_share: float = Field(0.1, gt=0, lt=1)
     """Share of the prompts and photographs that is held out and measured on."""
     valid_limit: int = Field(512, ge=2)
+    """Measure on at most so many images."""
     valid_every: int = Field(250, ge=1)
+    """Steps between two measurements."""
     checkpoint_every: int = Field(250, ge=1)
+    """Steps; what an interruption costs at most."""

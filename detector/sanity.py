@@ -70,13 +70,19 @@ class Config(core.config.Config):
     steps: int = Field(28, ge=1)
     """Sampling steps; FLUX.1-schnell takes 4."""
     height: int = Field(1024, ge=8)
+    """Of what the base draws."""
     width: int = Field(1024, ge=8)
+    """Of what the base draws."""
     batch: int = Field(1, ge=1)
     """Images drawn at once."""
     base_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the base's weights."""
     seed: int = Field(0, ge=0)
+    """Of what the base draws."""
     threshold: float = Field(0.5, gt=0, lt=1)
+    """From here a pixel of a map is marked."""
     limit: int = Field(1000, ge=1)
+    """Images of each side that are looked at."""
     json_file: core.config.JsonFile = None
     """Also write the figures here."""
     out: Path | None = None
@@ -84,6 +90,7 @@ class Config(core.config.Config):
     sheet: int = Field(12, ge=1, le=200)
     """Images on each sheet: the surest ones."""
     device: str = "auto"
+    """`auto`, or a torch device."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":

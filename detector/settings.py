@@ -23,6 +23,7 @@ class Config(core.config.Config):
     out: Path
     """Run folder; the same command resumes it."""
     backend: Literal["transformers", "smp"] = "transformers"
+    """Who builds the network: transformers, or segmentation-models-pytorch."""
     variant: str = "nano"
     """`nano` (64x64 images), `mit_b0` .. `mit_b5`; with smp any of its encoders."""
     input_size: int | None = Field(None, ge=8)
@@ -37,6 +38,7 @@ class Config(core.config.Config):
     """Resize all images to this square; needed where their sizes differ."""
 
     steps: int = Field(2000, ge=1)
+    """Optimizer steps."""
     batch: int = Field(16, ge=1)
     """Images of a step, on all processes together."""
     loss: LossName = "mse"
@@ -48,7 +50,9 @@ class Config(core.config.Config):
     learning_rate: float = Field(1e-3, gt=0)
     """From random weights (with muon 4e-3); about 6e-5 for a pretrained mit_b5."""
     warmup: int = Field(100, ge=0)
+    """Steps in which the rate rises to its peak."""
     decay: Literal["poly", "cosine"] = "poly"
+    """How the rate falls from there to zero."""
     power: float = Field(1.0, gt=0)
     """Of `poly`: the rate falls as (1 - t) to this power; 1 is SegFormer's, .9 DeepLab's."""
     weight_decay: float = Field(0.01, ge=0)
@@ -77,18 +81,22 @@ class Config(core.config.Config):
     even_categories: bool = False
     """The categories of a source share its part alike, however many images each has."""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` computes the network in half precision; weights stay in float32."""
     checkpoint_blocks: bool = False
     """Compute the encoder's blocks again on the way back: less memory, about a third more time."""
     device: str = "auto"
     """`auto`, or a torch device."""
     seed: int = Field(0, ge=0)
+    """Of weights, order, augmentation and split."""
 
     valid_share: float = Field(0.1, ge=0, lt=1)
     """Share of the prompts that is held out and measured on."""
     valid_limit: int = Field(512, ge=1)
     """Measure on at most so many samples."""
     valid_every: int = Field(500, ge=1)
+    """Steps between two measurements."""
     checkpoint_every: int = Field(200, ge=1)
+    """Steps; what an interruption costs at most."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":

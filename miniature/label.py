@@ -37,7 +37,7 @@ COLUMNS = ("image", "prompt", "category", "artifact", "max", "area")
 class Config(core.config.Config):
     """Which folder, and how wide the brush is."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, core.config.placed("FOLDER")]
     """Holds images/*.png and prompts.jsonl."""
     grow: int = Field(blobs.BRUSH, ge=0, le=8)
     """Pixels that the brush adds around an artifact."""

@@ -41,9 +41,11 @@ METHOD = (
 class Config(core.config.Config):
     """How far sets of generated images lie from real ones."""
 
-    real: Annotated[Path, tyro.conf.Positional]
+    real: Annotated[Path, tyro.conf.Positional, core.config.placed("REAL")]
     """Real images: a folder, shards or Parquet files."""
-    generated: Annotated[tuple[Path, ...], tyro.conf.Positional] = Field(min_length=1)
+    generated: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, core.config.placed("GENERATED", several=True)
+    ] = Field(min_length=1)
     """Sets to compare with them, each likewise."""
     features: str
     """What looks at the images: a folder with features.json (miniature/features), a folder of a

@@ -55,7 +55,7 @@ HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 class Config(core.config.Config):
     """Write a LoRA file again in other names; every change of a weight stays what it was."""
 
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[Path, tyro.conf.Positional, core.config.placed("FILE")]
     """A LoRA .safetensors file."""
     to: Literal["peft", "kohya"]
     """PEFT's names (diffusers, and all of FLUX's readers), or kohya's (all of a UNet's)."""

@@ -28,7 +28,7 @@ from detector.pickled import read_pickled
 class Config(core.config.Config):
     """Bring an unconditional UNet of guided-diffusion into a diffusers folder."""
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, core.config.placed("CHECKPOINT")]
     """The weights: .pt, .pth, .bin or .safetensors; best the averaged ones (ema_...)."""
     out: Path
     """Folder of the pipeline; nothing may stand there."""

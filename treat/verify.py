@@ -51,7 +51,7 @@ BROKEN = ("rank", "transposed", "transposed-A", "transposed-B", "sides", "empty"
 class Config(core.config.Config):
     """Say what is wrong with a LoRA file, and what each downstream reader makes of it."""
 
-    path: Annotated[Path, tyro.conf.Positional]
+    path: Annotated[Path, tyro.conf.Positional, core.config.placed("FILE")]
     """A .safetensors file, or a folder of them: one of its files has to serve each reader."""
     base: str | None = None
     """Pipeline folder or Hub id that it is for: names and sides are held against it."""

@@ -1,5 +1,7 @@
 """`diffdoctor files delete`: ids of files in; their room free again."""
 
+from typing import Annotated
+
 import tyro
 from pydantic import Field
 
@@ -10,7 +12,9 @@ from launch.commands.remote import Remote
 class Config(Remote):
     """Delete files for good. One that a job uses which has not ended is refused."""
 
-    files: tyro.conf.Positional[tuple[str, ...]] = Field(min_length=1)
+    files: Annotated[
+        tuple[str, ...], tyro.conf.Positional, core.config.placed("FILE", several=True)
+    ] = Field(min_length=1)
     """Their ids, as `diffdoctor files list` shows them."""
 
 

@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from pydantic import Field
@@ -24,7 +24,9 @@ class Remote(core.config.Config):
 class OfJob(Remote):
     """One job of a service."""
 
-    job: tyro.conf.Positional[str] = Field(pattern=r"^ftjob-[0-9a-f]{24}$")
+    job: Annotated[str, tyro.conf.Positional, core.config.placed("JOB")] = Field(
+        pattern=r"^ftjob-[0-9a-f]{24}$"
+    )
     """Its id, as `diffdoctor jobs list` shows it."""
 
 

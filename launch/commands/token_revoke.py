@@ -1,5 +1,7 @@
 """`diffdoctor token revoke`: a token's id in; nobody is let in by it any more."""
 
+from typing import Annotated
+
 import tyro
 
 import core.config
@@ -10,7 +12,7 @@ from launch.commands.of_root import OfRoot
 class Config(OfRoot):
     """Revoke a token, at once and for good."""
 
-    token: tyro.conf.Positional[str]
+    token: Annotated[str, tyro.conf.Positional, core.config.placed("TOKEN")]
     """Its id (not the token itself), as `diffdoctor token list` shows it."""
 
 

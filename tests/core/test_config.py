@@ -10,7 +10,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from core.config import Config, JsonFile, from_mapping, load_config, run_program, to_yaml, told
+from core.config import (
+    Config,
+    JsonFile,
+    from_mapping,
+    load_config,
+    placed,
+    run_program,
+    to_yaml,
+    told,
+)
 from core.errors import UserError
 
 
@@ -22,7 +31,9 @@ class Inner(Config):
 class Settings(Config):
     """What the program does."""
 
-    sources: tyro.conf.Positional[list[Path]] = Field(description="the files", min_length=1)
+    sources: Annotated[list[Path], tyro.conf.Positional, placed("SOURCE", several=True)] = Field(
+        description="the files", min_length=1
+    )
     out: Path
     rate: float = Field(1e-3, description="step size", gt=0)
     on: bool = True
@@ -89,8 +100,11 @@ def test_required_names_may_come_from_either_side(tmp_path):
         ("a --out o --inner.width 0", "greater than or equal to 1"),
         (f"a --out o --inner.width {2**63}", "may be 9223372036854775807 at most"),
         ("a --out o --rate inf", "finite"),
-        ("a", "--out"),
-        ("--out o", "'sources'"),
+        ("a", "error: --out PATH is missing; see --help."),
+        (
+            "--out o",
+            "'sources' in the command line has 0, and needs 1 at least; give them as plain",
+        ),
         ("a --config", "--config needs a YAML file"),
         ("a --config nowhere.yaml", "nowhere.yaml"),
     ],
@@ -106,6 +120,7 @@ def test_faults_of_the_command_line(capsys, words, said):
         ("raet: 1", "unknown name 'raet' in {path}; did you mean 'rate'?"),
         ("inner: {widht: 1, need: x}", "did you mean 'inner.width'?"),
         ("sources: [a]", "'out' is missing in {path}; give it there or as --out."),
+        ("sources: []\nout: b", "'sources' in {path} has 0, and needs 1 at least; give them as"),
         ("sources: [a]\nout: b\nrate: -1", "'rate' in {path} is -1"),
         ("sources: [a]\nout: b\nrate: .inf", "'rate' in {path} is inf: Input should be a finite"),
         ("sources: [a]\nout: b\nrate: .nan", "'rate' in {path} is nan: Input should be a finite"),
@@ -134,6 +149,7 @@ def test_help_shows_descriptions_and_defaults(capsys):
         run_program(lambda config: None, Settings, ["--help"], prog="p")
     text = capsys.readouterr().out
     assert not stop.value.code
+    assert "p [-h] [OPTIONS] SOURCE [SOURCE ...]" in text and "the files (required)" in text
     for words in ("What the program does.", "step size", "0.001", "which of two", "--config"):
         assert words in text
 

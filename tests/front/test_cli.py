@@ -4,9 +4,11 @@ import ast
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import tyro
 
 import diffdoctor
 from diffdoctor import cli
@@ -106,6 +108,39 @@ def test_commands_name_programs_that_exist():
         taken = [n.names for n in tree.body if isinstance(n, ast.ImportFrom)]
         made |= {name.asname or name.name for names in taken for name in names}
         assert {"Config", "main"} <= made, f"{name}: {path} lacks Config or main"
+
+
+OF_DATA = [name for name in cli.COMMANDS if name.split()[0] in ("data", "detector")]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_what_is_given_by_its_place_has_a_name_and_a_meaning(name):
+    """Not that of its kind alone: `PATH` says nothing of what belongs there."""
+    settings = import_module(cli.COMMANDS[name].module).Config
+    for field in settings.model_fields.values():
+        if tyro.conf.Positional in field.metadata and field.is_required():
+            names = [getattr(one, "metavar", None) for one in field.metadata]
+            assert any(names) and "PATH" not in names and field.description
+
+
+@pytest.mark.parametrize("name", OF_DATA)
+def test_every_option_of_data_and_detectors_has_a_meaning(name):
+    fields = import_module(cli.COMMANDS[name].module).Config.model_fields
+    groups = ("draw", "train", "augmentation", "json_file")  # a group's own help says it
+    assert [n for n, field in fields.items() if not field.description and n not in groups] == []
+
+
+def test_help_names_what_is_given_by_its_place(capsys):
+    for words, shown in (
+        ("data import", ["FORMAT SET", "- synthscars: {train,test}/images"]),
+        ("data check", ["[-h] STORE"]),
+        ("data stats", ["STORE [STORE ...]", "(required)"]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*words.split(), "--help"])
+        text = capsys.readouterr().out
+        assert not stop.value.code and all(part in text for part in shown), text
+        assert "default: )" not in text
 
 
 def test_public_names_are_found_lazily():
