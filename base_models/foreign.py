@@ -23,8 +23,9 @@ NEEDED = ("prompt", "height", "width", "num_inference_steps", "generator", "outp
 Draw = Callable[[Sequence[str], Sequence[int]], Images]
 
 
-def check_foreign(folder: Path) -> None:
-    """Raise `UserError` unless it draws prompts, is whole, and needs nobody's code."""
+def check_foreign(folder: Path, guidance: float | None = None) -> None:
+    """Raise `UserError` unless it draws prompts, with a guidance if one is asked, is whole, and
+    needs nobody's code."""
     name = pipeline_class(folder)
     pipeline = getattr(diffusers, name, None)
     if not (inspect.isclass(pipeline) and issubclass(pipeline, DiffusionPipeline)):
@@ -33,6 +34,8 @@ def check_foreign(folder: Path) -> None:
     missing = [name for name in NEEDED if name not in takes]
     if missing:
         raise UserError(f"a {name} takes no {missing[0]}: name a pipeline that draws prompts.")
+    if guidance is not None and "guidance_scale" not in takes:
+        raise UserError(f"a {name} draws without guidance: leave --guidance out.")
     check_components(folder)
 
 

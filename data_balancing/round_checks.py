@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from base_models.load import check_size, locate
+from base_models.load import locate
 from core.config import unknown_name
 from core.errors import UserError
 from core.shards import ShardStore
@@ -16,6 +16,7 @@ from data_balancing.asking import check_address
 from data_balancing.digests import data_digest, model_name
 from data_balancing.prompt_file import read_prompt_lines
 from data_balancing.round_settings import Config
+from data_balancing.synthesize import check_drawing
 from data_balancing.taxonomy import Taxonomy, load_taxonomy
 from data_balancing.teacher import unlabelled
 from detector.groups import near_pairs
@@ -32,7 +33,8 @@ for the annotator, who may be replaced."""
 def check(config: Config) -> None:
     """Every input, before the first image is drawn; raises `UserError`."""
     digest(config.detector)
-    check_size(config.base, config.draw.height, config.draw.width)
+    drawing = config.draw
+    check_drawing(config.base, drawing.height, drawing.width, drawing.guidance)
     check_writable(config.out)
     if config.endpoint is not None:
         check_address(config.endpoint)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import core.config
 from base_models.foreign import Draw, check_foreign, open_foreign
+from base_models.guidance import check_guidance
 from base_models.load import (
     FAMILIES,
     check_size,
@@ -81,7 +82,7 @@ def main(config: Config) -> None:
     """Draw what is not there yet."""
     lines = read_prompt_lines(config.prompts)
     check_writable(config.out)
-    known = check(config)
+    known = check_drawing(config.base, config.height, config.width, config.guidance)
     place, folder = device(config.device), locate(config.base)
     steps = config.steps or usual_steps(folder)
     generator = model_name(folder)
@@ -104,16 +105,17 @@ def main(config: Config) -> None:
     print(f"{config.out}: {len(missing)} new images of {len(plan)}")
 
 
-def check(config: Config) -> bool:
-    """Whether the base is of a family here; raises `UserError` for one that cannot draw."""
-    path = Path(config.base).expanduser()
+def check_drawing(base: str, height: int, width: int, guidance: float | None) -> bool:
+    """Whether the base is of a family here; raises `UserError` for one that cannot draw so."""
+    path = Path(base).expanduser()
     family = FAMILIES.get(pipeline_class(path)) if path.is_dir() else None
     if path.is_dir() and family is None:
-        check_foreign(path)
+        check_foreign(path, guidance)
         return False
     if family is not None and not family.prompted:
         raise UserError(f"{path} takes no prompt: give a base that draws what it is asked for.")
-    check_size(config.base, config.height, config.width)
+    check_size(base, height, width)
+    check_guidance(base, guidance)
     return True
 
 

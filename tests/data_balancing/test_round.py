@@ -392,6 +392,10 @@ def test_bad_input_is_refused_before_anything_is_made(world: Path, tmp_path: Pat
         ({"annotator": ("no-such-annotator", "x")}, "no command 'no-such-annotator'"),
         ({"prompt_list": bad}, "did you mean 'hand'"),
         ({"draw": {"height": 33, "width": 32}}, "divide|multiple"),
+        (
+            {"draw": {"height": SIZE, "width": SIZE, "guidance": 3.5}},
+            "base draws without guidance: leave --guidance out",
+        ),
         ({"train": {"quotas": {"human": 0.5, "real": 0.5}}}, "quotas name 'real', but the sources"),
         ({"train": {"quotas": {"hard": 1}}, "hard": 0}, "quotas name 'hard', but"),
         (

@@ -204,6 +204,29 @@ def test_bad_input_is_refused_before_anything_is_read(
         synthesize.main(config(base, tmp_path, out=tmp_path / "full"))
 
 
+def test_guidance_of_a_base_without_any_is_refused(base: Path, prompts: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="small draws without guidance: leave --guidance out"):
+        synthesize.main(config(base, tmp_path, guidance=3.5))
+    assert not (tmp_path / "store").exists()
+    tiny_pipeline(guidance_embeds=True).save_pretrained(tmp_path / "dev")
+    assert synthesize.check_drawing(str(tmp_path / "dev"), SIZE, SIZE, 3.5)  # the control
+
+
+def test_guidance_of_a_foreign_pipeline_without_any_is_refused(tmp_path: Path, monkeypatch):
+    parts = tiny_sd().components
+    other = StableDiffusionPAGPipeline(**parts, requires_safety_checker=False)
+    other.save_pretrained(tmp_path / "other")
+    assert not synthesize.check_drawing(str(tmp_path / "other"), 64, 64, 3.5)
+
+    def call(self, prompt, height, width, num_inference_steps, generator, output_type):
+        """As a distilled pipeline takes it."""
+
+    monkeypatch.setattr(StableDiffusionPAGPipeline, "__call__", call)
+    with pytest.raises(UserError, match="PAGPipeline draws without guidance: leave --guidance out"):
+        synthesize.check_drawing(str(tmp_path / "other"), 64, 64, 3.5)
+    assert not synthesize.check_drawing(str(tmp_path / "other"), 64, 64, None)
+
+
 def test_other_settings_do_not_mix(base: Path, prompts: Path, tmp_path: Path):
     synthesize.main(config(base, tmp_path))
     with pytest.raises(UserError, match="other settings"):
