@@ -7,7 +7,6 @@ command line (tyro), its HTTP body and its documentation. Settings stop at the p
 import contextlib
 import difflib
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from pydantic import (
 )
 
 from core.errors import UserError
+from core.storage import may_write
 
 MAX_CONFIG_BYTES = 1_000_000
 MOST = 2**63 - 1
@@ -63,7 +63,7 @@ def _writable(path: Path | None) -> Path | None:
         raise ValueError("this is a folder; name a file in it")
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent}; create it first")
-    if path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
+    if path is not None and not may_write(path.parent):
         raise ValueError(f"{path.parent} cannot be written to; name another folder")
     if path is not None and path.exists() and path.suffix != ".json":
         raise ValueError(f"{path} is there already and no .json file; name another")

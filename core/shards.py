@@ -325,6 +325,14 @@ def no_store(folder: Path) -> UserError:
     return UserError(f"{folder} is no store: bring a set into one with `diffdoctor data import`.")
 
 
+def filled(folder: Path) -> ShardStore:
+    """A store with something in it; `UserError` where it is empty."""
+    store = ShardStore(folder)
+    if not len(store):
+        raise UserError(f"{folder} holds no sample: its writing was stopped, begin it again.")
+    return store
+
+
 class Records(Sequence[Record]):
     """The records of a store's samples, each read when it is asked for."""
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -189,8 +190,18 @@ def check_writable(folder: Path) -> None:
     above = next(one for one in (path, *path.parents) if one.exists())
     if not above.is_dir():
         raise UserError(f"{above} is a file: name a folder with --out.")
-    if not os.access(above, os.W_OK | os.X_OK):
+    if not may_write(above):
         raise UserError(f"{folder} cannot be written to: name another --out.")
+
+
+def may_write(folder: Path) -> bool:
+    """Whether a file can be made in a folder, by making one that has no name: what permissions say
+    is not true for root, nor of every disk that machines share."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def check_file(path: Path) -> None:

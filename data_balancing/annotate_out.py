@@ -23,7 +23,7 @@ import core.config
 from core.contracts import Detector
 from core.errors import UserError
 from core.images import from_uint8
-from core.shards import ShardStore
+from core.shards import ShardStore, filled
 from core.storage import check_writable, write_atomic
 from data_balancing.annotation import TOOLS
 from data_balancing.annotation.cases import ORDER, Case, Mask, Size, read_json
@@ -53,7 +53,7 @@ class Config(core.config.Config):
 
 
 def main(config: Config) -> None:
-    store = ShardStore(config.store)
+    store = filled(config.store)
     keys = store.keys if config.keys is None else read_keys(config.keys, store.keys)
     detector = None
     if config.detector is not None:

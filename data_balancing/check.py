@@ -60,6 +60,8 @@ def main(config: Config) -> int | None:
         if config.keep.resolve() == config.data.resolve():
             raise UserError(f"{config.keep} is what is checked: name another folder by --keep.")
     samples = open_source(config.data, masked=False)
+    if not len(samples):
+        raise UserError(f"{config.data} holds no sample: its writing was stopped, begin it again.")
     findings, groups, seen, keys = [], Groups(), Seen(), set()
     keep = nullcontext() if config.keep is None else ShardWriter(config.keep, name="kept")
     with keep as writer:

@@ -74,10 +74,10 @@ class Score(NamedTuple):
 
 
 def main(config: Config) -> None:
-    store = ShardStore(config.store)
+    check_writable(config.out)
+    store, labels = ShardStore(config.store), labels_by_category(config.labelled)
     folders = [config.detector, *filter(None, [config.second_detector])]
     detectors = [freeze(load_detector(f)).to(device(config.device)) for f in folders]
-    check_writable(config.out)
     records = store.records()
     open_ = [i for i in range(len(store)) if needs_label(records[i])]
     if not open_:
@@ -85,7 +85,7 @@ def main(config: Config) -> None:
     place = device(config.device)
     scores = dict(scored(store, open_, detectors, config.batch, place))
     candidates = rated([(i, records[i], scores[i]) for i in open_])
-    chosen = choose(candidates, config.n, labels_by_category(config.labelled))
+    chosen = choose(candidates, config.n, labels)
     write(config.out, store, chosen, scores, detectors[0])
     shares = Counter(records[i].category or "(none)" for i in chosen)
     print(f"{config.out}: {len(chosen)} of {len(open_)} images")

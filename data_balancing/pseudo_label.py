@@ -75,6 +75,8 @@ def main(config: Config) -> None:
     opened_store.cache_clear()  # a store may have grown since this process last looked
     opened = [ShardStore(path) for path in stores]
     jobs = [Job(s.folder, shard, config.out.resolve()) for s in opened for shard in s.shards()]
+    if not jobs:
+        raise UserError(f"{', '.join(map(str, stores))} holds no sample: fill it first.")
     if len({job.shard for job in jobs}) < len(jobs):
         raise UserError("two of the stores have shards of one name: give each an --out of its own.")
     left = frozenset[str]()

@@ -9,7 +9,7 @@ import numpy as np
 from base_models.load import locate
 from core.config import unknown_name
 from core.errors import UserError
-from core.shards import ShardStore
+from core.shards import ShardStore, filled
 from core.storage import check_writable, write_atomic
 from data_balancing.annotator_command import check_command
 from data_balancing.asking import check_address
@@ -42,7 +42,7 @@ def check(config: Config) -> None:
     if config.prompt_list is not None:
         check_list(config.prompt_list, taxonomy)
     if config.pool is not None:
-        ShardStore(config.pool)
+        filled(config.pool)
     if config.annotator:
         check_command(config.annotator)
     check_labelled(config.labelled)

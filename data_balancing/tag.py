@@ -27,7 +27,7 @@ import core.config
 from core.config import unknown_name
 from core.errors import UserError
 from core.samples import Record
-from core.shards import ShardStore
+from core.shards import ShardStore, filled
 from core.storage import check_file, write_atomic
 from data_balancing.asking import Endpoint, Model
 from data_balancing.local_tagger import LocalModel
@@ -86,7 +86,7 @@ class Config(core.config.Config):
 def main(config: Config) -> int | None:
     """Tag every image; exit code 1 when some had to be set aside."""
     check_file(config.out)
-    taxonomy, store = load_taxonomy(config.taxonomy), ShardStore(config.store)
+    taxonomy, store = load_taxonomy(config.taxonomy), filled(config.store)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     if config.from_records:
         lines, lost = record_lines(store.records(), taxonomy)

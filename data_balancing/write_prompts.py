@@ -126,7 +126,7 @@ def needed(balance: Path | None, names: Sequence[str], taxonomy: Taxonomy) -> li
     """The categories to write for: those named, else those that stand out in the balance."""
     if names:
         return _checked(list(dict.fromkeys(names)), taxonomy, "--categories")
-    found = read_json(balance or Path()).get("anomalous")
+    found = read_json(balance).get("anomalous") if balance and balance.is_file() else None
     if not isinstance(found, dict):
         raise UserError(f"{balance} is no balance.json; make it with `diffdoctor data balance`.")
     odd = [str(name) for side in ("high", "low") for name in found.get(side, [])]

@@ -33,7 +33,7 @@ from core.prompts import read_prompts
 from core.run import plain
 from core.samples import Sample
 from core.seeds import mix
-from core.shards import ShardStore
+from core.shards import filled
 from core.storage import check_writable, write_atomic
 from detector.data import spread
 from detector.diagnose import Finding, Surest, diagnose, look
@@ -212,7 +212,7 @@ def _samples(folder: Path, limit: int) -> Sequence[Path] | Sequence[Sample]:
     """Files of a folder, or samples of a store."""
     if not any(folder.glob("*.manifest.jsonl")):
         return _chosen(folder, limit)
-    store = ShardStore(folder)
+    store = filled(folder)
     return Chosen(store, spread(len(store), limit))
 
 

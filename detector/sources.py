@@ -151,6 +151,8 @@ def open_data(
 
 
 def open_source(path: Path, masked: bool = True) -> "ShardStore | LabelledShards | FolderSamples":
+    if path.is_file():
+        raise UserError(f"{path} is a file; name the folder of its store, or with images/ in it.")
     if not path.is_dir():
         raise UserError(f"there is no data folder {path}; check the path.")
     if any(path.glob("*.manifest.jsonl")):

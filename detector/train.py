@@ -25,6 +25,7 @@ from core.memory import in_use
 from core.processes import this_process
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
+from core.storage import check_writable
 from core.wishes import MET
 from detector.augmentation import Augmentation
 from detector.data import hold, mean_artifact, open_labelled, split_by_group, spread, to_tensors
@@ -43,6 +44,7 @@ from detector.storage import LICENCE_NOTES, load_detector, save_detector
 
 def main(config: Config) -> int | None:
     """Train to the end, or until a signal: then save and return `PAUSED`."""
+    check_writable(config.out)
     share = own_share()
     share.check(batch=config.batch)
     if config.alignment:

@@ -240,7 +240,7 @@ def test_figures_overwrite_nothing_but_figures(tmp_path):
 
 
 def test_figures_go_where_something_can_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr("core.config.may_write", lambda folder: folder != tmp_path)
     words = r"^'--json' in the command line is '.*new\.json': .*cannot be written to; name another"
     with pytest.raises(UserError, match=words):
         load_config(Measured, overrides=["--json", str(tmp_path / "new.json")])
