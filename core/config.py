@@ -198,10 +198,16 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if not name:
         return f"{where}: {_one_line(message)}"
-    given = fault["input"]
-    given = str(given) if isinstance(given, Path) else given
+    given = _without_paths(fault["input"])
     name = "--json" if (name, where) == ("json_file", COMMAND_LINE) else name
     return f"{name!r} in {where} is {given!r}: {_one_line(message)}."
+
+
+def _without_paths(given: Any) -> Any:
+    """A value as it was typed: paths, also those of a list, as texts."""
+    if isinstance(given, tuple | list):
+        return [_without_paths(one) for one in given]
+    return str(given) if isinstance(given, Path) else given
 
 
 def unknown_name(name: str, known: Iterable[str], where: str) -> str:

@@ -5,6 +5,7 @@
 The folder holds the weights of all: the first ones may be moved or deleted.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,18 @@ import core.config
 from core.errors import UserError
 from core.storage import check_writable
 from detector.ensemble import Combination, Ensemble
-from detector.storage import digest, open_detector, save_ensemble
+from detector.storage import (
+    DESCRIPTION,
+    TENSORS,
+    digest,
+    located,
+    open_detector,
+    read_description,
+    save_ensemble,
+)
+
+MEMBERS = "members_sha256"
+"""In the card: the members' digests, in their order."""
 
 
 class Config(core.config.Config):
@@ -26,6 +38,7 @@ class Config(core.config.Config):
         tyro.conf.Positional,
         core.config.placed("DETECTOR", several=True),
         Field(min_length=2),
+        core.config.told("an ensemble is of two detectors or more; name another folder"),
     ]
     """Folders of two detectors or more, or of the runs that trained them; of any kind."""
     out: Path
@@ -35,7 +48,8 @@ class Config(core.config.Config):
 
 
 def main(config: Config) -> None:
-    check_writable(config.out)
+    digests = [digest(folder) for folder in config.detectors]
+    check_out(config.out, config.detectors, digests, config.combine)
     opened = []
     for folder in config.detectors:
         detector = open_detector(folder)
@@ -43,9 +57,28 @@ def main(config: Config) -> None:
             raise UserError(f"{folder} is an ensemble itself: name its members instead.")
         opened.append(detector)
     names = [folder.resolve().name for folder in config.detectors]
-    card = {"members": names, "members_sha256": [digest(folder) for folder in config.detectors]}
+    card = {"members": names, MEMBERS: digests}
     save_ensemble(opened, config.combine, config.out, card)
     print(f"{config.out}: the {config.combine} of {', '.join(names)}")
+
+
+def check_out(
+    out: Path, detectors: Sequence[Path], digests: Sequence[str], combine: Combination
+) -> None:
+    """Refuse the folder of a member, and one with anything but this very ensemble."""
+    check_writable(out)
+    for folder in detectors:
+        if located(folder).resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{out} holds the member {folder}: name another --out.")
+    found = {path.name for path in out.glob("[!.]*")}
+    strange = sorted(found - {TENSORS, DESCRIPTION})
+    if strange:
+        raise UserError(f"{out} holds other files ('{strange[0]}'): name another --out.")
+    if DESCRIPTION in found:
+        former = read_description(out)
+        how = getattr(former.config, "combine", None)
+        if (former.card.get(MEMBERS), how) != (list(digests), combine):
+            raise UserError(f"{out} holds another detector: name another --out.")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from core.config import run_program
 from core.errors import UserError
 from core.images import write_image
 from detector import combine, diagnose, evaluate, sanity
@@ -108,8 +109,42 @@ def test_what_is_no_ensemble_is_said_with_its_cure(folders, tmp_path):
     (tmp_path / "e" / TENSORS).write_bytes(payload[:-1] + b"x")
     with pytest.raises(UserError, match="damaged"):
         open_detector(tmp_path / "e")
-    with pytest.raises(ValueError, match="at least 2"):
-        combine.Config(detectors=(folders[0],), out=tmp_path / "one")
+
+
+def test_one_detector_is_refused_as_it_was_typed(tmp_path, capsys):
+    for words, shown in ((["a/b"], "['a/b']"), ([], "[]")):
+        with pytest.raises(SystemExit):
+            run_program(combine.main, combine.Config, [*words, "--out", str(tmp_path / "one")])
+        said = capsys.readouterr().err
+        assert f"is {shown}: an ensemble is of two detectors or more; name another folder" in said
+
+
+def test_out_takes_the_place_of_nothing_else(folders, tmp_path):
+    member, other = tmp_path / "run/detector", tmp_path / "other"
+    save_detector(SegformerDetector(SegformerConfig(variant="nano"), seed=1), member, {})
+    before = (member / TENSORS).read_bytes()
+    for out in (member, member.parent):  # what a training wrote may be named by either
+        for named in (member, member.parent):
+            with pytest.raises(UserError, match="holds the member .*: name another --out"):
+                combined([folders[0], named], out)
+    for out in (folders[1], folders[2]):  # detectors that take no part
+        with pytest.raises(UserError, match="holds another detector: name another --out"):
+            combined([folders[0], member], out)
+    other.mkdir()
+    (other / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds other files \\('letter.txt'\\): name another --out"):
+        combined([folders[0], member], other)
+    assert (member / TENSORS).read_bytes() == before
+    assert [path.name for path in other.iterdir()] == ["letter.txt"]
+
+
+def test_the_same_ensemble_may_be_made_again_and_no_other_in_its_place(folders, tmp_path):
+    combined(folders[:2], tmp_path / "e")
+    combined(folders[:2], tmp_path / "e")
+    for changes, members in (({"combine": "max"}, folders[:2]), ({}, folders[1:])):
+        with pytest.raises(UserError, match="holds another detector: name another --out"):
+            combined(members, tmp_path / "e", **changes)
+    assert read_description(tmp_path / "e").config.combine == "mean"
 
 
 def test_a_member_without_weights_takes_part():
