@@ -15,7 +15,7 @@ from pydantic import Field
 import core.config
 from core.errors import UserError
 from core.storage import check_writable
-from detector.ensemble import Combination, Ensemble
+from detector.ensemble import Combination, Ensemble, EnsembleConfig
 from detector.storage import (
     DESCRIPTION,
     TENSORS,
@@ -76,8 +76,8 @@ def check_out(
         raise UserError(f"{out} holds other files ('{strange[0]}'): name another --out.")
     if DESCRIPTION in found:
         former = read_description(out)
-        how = getattr(former.config, "combine", None)
-        if (former.card.get(MEMBERS), how) != (list(digests), combine):
+        alike = isinstance(former.config, EnsembleConfig) and former.config.combine == combine
+        if not alike or former.card.get(MEMBERS) != list(digests):
             raise UserError(f"{out} holds another detector: name another --out.")
 
 

@@ -1,5 +1,6 @@
 """A detector and labelled samples in, figures over all of them and by group out."""
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -24,6 +25,15 @@ def device(name: str) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise missing
     return found
+
+
+def clock(place: torch.device) -> float:
+    """CPU seconds of this process; where a GPU works, seconds once it has nothing left to do."""
+    if place.type == "cpu":
+        return time.process_time()
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    return time.perf_counter()
 
 
 @torch.no_grad()

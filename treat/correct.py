@@ -8,7 +8,6 @@ command goes on where it stopped.
 """
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from core.prompts import read_prompts
 from core.run import PAUSED, Run
 from core.storage import read_json, write_atomic
 from core.wishes import MET
-from detector.measure import device
+from detector.measure import clock, device
 from detector.score_dynamics import Window
 from detector.segformer import freeze
 from detector.storage import open_detector
@@ -34,7 +33,7 @@ from treat.arms import BASE, Draw, encode, image_path, named, plan
 from treat.correct_settings import Config
 from treat.correctors.acceleration import drawing, mean_curves, region_curves, shown_mask
 from treat.correctors.moment import Corrector
-from treat.correctors.opening import Wanted, open_corrector
+from treat.correctors.opening import Wanted, check_used, found_by, open_corrector
 from treat.correctors.sampling import draw_corrected
 from treat.evaluate import (
     Flagged,
@@ -65,6 +64,7 @@ def main(
     check_prompts(config.base, config.prompts is not None)
     place = device(config.device)
     itself = config.detector in (DYNAMICS, UNCERTAINTY)
+    check_used(wanted(config), config.detector)
     leads = None if itself else Path(config.detector)
     judges = {name: open_detector(Path(path)) for name, path in named(config.judges).items()}
     opened = open_corrector(wanted(config), leads and freeze(open_detector(leads)).to(place))
@@ -127,7 +127,7 @@ def draw_pairs(
 ) -> bool:
     """Draw the images of both arms that are not there yet; False where the run was asked to stop.
 
-    A step of the run's figures is a pair.
+    A step of the run's figures is a pair. The arms take turns at being first.
     """
     arms = (BASE, config.corrector)
     starts = range(0, len(draws), config.batch)
@@ -142,10 +142,12 @@ def draw_pairs(
     model.drop_text_encoders()
     schedule = model.schedule(config.sampling_steps, config.height, config.width)
     begun = len(batches) - len(left)
+    warm_up(Chain(model, schedule, {n: part[:1].to(place) for n, part in text.items()}), corrector)
     for batch in run.progress(left, len(batches), begun, config.corrector):
         if run.interrupted:
             return False
-        for name in arms:
+        turn = batch[0] // config.batch % 2
+        for name in arms[::-1] if turn else arms:
             rows = missing(run.folder, name, batch)
             if rows:
                 conditioning = {n: part[rows].to(place) for n, part in text.items()}
@@ -159,6 +161,13 @@ def draw_pairs(
             write_image(run.pictures / f"step-{done:08d}.png", picture)
             run.event("info", f"{MET['sample']} after step {done}, as asked", step=done)
     return True
+
+
+def warm_up(chain: Chain, corrector: Corrector) -> None:
+    """Draw an image either way and drop it: what only a first drawing costs is of neither arm."""
+    for one in (None, corrector):
+        noise = chain.model.noise([0], chain.schedule.height, chain.schedule.width)
+        decode(chain.model, draw_corrected(chain, noise, [0], one).latents, chain.precision)
 
 
 def missing(folder: Path, arm: str, rows: Sequence[int]) -> list[int]:
@@ -176,14 +185,16 @@ def draw_rows(
 ) -> None:
     """These images of one arm at once.
 
-    Beside each image its record: seconds, what was changed, and of the base the dynamics.
+    Beside each image its record: seconds (of the CPU, where one draws), what was changed, and of
+    the base the dynamics.
     """
     model, schedule, seeds = chain.model, chain.schedule, [draw.seed for draw in draws]
-    begun = time.perf_counter()
+    place = schedule.timesteps.device
+    begun = clock(place)
     noise = model.noise(seeds, schedule.height, schedule.width)
     drawn = draw_corrected(chain, noise, seeds, corrector)
     images = round_to_8bit(decode(model, drawn.latents, chain.precision)).cpu()
-    seconds = (time.perf_counter() - begun) / len(rows)
+    seconds = (clock(place) - begun) / len(rows)
     curves: list[dict[str, Any]] = [{} for _ in rows]
     if corrector is None:
         maps = judge(images, [draw.prompt for draw in draws])
@@ -195,7 +206,7 @@ def draw_rows(
 
 
 def figures_of(folder: Path, arms: Sequence[str], rows: Sequence[int]) -> dict[str, float]:
-    """Of one batch: seconds an image in either arm, and the share of its area that was changed."""
+    """Of one batch: `clock`'s seconds an image in either arm, the share of its area changed."""
     base, corrected = ([read_json(record_path(folder, n, i)) for i in rows] for n in arms)
     return {
         "seconds_plain": float(np.mean([one["seconds"] for one in base])),
@@ -256,9 +267,14 @@ def publish(
     curves = drawing(summary["acceleration"], window, config.sampling_steps)
     if curves:
         write_atomic(run.folder / "acceleration.svg", curves.encode())
+    finds = found_by(config.corrector, config.detector, config.variant)
+    if not summary["images_changed"]:
+        where = "" if finds is None else f" and at what finds ({finds})"
+        run.event("warn", f"{config.corrector} changed no image: look at --set{where}")
     note = (
         f"{first['n']} images of {Path(config.base).name} from the same seeds, plainly and with "
-        f"{config.corrector} ({config.detector}); {summary['images_changed']:.0%} of them and "
+        f"{config.corrector}{'' if finds is None else f' ({finds})'}; "
+        f"{summary['images_changed']:.0%} of them and "
         f"{summary['area_changed']:.1%} of their area were changed at "
         f"{summary['relative_cost']:.2f} times the cost of plain sampling; judged by "
         f"{summary['judge']}. The pictures below are the first ones, not chosen."
@@ -266,7 +282,8 @@ def publish(
     further = ["<h2>Score acceleration</h2>", curves] if curves else []
     page = render("Before and after correction", note, summary, pairs, further=further)
     write_atomic(run.folder / "report.html", page.encode())
-    run.summary({**summary, "report": "report.html", "sheet": "sheet.png" if pairs else None})
+    shown_on = {"report": "report.html", "sheet": "sheet.png" if pairs else None}
+    run.summary({**summary, "found_by": finds, **shown_on})
 
 
 def sheet(folder: Path, pairs: Sequence[Pair], corrector: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ class Config(core.config.Config):
     detector: str = DYNAMICS
     """What finds: `score_dynamics` (nothing is trained), `bayes` (BayesDiff's variance, with
     --real), or a detector's folder. `sargd`, `trajectory` and `guide` need a folder;
-    `score_clipping` needs none."""
+    `score_clipping` and the corrector `bayes` take none."""
     variant: DynamicsVariant = "paper"
     """asced and score_dynamics read the weighted scores as the paper writes them, the changes of
     x0-hat that it means (`x0`), or 8-bit pictures of x0-hat as its released code does."""

@@ -1,6 +1,7 @@
 """The real programs on tiny bases: pairs, masks, curves, resume, calibration and refusals."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -69,8 +70,10 @@ def test_pairs_masks_and_figures_are_there(done):
     changed = [bool(m.any()) for m in masks]
     for was, now, touched in zip(before, after, changed, strict=True):
         assert torch.equal(was, now) != touched  # the same seed: what was not corrected is the same
+    assert summary["found_by"] == "score dynamics, variant paper"
     assert any(changed) and summary["images_changed"] == pytest.approx(np.mean(changed))
     page = (out / "report.html").read_text()
+    assert "asced (score dynamics, variant paper)" in page
     assert "Score acceleration" in page and "Mutation" in page and "itself" not in page
     assert (out / "acceleration.svg").read_text() in page
     assert (out / "sheet.png").stat().st_size > 1000
@@ -79,10 +82,10 @@ def test_pairs_masks_and_figures_are_there(done):
 def test_the_same_command_draws_only_what_is_missing(done):
     config, out = done
     kept, lost = out / "images/asced/000000.png", out / "images/asced/000002.png"
-    content, time = lost.read_bytes(), kept.stat().st_mtime_ns
+    content, then = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
     correct.main(config, bright)
-    assert lost.read_bytes() == content and kept.stat().st_mtime_ns == time
+    assert lost.read_bytes() == content and kept.stat().st_mtime_ns == then
     with pytest.raises(UserError, match="other settings"):
         correct.main(config.model_copy(update={"set": ("gamma=0.7",)}), bright)
 
@@ -144,11 +147,45 @@ def test_a_detector_leads_on_latents_and_judges_itself_only_with_a_warning(world
     assert correct.main(config) is None
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert "detector itself" in summary["judge"] and summary["images_changed"] == 1
-    assert "also judges" in (tmp_path / "run/events.jsonl").read_text()
+    events = (tmp_path / "run/events.jsonl").read_text()
+    assert "also judges" in events and "changed no image" not in events
+    assert summary["found_by"] == f"the detector {world / 'detector'}"
+
+
+def test_a_run_that_changed_nothing_says_so(world, tmp_path):
+    """One in which nobody has to find anything: no change of the score is beyond the bound."""
+    out = tmp_path / "run"
+    used = settings(world, out, corrector="score_clipping", set=("bound=1e6",), n=2)
+    assert correct.main(used, bright) is None
+    assert 'score_clipping changed no image: look at --set"' in (out / "events.jsonl").read_text()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["images_changed"] == 0 and summary["found_by"] is None
+    page = (out / "report.html").read_text()
+    assert "with score_clipping;" in page and "score_dynamics" not in page
+
+
+def test_the_cost_is_of_neither_arms_first_drawing(world, tmp_path, monkeypatch):
+    """A clock that only drawing moves: the first by 100 s, every other by 1 s, corrected or not."""
+    now, drawn = [0.0], []
+    draw_corrected = correct.draw_corrected
+
+    def slow_at_first(chain, noise, seeds, corrector):
+        now[0] += 1 if drawn else 100
+        drawn.append((len(seeds), corrector is not None))
+        return draw_corrected(chain, noise, seeds, corrector)
+
+    monkeypatch.setattr(correct, "draw_corrected", slow_at_first)
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(time, name, lambda: now[0])
+    assert correct.main(settings(world, tmp_path / "run", n=4), bright) is None
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["seconds_an_image"] == {"base": 0.5, "asced": 0.5}  # two at once
+    assert summary["relative_cost"] == 1
+    assert drawn[-4:] == [(2, False), (2, True), (2, True), (2, False)]  # in turns
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_drawn(world, tmp_path):
-    out = tmp_path / "run"
+    out, folder = tmp_path / "run", str(world / "detector")
     for given, says in (
         ({"corrector": "sargd"}, "give --detector FOLDER"),
         ({"sampling_steps": 4}, "give more steps"),
@@ -156,6 +193,14 @@ def test_what_cannot_be_done_is_refused_before_anything_is_drawn(world, tmp_path
         ({"corrector": "guide", "calibration": tmp_path / "a.json"}, "is for --corrector asced"),
         ({"calibration": tmp_path / "a.json"}, "a.json is missing"),
         ({"height": SIZE + 1}, "divide by 2"),
+        ({"corrector": "guide", "set": ("start=5",)}, "start of 'guide' is .* at most 1"),
+        ({"corrector": "bayes", "detector": folder}, "no part in 'bayes' .*: leave it out"),
+        ({"corrector": "score_clipping", "detector": folder}, "no part in 'score_clipping'"),
+        ({"corrector": "score_clipping", "detector": "bayes"}, "no part in 'score_clipping'"),
+        ({"corrector": "guide", "detector": "bayes"}, "give --detector FOLDER"),
+        ({"real": tmp_path}, "leave it out, or --detector bayes"),
+        ({"corrector": "bayes", "variant": "code"}, "has no --variant code"),
+        ({"detector": folder, "calibration": tmp_path / "a.json"}, "is of score dynamics"),
     ):
         with pytest.raises(UserError, match=says):
             correct.main(settings(world, out, **given), bright)

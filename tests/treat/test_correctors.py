@@ -2,6 +2,7 @@
 
 import functools
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import get_args
 
 import pytest
@@ -24,7 +25,7 @@ from detector.score_dynamics import Window, median
 from tests.base_models.families import EVERY
 from tests.chain import Spots
 from tests.tiny import SIZE
-from treat.correctors import CORRECTORS, defaults, make, settings_of
+from treat.correctors import CORRECTORS, NEEDS, defaults, make, settings_of
 from treat.correctors.asced import Asced, StateReplacement, earlier, stochastic
 from treat.correctors.bayes import Bayes
 from treat.correctors.clipping import ScoreClipping
@@ -107,7 +108,8 @@ def test_without_a_corrector_it_is_plain_sampling(name):
 @pytest.mark.parametrize("corrector, settings", list(kinds()))
 def test_every_corrector_draws_on_every_base(name, corrector, settings):
     """Finite images that differ from plain ones, one pass a step, each image by its seed alone."""
-    made = make(corrector, settings, find=Half(), detector=Bright(), laplace=laplace(name))
+    parts = {"find": Half(), "detector": Bright(), "laplace": laplace(name), None: None}
+    made = make(corrector, parts[NEEDS[corrector]], settings)
     found = drawn(name, made)
     assert found.latents.isfinite().all() and found.latents.dtype == torch.float32
     assert found.mask is not None and found.mask.shape[1] == 1
@@ -130,7 +132,7 @@ def test_an_image_in_which_nothing_is_found_stays_what_it_was_to_the_bit(correct
         if corrector == "asced"
         else ({},)
     ):
-        found = drawn("ddpm", make(corrector, settings, find=Half()))
+        found = drawn("ddpm", make(corrector, Half(), settings))
         assert torch.equal(found.latents[1], plain.latents[1])
         assert not torch.equal(found.latents[0], plain.latents[0])
         assert torch.equal(found.mask[0, 0, :, : SIZE // 2], torch.ones(SIZE, SIZE // 2))
@@ -442,15 +444,36 @@ def test_settings_by_words():
         settings_of("bayes", ["samples=1"])  # they have no variance
 
 
+@pytest.mark.parametrize("name", CORRECTORS)
+def test_shares_and_probabilities_end_at_one(name):
+    shares = {"threshold", "strength", "start", "t_c", "t_d", "eta"}
+    for key in defaults(name):
+        if key in shares:
+            with pytest.raises(UserError, match=f"{key} of '{name}' is at least 0 and at most 1"):
+                settings_of(name, [f"{key}=1.01"])
+            assert settings_of(name, [f"{key}=1"]) == {key: 1}
+        else:  # control: other numbers have no such end
+            assert settings_of(name, [f"{key}=5"]) == {key: 5}
+
+
 def test_what_leads_must_be_there_and_have_a_gradient():
     for name in ("sargd", "trajectory", "guide"):
         with pytest.raises(UserError, match="give --detector FOLDER"):
-            make(name, {}, find=Half())
+            make(name, None, {})
     blind = Bright()
     blind.differentiable = False
     with pytest.raises(UserError, match="has none"):
-        make("guide", {}, detector=blind)
-    assert isinstance(make("sargd", {}, detector=blind), Sargd)
+        make("guide", blind, {})
+    assert isinstance(make("sargd", blind, {}), Sargd)
+
+
+def test_the_part_that_each_needs_is_its_first_field_and_no_number():
+    assert tuple(NEEDS) == tuple(CORRECTORS)
+    for name, need in NEEDS.items():
+        first, *others = fields(CORRECTORS[name])
+        assert (first.name == need) == (need is not None)
+        named = others if need else [first, *others]
+        assert {one.name for one in named} - {"variant"} == set(defaults(name))
 
 
 def test_too_few_steps_are_refused_with_the_cure():

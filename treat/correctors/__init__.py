@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from core.contracts import Detector
 from core.errors import UserError
@@ -27,27 +27,36 @@ CORRECTORS: dict[str, Any] = {
     "trajectory": PalTtc,
     "guide": Guide,
 }
-
-
+NEEDS: dict[str, Literal["find", "detector", "laplace"] | None] = {
+    "asced": "find",
+    "state_replacement": "find",
+    "score_clipping": None,
+    "bayes": "laplace",
+    "sargd": "detector",
+    "trajectory": "detector",
+    "guide": "detector",
+}
+"""The one part of each that is no number, its first field: a mask from anywhere, a detector that
+leads it, or BayesDiff's last layer."""
 LEAST = {"samples": 2}
 """Of whole numbers that must be more than 1."""
+MOST: dict[str, float] = {
+    "threshold": 1, "strength": 1, "start": 1, "t_c": 1, "t_d": 1, "eta": 1,
+}  # fmt: skip
+"""Of probabilities and shares."""
 
 
-def make(name: str, settings: dict[str, Any], **parts: Any) -> Corrector:
-    """A corrector by its name, with its own numbers; `UserError` for a part that it lacks.
-
-    Of the `parts` it takes what it asks for: `find` (a mask from anywhere), `detector` (that leads
-    it), `laplace` (BayesDiff's last layer).
-    """
-    kind = CORRECTORS[name]
-    check_led(name, parts.get("detector"))
-    asked = {field.name for field in fields(kind)}
-    return kind(**{part: found for part, found in parts.items() if part in asked}, **settings)
+def make(name: str, part: Any, settings: dict[str, Any]) -> Corrector:
+    """A corrector by its name, with the part that it `NEEDS` (else None) and its own numbers."""
+    kind, need = CORRECTORS[name], NEEDS[name]
+    if need == "detector":
+        check_led(name, part)
+    return kind(**settings) if need is None else kind(part, **settings)
 
 
 def check_led(name: str, detector: Detector | None) -> None:
     """Raise `UserError` where a corrector needs another detector to lead it, or one at all."""
-    if not any(field.name == "detector" for field in fields(CORRECTORS[name])):
+    if NEEDS[name] != "detector":
         return
     if detector is None:
         raise UserError(
@@ -71,9 +80,10 @@ def settings_of(name: str, words: Sequence[str]) -> dict[str, Any]:
             found[key] = kind(text)
         except ValueError as error:
             raise UserError(f"{key} of '{name}' is a number, not '{text}'.") from error
-        least = LEAST.get(key, 1) if kind is int else 0
-        if not (math.isfinite(found[key]) and found[key] >= least):
-            raise UserError(f"{key} of '{name}' is at least {least}, not '{text}'.")
+        least, most = LEAST.get(key, 1) if kind is int else 0, MOST.get(key, math.inf)
+        if not (math.isfinite(found[key]) and least <= found[key] <= most):
+            ends = f"at least {least}" + (f" and at most {most}" if key in MOST else "")
+            raise UserError(f"{key} of '{name}' is {ends}, not '{text}'.")
     return found
 
 
@@ -86,4 +96,4 @@ def defaults(name: str) -> dict[str, Any]:
     }
 
 
-__all__ = ["CORRECTORS", "check_led", "defaults", "make", "settings_of"]
+__all__ = ["CORRECTORS", "NEEDS", "check_led", "defaults", "make", "settings_of"]

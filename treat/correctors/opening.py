@@ -16,10 +16,11 @@ from core.images import read_image
 from core.seeds import mix
 from detector import last_layer
 from detector.score_dynamics import T_C, Variant, Window, check_window
-from treat.correctors import check_led, defaults, make, settings_of
+from treat.correctors import NEEDS, check_led, defaults, make, settings_of
 from treat.correctors.calibration import check_pixels, read_calibration
 from treat.correctors.find import ByDetector, ByDynamics, ByUncertainty
 from treat.correctors.moment import Corrector
+from treat.names import DYNAMICS, UNCERTAINTY
 from treat.offline import RealImages, read_offline
 from treat.offline import fit as fitted
 
@@ -81,26 +82,66 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
         settings = {name: getattr(known, name) for name in CALIBRATED[wanted.name]} | settings
     if wanted.name == "asced":
         settings["variant"] = wanted.variant
-    unsure = wanted.unsure or wanted.name == "bayes"
+    need = NEEDS[wanted.name]
+    check_led(wanted.name, detector)
+    unsure = need == "laplace" or (need == "find" and wanted.unsure)
     if unsure and wanted.real is None:
         raise UserError("'bayes' fits its last layer on real images: give --real FOLDER.")
     numbers = {"t_c": T_C, "t_d": 1.0, **defaults(wanted.name), **settings}
     window = Window(numbers["t_c"], numbers["t_d"])
     if "t_c" in defaults(wanted.name):
         check_window(window, wanted.steps)
-    check_led(wanted.name, detector)
     if unsure:
         real = real_images(Path(str(wanted.real)), wanted.prompted)
 
         def fitting(model: DiffusionModel) -> Corrector:
             laplace = fit(model, real, wanted.steps, wanted.height, wanted.width, wanted.seed)
-            parts = {"find": ByUncertainty(laplace), "laplace": laplace, "detector": detector}
-            return make(wanted.name, settings, **parts)
+            part = laplace if need == "laplace" else ByUncertainty(laplace)
+            return make(wanted.name, part, settings)
 
         return Opened(fitting, window, helps)
-    find = ByDynamics(wanted.variant, bank, factor) if detector is None else ByDetector(detector)
-    corrector = make(wanted.name, settings, find=find, detector=detector)
+    part = detector
+    if need == "find":
+        dynamics = ByDynamics(wanted.variant, bank, factor)
+        part = dynamics if detector is None else ByDetector(detector)
+    corrector = make(wanted.name, part, settings)
     return Opened(lambda model: corrector, window, helps, calibrated)
+
+
+def found_by(name: str, detector: str, variant: Variant) -> str | None:
+    """What finds for a corrector, in words; None where nothing does.
+
+    `detector` is a person's word: `score_dynamics`, `bayes`, or a folder.
+    """
+    if NEEDS[name] is None:
+        return None
+    if NEEDS[name] == "laplace" or detector == UNCERTAINTY:
+        return "BayesDiff's uncertainty"
+    if detector == DYNAMICS:
+        return f"score dynamics, variant {variant}"
+    return f"the detector {detector}"
+
+
+def check_used(wanted: Wanted, detector: str) -> None:
+    """Raise `UserError` for what this corrector, with this word for what finds, would ignore."""
+    name, need = wanted.name, NEEDS[wanted.name]
+    own = {"laplace": (DYNAMICS, UNCERTAINTY), None: (DYNAMICS,)}  # the first is the default
+    if need in own and detector not in own[need]:
+        how = "nothing has to be found" if need is None else "it finds by its own uncertainty"
+        raise UserError(
+            f"--detector {detector} has no part in '{name}' ({how}): leave it out, and name who "
+            "judges with --judges NAME=FOLDER."
+        )
+    if wanted.real is not None and need != "laplace" and detector != UNCERTAINTY:
+        raise UserError("--real is what 'bayes' is fitted on: leave it out, or --detector bayes.")
+    dynamics = need == "find" and detector == DYNAMICS
+    if wanted.variant != "paper" and name != "asced" and not dynamics:
+        raise UserError(f"'{name}' has no --variant {wanted.variant} here: leave it out.")
+    if wanted.calibration is not None and name in CALIBRATED and not dynamics:
+        raise UserError(
+            "a calibration is of score dynamics: leave --detector out, or --calibration (gamma "
+            "alone: --set gamma=VALUE)."
+        )
 
 
 def real_images(path: Path, prompted: bool) -> RealImages:
