@@ -7,7 +7,7 @@
 Every row trains the same base on for equally many steps, with the same renders and seeds; `base`
 is plain training, the control. A highlighter for each base learns from these renders and the base's
 own images. Then every row draws images from the same seeds, and the oracle judges them, which no
-row has seen. FID, precision and recall besides, where `treat.compare` and its features are there.
+row has seen. FID, precision and recall besides, as the --features see them.
 A row at a time or all; what is finished is taken up, and the table is of whatever is finished:
 OUT/table.json and OUT/table.md.
 """
@@ -33,6 +33,7 @@ from core.run import plain
 from core.seeds import mix
 from core.storage import read_json, write_atomic
 from detector import train_highlighter
+from detector.features import Features, open_features
 from detector.measure import device
 from miniature.bases import base_folder
 from miniature.law import CATEGORIES, SIZE, all_prompts
@@ -108,8 +109,8 @@ class Config(core.config.Config):
     sampling_steps: int = Field(25, ge=1)
     draw_batch: int = Field(50, ge=1)
     """Images drawn and judged at once."""
-    features: Path = Path(__file__).parents[1] / "miniature/features"
-    """What FID is of, as `diffdoctor compare --features` takes it; without it there is no FID."""
+    features: str | None = str(Path(__file__).parents[1] / "miniature/features")
+    """What FID is of, as `diffdoctor compare --features` takes it; None: no FID."""
     resamples: int = Field(200, ge=2)
     """Of FID's intervals."""
     device: str = "auto"
@@ -122,6 +123,7 @@ FREE = {"out", "rows", "seeds", "features", "resamples", "device"}
 
 def main(config: Config) -> int | None:
     """Prepare, train, draw, judge; the table of all that is finished."""
+    network = None if config.features is None else open_features(config.features)
     claim(config)
     families = sorted({family_of(row) for row in config.rows})
     for family in families:
@@ -141,7 +143,7 @@ def main(config: Config) -> int | None:
             pictures = config.out / "images" / f"{row}-{seed}"
             draw(str(pipeline), pictures, config.images, JUDGED, config)
             judged(config.out / "figures" / f"{row}-{seed}.csv", pictures, config.draw_batch)
-    publish(config)
+    publish(config, network)
     return None
 
 
@@ -250,10 +252,11 @@ def draw(base: str, folder: Path, count: int, purpose: int, config: Config) -> N
             write_image(paths[i], image)
 
 
-def publish(config: Config) -> None:
+def publish(config: Config, network: Features | None) -> None:
     """Of every row and seed that is judged, whichever call did it."""
     found = finished(config.out)
-    sets = set_figures(config.features, config.out, config.draw_batch, config.resamples)
+    numbers = config.out, config.draw_batch, config.resamples
+    sets = None if network is None else set_figures(network, *numbers)
     figures = summarised(config.out, found, sets)
     figures["settings"] = config.model_dump(mode="json", exclude=FREE)
     write_atomic(config.out / "table.json", (json.dumps(plain(figures), indent=2) + "\n").encode())
