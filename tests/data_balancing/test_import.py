@@ -1,6 +1,7 @@
 """The real program on sets of each format: what lies in the store, what is set aside, and why."""
 
 import errno
+import hashlib
 import json
 import shutil
 import tracemalloc
@@ -61,6 +62,63 @@ def test_several_sets_go_into_one_store_and_copies_do_not(tmp_path, capsys):
     reasons = aside(tmp_path / "out", "second")
     assert len(reasons) == 3 and all("same pixels as first-" in r for r in reasons.values())
     assert "3 set aside" in capsys.readouterr().out
+
+
+def webp(path: Path, seed: int) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    levels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), np.uint8)
+    Image.fromarray(levels).save(path, "WEBP", lossless=True)
+    return levels
+
+
+def lsun(folder: Path) -> list[np.ndarray]:
+    """As its data.py exports: below the key's first six letters, called .webp whatever it holds."""
+    keys = [hashlib.sha1(bytes([i])).hexdigest() for i in range(3)]
+    paths = sorted(folder / "/".join(key[:6]) / f"{key}.webp" for key in keys)
+    kept = [webp(path, seed) for seed, path in enumerate(paths)]
+    Image.fromarray(kept[2]).save(paths[2], "JPEG")  # as LSUN's README has it
+    kept[2] = np.asarray(Image.open(paths[2]).convert("RGB"))
+    return kept
+
+
+def test_what_lsun_exports_comes_in_as_real(tmp_path):
+    kept = lsun(tmp_path / "bedroom")
+    store = bring("photographs", tmp_path / "bedroom", tmp_path / "out")
+    assert [np.array_equal(s.image, levels) for s, levels in zip(store, kept, strict=True)] == [
+        True, True, True,
+    ]  # fmt: skip
+    assert all(s.record.source == "real" and not s.mask.any() for s in store)
+    assert aside(tmp_path / "out", "photographs") == {}
+
+
+def test_lsuns_own_lmdb_is_refused_with_its_way_out(tmp_path):
+    base = tmp_path / "bedroom_train_lmdb"
+    base.mkdir()
+    for name in ("data.mdb", "lock.mdb"):
+        (base / name).write_bytes(bytes(64))
+    for path in (base, tmp_path):  # or the folder of several
+        with pytest.raises(UserError, match="python2.7 data.py export .* --out_dir FOLDER"):
+            bring("photographs", path, tmp_path / "out")
+    webp(tmp_path / "more/a.webp", 0)
+    assert len(bring("photographs", tmp_path, tmp_path / "out")) == 1  # images go first
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images1024x1024/00000/00000.png", "images1024x1024/01000/01000.png"),  # FFHQ
+        ("CelebA-HQ-img/0.jpg", "CelebA-HQ-img/1.jpg"),
+        ("jpg/image_00001.jpg", "jpg/image_00002.jpg"),  # Flowers 102
+        ("train/n01440764/n01440764_18.JPEG", "train/n01443537/n01443537_2.JPEG"),  # ImageNet
+    ],
+)
+def test_other_published_trees_come_in_as_real(names, tmp_path):
+    for i, name in enumerate(names):
+        sets.put(tmp_path / "set" / name, sets.picture(i, 40, 48))
+    (tmp_path / "set/imagelabels.mat").write_bytes(bytes(8))  # what is no image is left alone
+    store = bring("photographs", tmp_path / "set", tmp_path / "out")
+    assert [record.source for record in store.records()] == ["real", "real"]
+    assert aside(tmp_path / "out", "photographs") == {}
 
 
 def test_one_name_is_one_set(tmp_path):
