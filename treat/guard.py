@@ -4,12 +4,13 @@ A treated model may please its detector and still lose what made its images good
 one number an image. How far its mean has moved from the base's is told in units of the base's own
 spread from image to image, less two standard errors of the paired difference, so that neither a
 sensitive meter nor few images raise an alarm by themselves. Likeness and variety, which are told
-against other images, have scales of their own: half and a quarter of their mean at the base.
+against other images, have scales of their own: half and a quarter of their mean at the base. So
+have the two meters that are no mean over images: `blindness` and `Pace`.
 Legend: b images, h w pixels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,9 @@ from core.contracts import Images
 
 PREFIX = "change_"
 SECOND, FIT = "second", "image_reward"
+SELECTED, SECOND_SELECTED = "selected", "second_selected"
+"""Share of an image's pixels that the pixel loss selects; and that it would by the second map."""
+BLIND, PACE = "blind", "pace"
 WRONG_WAY = {
     "sharpness": (-1, 1),
     "high_frequency": (-1, 1),
@@ -29,14 +33,23 @@ WRONG_WAY = {
     "likeness": (-1,),
     SECOND: (1,),
     FIT: (-1,),
+    SELECTED: (1,),
+    BLIND: (1,),
+    PACE: (1,),
 }
-"""Where each meter must not go: blur and noise, grey and garish; alike, astray; worse, unfit."""
+"""Where each meter must not go: blur and noise, grey and garish; alike, astray; worse, unfit; more
+to mend than before, less of it seen than there is; the adapters running away."""
 THUMBNAIL = 8
 """Pixels a side of what is compared between images: composition and colour, no detail."""
 FEWEST = 16
 """Of fewer images neither a spread nor an error can be told: healthy runs were stopped."""
 NARROWEST = 0.005
 """No spread counts as less, be the base's images ever so alike (all meters lie about in 0 to 1)."""
+FEWEST_SELECTED = 8
+"""Images of the base in which a map must select something, that its fall may be told."""
+BLIND_SCALE, PACE_SCALE = 0.75, 0.25
+"""With the default tolerance an alarm begins at .45 of what was selected, and at 1.15 times the
+first pace. What healthy and ruined runs reached: docs/numbers.md."""
 EPS = 1e-8
 PerImage = Float[Tensor, " b"]
 
@@ -46,12 +59,16 @@ def changes(
 ) -> dict[str, float]:
     """By how many of the base's spreads each meter has surely moved: 0 where it may not have.
 
-    `seen`, by the name of a meter, is what a second detector or an image reward said of the images
-    and of the base's. Fewer than `FEWEST` images say nothing.
+    `seen`, by the name of a meter, is what detectors or an image reward said of the images and of
+    the base's. Fewer than `FEWEST` images say nothing.
     """
     if len(images) < FEWEST:
         return {}
     now, before = meters(images, base), meters(base, base)
+    seen = dict(seen)
+    second, blind = seen.pop(SECOND_SELECTED, None), {}
+    if second is not None and SELECTED in seen:
+        blind = {PREFIX + BLIND: blindness(seen[SELECTED], second)}
     for name, (found, known) in seen.items():
         now[name], before[name] = found, known
     spreads = {name: values.std() for name, values in before.items()}
@@ -61,7 +78,27 @@ def changes(
     return {
         PREFIX + name: sure_change(now[name] - before[name], spread)
         for name, spread in spreads.items()
-    }
+    } | blind
+
+
+def blindness(first: tuple[PerImage, PerImage], second: tuple[PerImage, PerImage]) -> float:
+    """What the second map still selects of what it selected at the base, less what the first does.
+
+    Of each, the shares of the images now and of the base's. Healing lowers both alike: in a healthy
+    run this is about 0, and it is 1 where the first selects nothing any more and the second as much
+    as ever. Surely so, over `BLIND_SCALE`; 0 where either selected something in too few images.
+    """
+    if min(int((base > 0).sum()) for _, base in (first, second)) < FEWEST_SELECTED:
+        return 0.0
+    (kept, off), (still, its_off) = (left_over(*shares) for shares in (first, second))
+    error = (its_off - off).std() / len(off) ** 0.5  # of a difference of two ratios, paired
+    return float((still - kept - 2 * error).clamp_min(0) / BLIND_SCALE)
+
+
+def left_over(now: PerImage, base: PerImage) -> tuple[Float[Tensor, ""], PerImage]:
+    """The ratio of the sums, and by how much of the base's mean each image differs from it."""
+    ratio = now.mean() / base.mean()
+    return ratio, (now - ratio * base) / base.mean()
 
 
 def sure_change(moved: PerImage, spread: Float[Tensor, ""]) -> float:
@@ -123,6 +160,35 @@ def likeness(images: Images, base: Images) -> PerImage:
 
 
 @dataclass
+class Pace:
+    """How fast the adapters carry the weights away, over how fast they did up to the first look.
+
+    AdamW moves a weight by about the learning rate an update, however large the gradient. So what
+    they add grows fastest at the beginning, while all updates pull one way; later updates go less
+    straight, and the growth for the same rates becomes less. More is what factors do that run away
+    together, A and B.
+    """
+
+    first: float | None = None
+    moved: float = 0.0
+    """Norm of what the adapters add to the weights, at the last look."""
+    spent: float = 0.0
+    """Sum of the learning rates up to it."""
+
+    def change(self, moved: float, spent: float) -> float | None:
+        """By how much the growth since the last look exceeds the first one's; None if none can be.
+
+        In parts of the first one's, over `PACE_SCALE`.
+        """
+        if spent <= self.spent:  # nothing was learnt: the look before the first update
+            return None
+        pace = (moved - self.moved) / (spent - self.spent)
+        self.moved, self.spent = moved, spent
+        self.first = self.first or pace
+        return (pace / self.first - 1) / PACE_SCALE if self.first else None
+
+
+@dataclass
 class Guard:
     """Raises an alarm for a meter that has gone too far in two looks one after the other."""
 
@@ -130,6 +196,7 @@ class Guard:
     """In the base's spreads from image to image."""
     before: Sequence[str] = ()
     """What had gone too far in the last look."""
+    pace: Pace = field(default_factory=Pace)
 
     def look(self, figures: Mapping[str, float]) -> list[str]:
         """The meters that raise an alarm now."""

@@ -5,6 +5,7 @@ Main process: looks, draws, writes. The others are told what they need to go the
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from accelerate.utils import broadcast, broadcast_object_list
@@ -17,7 +18,7 @@ from core.memory import in_use
 from core.processes import this_process
 from core.run import PAUSED, Run
 from core.wishes import MET
-from treat.guard import FEWEST, PREFIX, Guard
+from treat.guard import FEWEST, PACE, PREFIX, Guard, Pace
 from treat.lora import load_lora_state, lora_state
 from treat.refresh import Refresher
 from treat.update import Update
@@ -92,6 +93,7 @@ class Ledger:
         self.collapsed = self.stop_at_collapse and found.state.get("collapsed", False)
         if self.guard:
             self.guard.before = found.state.get("amiss", ())
+            self.guard.pace = Pace(**found.state.get("pace", {}))
         if self.refresher:
             self.refresher.restore(found.tensors.get("detector", {}), found.state["refreshes"])
         checkpoint.unpack_rng(found.tensors["rng"])
@@ -115,6 +117,7 @@ class Ledger:
                 broadcast(tensor, from_process=0)
         if done[0]:
             self.refresher.note(self.step)
+            self.watcher.base_seen = None
         return done[0]
 
     def record(self, step: int, figures: Mapping[str, float], seconds: float) -> None:
@@ -172,6 +175,7 @@ class Ledger:
                 "update": state,
                 "best": self.best.state(),
                 "amiss": list(self.guard.before) if self.guard else [],
+                "pace": asdict(self.guard.pace) if self.guard else {},
                 "sound": self.sound,
                 "collapsed": self.collapsed,
                 "refreshes": self.refresher.done if self.refresher else [],
@@ -228,6 +232,9 @@ class Ledger:
             broadcast_object_list(said)
         if step == 0:
             self.run.log(0, **said[0])
+        if self.guard:
+            pace = self.guard.pace.change(said[0]["weights_moved"], self.update.spent)
+            said[0] |= {} if pace is None else {PREFIX + PACE: pace}
         return said[0]
 
     def _look(self, watched: Mapping[str, float]) -> bool:
@@ -236,14 +243,15 @@ class Ledger:
             return False
         if self.guard is None:
             return self.best.look(self.step, watched)
-        if self.step and not self.blind and not any(name.startswith(PREFIX) for name in watched):
+        seen = [name for name in watched if name.startswith(PREFIX) and name != PREFIX + PACE]
+        if self.step and not self.blind and not seen:
             self.blind = True
             told = f"the guard sees nothing: it needs {FEWEST} watched images, and those of step 0"
             self.run.event("warn", f"{told} in {self.run.folder / 'watched'}", step=self.step)
         alarms = self.guard.look(watched)
         if alarms:
             moved = ", ".join(f"{name} {watched[PREFIX + name]:+.1f}" for name in alarms)
-            told = f"the images collapse after step {self.step} (in spreads of the base: {moved})"
+            told = f"the images collapse after step {self.step} (in each meter's scale: {moved})"
             told += "; --guard warn goes on all the same" if self.stop_at_collapse else ""
             self.run.event("warn", told, step=self.step)
             self.collapsed = self.stop_at_collapse

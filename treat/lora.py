@@ -1,6 +1,6 @@
 """A frozen network in, the same network with LoRA adapters out (peft, rank = alpha, fp32)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,24 @@ def add_lora(network: nn.Module, rank: int, targets: list[str], seed: int) -> nn
 def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
     """Every A and B, in the order of the network's modules."""
     return [weights for layer in _layers(network) for weights in _pair(layer)]
+
+
+@torch.no_grad()
+def weights_moved(network: nn.Module, start: Sequence[Tensor]) -> float:
+    """Frobenius norm of what the adapters add to the weights, less what `start` added.
+
+    `start`: all A and B as they were, in the order of `lora_parameters`; empty where they added
+    nothing. Of the products only those of r x r are formed: |BA|^2 = tr(B'B AA').
+    """
+    here = lora_parameters(network)
+    total = torch.zeros((), dtype=torch.double, device=here[0].device)
+    for i in range(0, len(here), 2):
+        (a, b), was = (w.double() for w in here[i : i + 2]), start[i : i + 2]
+        if was:
+            a_was, b_was = (w.to(a) for w in was)
+            a, b = torch.cat([a, a_was]), torch.cat([b, -b_was], dim=1)
+        total += ((b.T @ b) * (a @ a.T)).sum()
+    return total.clamp_min(0).sqrt().item()
 
 
 def lora_state(network: nn.Module) -> dict[str, Tensor]:

@@ -184,10 +184,13 @@ class Config(core.config.Config):
     different prompts had better have this."""
     guard: Literal["stop", "warn", "off"] = "stop"
     """What to do where the watched images collapse (`treat/guard.py`): blurred, grey, alike, deaf
-    to the prompt, worse to the second detector. A stopped run keeps its best step, and fails where
-    no look was sound."""
+    to the prompt, worse to the second detector; where the pixel loss selects more than of the
+    base's images, or nothing any more while the second detector still would; where the adapters
+    run away. A stopped run keeps its best step, and fails where no look was sound."""
     tolerance: float = Field(0.6, gt=0)
-    """How far a meter's mean may move: in spreads of that meter among the base's images."""
+    """How far a meter's mean may move: in spreads of that meter among the base's images. At 0.6
+    the selected pixels may fall by 45 points more than the second detector's, and the adapters
+    grow 1.15 times as fast as up to the first look; both in proportion."""
     patience: int = Field(0, ge=0)
     """Looks without a better second score after which to stop; 0: never."""
     offline_rise: float = Field(0.2, ge=0)

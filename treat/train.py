@@ -92,7 +92,8 @@ def main(
         pieces = Pieces(update, run.event, may_halve=not sharded())
         detectors, scorer = open_detectors(config, device, given), open_scorer(config, device)
         sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
-        watcher = Watcher(sampler, detectors, scorer, real[0] if real else None, config.seed)
+        held = real[0] if real else None
+        watcher = Watcher(sampler, detectors, scorer, held, config.seed, config.threshold)
         ledger = open_ledger(config, run, update, watcher)
         lesson = Lesson(config, model, texts, real, schedules, precision, detectors, scorer, places)
         set_seed(seeding.mix(config.seed) % 2**32)  # for what libraries may draw by themselves

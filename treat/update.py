@@ -32,6 +32,8 @@ class Update:
     def __init__(self, weights: list[nn.Parameter], weight_decay: float, clip: float):
         self.weights, self.clip = weights, clip
         self.skipped = 0
+        self.spent = 0.0
+        """Sum of the rates of all updates that changed something."""
         self.stopping = False
         self.most: int | None = None
         """Samples that this process computes at once, where memory set a limit."""
@@ -76,6 +78,7 @@ class Update:
             )
         self.optimizer.param_groups[0]["lr"] = rate
         norm = self._step(total) if finite else float("nan")
+        self.spent += rate if finite else 0.0
         figures = dict(zip(FIGURES, total[self.size : -1].tolist(), strict=True))
         self.total.zero_()
         return {**figures, "gradient_norm": norm, "skipped": self.skipped}
@@ -91,12 +94,14 @@ class Update:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, plain = optimizer_tensors(self.optimizer)
-        return tensors, {"optimizer": plain, "skipped": self.skipped, "most": self.most}
+        plain = {"optimizer": plain, "skipped": self.skipped, "most": self.most}
+        return tensors, {**plain, "spent": self.spent}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         restore_optimizer(self.optimizer, tensors, state["optimizer"])
         self.skipped = state["skipped"]
         self.most = state.get("most")  # absent from earlier checkpoints
+        self.spent = state.get("spent", 0.0)  # as well
 
 
 class Places:

@@ -19,13 +19,14 @@ from core.contracts import ArtifactMap, Conditioning, Detector, Images
 from core.heatmap import overlay, write_map
 from core.images import contact_sheet, read_images, write_image
 from core.storage import write_atomic
-from treat.guard import FIT, SECOND, changes, sharpness
+from treat.guard import FIT, SECOND, SECOND_SELECTED, SELECTED, changes, sharpness
 from treat.image_reward import ImageReward
-from treat.lora import adapter_off, lora_parameters
+from treat.lora import adapter_off, lora_parameters, weights_moved
 from treat.offline import LATENTS, RealRows
 from treat.texts import Sampler
 from treat.update import OFFLINE, WATCH
 
+PerImage = Float[Tensor, " b"]
 DetectorFor = Callable[[list[str]], Detector]
 """A detector for images of these prompts; most look at the images alone."""
 FLAGGED = 0.5
@@ -100,11 +101,15 @@ class Watcher:
         scorer: ImageReward | None,
         real: RealRows | None,
         seed: int,
+        threshold: float,
     ):
         self.sampler, self.detectors, self.scorer = sampler, detectors, scorer
-        self.real, self.seed = real, seed
-        self.base_seen: dict[str, Float[Tensor, " b"]] | None = None
-        """What the second detector and the image reward say of the base's images."""
+        self.real, self.seed, self.threshold = real, seed, threshold
+        factors = [w.detach().cpu().clone() for w in lora_parameters(sampler.model.network)]
+        self.start = factors if any(b.any() for b in factors[1::2]) else []
+        """The adapters that were taken up, if any."""
+        self.base_seen: dict[str, PerImage] | None = None
+        """What detectors and image reward say of the base's images; None when one has changed."""
 
     def figures(self, kept: Path | None, step: int) -> dict[str, float]:
         """Scores of every detector by name, the meters of `treat.guard`, the loss on real images.
@@ -121,14 +126,16 @@ class Watcher:
         figures = {
             "sharpness": sharpness(images).mean().item(),
             "adapter_norm": sum(w.detach().float().square().sum().item() for w in weights) ** 0.5,
+            "weights_moved": weights_moved(self.sampler.model.network, self.start),
         }
         seen = {}
         for name, detector in self.detectors.items():
             maps = first.pop(name, None)
             maps = self._maps(detector, images, said) if maps is None else maps
             figures |= scores(maps, name)
-            if name == SECOND:
-                seen[SECOND] = maps.mean((1, 2, 3))
+            seen |= self._per_image(name, maps)
+        if SELECTED in seen:
+            figures[SELECTED] = seen[SELECTED].mean().item()
         if self.scorer is not None:
             seen[FIT] = self._fit(self.scorer, images, said)
             figures[FIT] = seen[FIT].mean().item()
@@ -193,7 +200,7 @@ class Watcher:
         return contact_sheet(lines, [short(prompt) for prompt in prompts], names)
 
     def _changes(
-        self, images: Images, seen: Mapping[str, Float[Tensor, " b"]], folder: Path
+        self, images: Images, seen: Mapping[str, PerImage], folder: Path
     ) -> dict[str, float]:
         """Against the base's images, as they were kept at step 0."""
         files = kept_images(folder)
@@ -203,12 +210,18 @@ class Watcher:
         if self.base_seen is None:
             said = self.sampler.texts.said(self.sampler.texts.held)
             self.base_seen = {}
-            if SECOND in self.detectors:
-                maps = self._maps(self.detectors[SECOND], base, said)
-                self.base_seen[SECOND] = maps.mean((1, 2, 3))
+            for name, detector in self.detectors.items():
+                self.base_seen |= self._per_image(name, self._maps(detector, base, said))
             if self.scorer is not None:
                 self.base_seen[FIT] = self._fit(self.scorer, base, said)
         return changes(images, base, {n: (s, self.base_seen[n]) for n, s in seen.items()})
+
+    def _per_image(self, name: str, maps: ArtifactMap) -> dict[str, PerImage]:
+        """What the guard is told of one detector's maps."""
+        share = (maps > self.threshold).float().mean((1, 2, 3))
+        if name != SECOND:
+            return {SELECTED: share}
+        return {SECOND: maps.mean((1, 2, 3)), SECOND_SELECTED: share}
 
     def _seeds(self, n: int) -> list[int]:
         return [seeding.mix(self.seed, WATCH, i) for i in range(n)]
@@ -223,7 +236,7 @@ class Watcher:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _fit(self, scorer: ImageReward, images: Images, prompts: list[str]) -> Float[Tensor, " b"]:
+    def _fit(self, scorer: ImageReward, images: Images, prompts: list[str]) -> PerImage:
         batch, device = self.sampler.batch, self.sampler.texts.device
         parts = [
             scorer(images[at : at + batch].to(device), prompts[at : at + batch]).cpu()

@@ -5,7 +5,14 @@ import torch
 
 from core.errors import UserError
 from tests.tiny import SIZE, tiny_flux
-from treat.lora import adapter_off, add_lora, load_lora_state, lora_parameters, lora_state
+from treat.lora import (
+    adapter_off,
+    add_lora,
+    load_lora_state,
+    lora_parameters,
+    lora_state,
+    weights_moved,
+)
 
 
 def treated(seed=0, rank=4):
@@ -73,3 +80,22 @@ def test_state_round_trip_and_misfit():
         load_lora_state(treated(rank=2).network, ours)
     with pytest.raises(UserError, match="already"):
         add_lora(model.network, 4, model.lora_targets("attention"), 0)
+
+
+def test_how_far_the_weights_were_moved():
+    network = treated(rank=3).network
+    generator = torch.Generator().manual_seed(1)
+    before = [w.detach().clone() for w in lora_parameters(network)]
+    assert weights_moved(network, []) == 0
+    for weights in lora_parameters(network):
+        weights.data += torch.randn(weights.shape, generator=generator)
+    now = [w.detach().clone() for w in lora_parameters(network)]
+    whole = [b @ a for a, b in zip(now[::2], now[1::2], strict=True)]
+    expected = torch.stack([product.square().sum() for product in whole]).sum().sqrt().item()
+    assert weights_moved(network, []) == pytest.approx(expected, rel=1e-5)
+    assert weights_moved(network, before) == pytest.approx(expected, rel=1e-5)  # B was zero
+    assert weights_moved(network, now) == pytest.approx(0, abs=1e-3)
+    start = [w + torch.randn(w.shape, generator=generator) for w in now]
+    parts = zip(whole, start[::2], start[1::2], strict=True)
+    apart = sum((product - b @ a).square().sum().item() for product, a, b in parts) ** 0.5
+    assert weights_moved(network, start) == pytest.approx(apart, rel=1e-5)
