@@ -78,7 +78,7 @@ SELECTIONS: dict[str, Callable[[Tensor, float], PerImage]] = {
 class _Clamp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
-        return images.clamp(0, 1)
+        return images.clamp(0, 1).masked_fill_(images.isinf(), torch.nan)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -86,7 +86,10 @@ class _Clamp(torch.autograd.Function):
 
 
 def straight_through_clamp(images: Images) -> Images:
-    """Clamp to [0, 1]; gradient passes as if it did not, so that saturated pixels still learn."""
+    """Clamp to [0, 1]; gradient passes as if it did not, so that saturated pixels still learn.
+
+    What is infinite becomes nan: a decoder that overflows has drawn no white pixel.
+    """
     return _Clamp.apply(images)  # pyright: ignore[reportReturnType]
 
 

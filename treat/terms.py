@@ -87,7 +87,7 @@ def lock_to_base(
     """Draw the base at the same noise; what the detector marks there, grown, may change."""
     with adapter_off(chain.model.network):
         latents, _ = draw(chain, noise, ())
-    base = chain.decode(latents).clamp(0, 1)
+    base = straight_through_clamp(chain.decode(latents))
     with chain.precision():
         maps = detector(base).float()
     return Lock(weight, base, dilated(maps, threshold, dilation), share)

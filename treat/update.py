@@ -69,7 +69,8 @@ class Update:
         total = reduce(self.total, reduction="sum")
         assert isinstance(total, Tensor)  # a tensor in, a tensor out
         self.stopping = bool(total[-1] > 0)
-        finite = bool(total.isfinite().all())
+        # The norm as well: one that overflows would be clipped to a gradient of zeros.
+        finite = bool(total.isfinite().all() and total[: self.size].norm().isfinite())
         self.skipped = 0 if finite else self.skipped + 1
         if self.skipped >= MAX_SKIPPED:
             raise UserError(
