@@ -1,15 +1,20 @@
 """Out of memory anywhere in an update: smaller pieces, the same samples, order and sum."""
 
+import itertools
 import json
+import random
 
 import pytest
 import torch
 
+from core import checkpoint
 from core.errors import UserError
+from core.storage import read_lines
 from tests.treat.setting import build, config, digest, losses
 from tests.treat.test_resume import stop_at
 from treat import train
 from treat.adapter import read_adapter
+from treat.pieces import Pieces
 
 SITES = ("lock_to_base", "drawings", "accumulate_gradient", "offline_term")
 
@@ -32,21 +37,40 @@ def settings(world, out, **changes):
     return config(world, out, **(given | changes))
 
 
-def fits(monkeypatch, name, most, times=10**9):
-    """Let `name` hold `most` images at once; the first `times` larger calls fail when done."""
-    whole, failed = getattr(train, name), []
+def fits(monkeypatch, name, most, times=10**9, start=0):
+    """Let `name` hold `most` images at once; `times` larger calls fail when done, from `start`."""
+    whole, failed, calls = getattr(train, name), [], itertools.count()
 
     def limited(*given, **more):
         found = whole(*given, **more)
         rows = given[1] if name != "accumulate_gradient" else given[0].conditioning
         n = len(next(iter(rows.values()))) if isinstance(rows, dict) else len(rows)
-        if n > most and len(failed) < times:
+        if next(calls) >= start and n > most and len(failed) < times:
             failed.append(n)
             raise torch.OutOfMemoryError("Out of memory. Tried to allocate 20 GiB.")
         return found
 
     monkeypatch.setattr(train, name, limited)
     return failed
+
+
+def computed(monkeypatch):
+    """Of every micro-batch that went through: its pieces' samples and weights."""
+    through, run = [], Pieces._run
+
+    def noted(pieces, learn, here, share):
+        parts = []
+
+        def learning(piece, weight):
+            parts.append((list(piece), weight))
+            return learn(piece, weight)
+
+        figures = run(pieces, learning, here, share)
+        through.append(parts)
+        return figures
+
+    monkeypatch.setattr(Pieces, "_run", noted)
+    return through
 
 
 def compare(found, plain):
@@ -72,6 +96,27 @@ def test_the_same_sum_in_pieces(world, plain, tmp_path, monkeypatch, site):
     told = [line["message"] for line in said if "at once" in line["message"]]
     assert ["on 2 images" in told[0], "on 1 images" in told[1], len(told)] == [True, True, 2]
     assert [losses(tmp_path)[step]["pieces"] for step in (1, 2)] == [4.0, 4.0]
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("trial", range(30))
+def test_memory_that_ends_anywhere(world, plain, tmp_path, monkeypatch, trial):
+    """At a random call of a random site, to a random size; the pieces halve, nothing else moves."""
+    drawn = random.Random(trial)
+    site, most, start = drawn.choice(SITES), drawn.randint(1, 3), drawn.randrange(6)
+    through = computed(monkeypatch)
+    failed = fits(monkeypatch, site, most, start=start)
+    assert train.main(settings(world, tmp_path)) == 0
+    assert failed == ([4, 2] if most == 1 else [4])
+    samples = [sample for parts in through for piece, _ in parts for sample in piece]
+    assert samples == [*range(8)] * 3 and len(through) == 6
+    assert sum(weight for parts in through for _, weight in parts) == pytest.approx(3)
+    assert {len(piece) for piece, _ in through[-1]} == {1 if most == 1 else 2}
+    compare(tmp_path, plain)
+    told = [line["message"] for line in read_lines(tmp_path / "events.jsonl")]
+    assert sum("images are computed at once" in message for message in told) == len(failed)
+    kept = checkpoint.load(tmp_path / "checkpoints", 3)
+    assert kept.state["update"]["most"] == (1 if most == 1 else 2)
 
 
 def test_what_failed_in_the_middle_leaves_no_gradient_behind(world, plain, tmp_path, monkeypatch):
