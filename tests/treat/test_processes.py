@@ -15,7 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from core.errors import UserError
 from core.wishes import ask
 from tests.treat.setting import build, config, losses
-from tests.treat.two import HELD
+from tests.treat.two import GRADIENTS, HELD
 from treat import shard, train
 from treat.shard import check_sharding
 
@@ -34,13 +34,13 @@ def world(tmp_path_factory):
     return build(tmp_path_factory.mktemp("world"))
 
 
-def launch(processes, world, out, menu="redraws", steps=2, **environment):
+def launch(processes, world, out, menu="redraws", steps=2, images=2, **environment):
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words += ["--nproc_per_node", str(processes), "-m", "tests.treat.two", str(world), str(out)]
-    words += [menu, str(steps)]
+    words += [menu, str(steps), str(images)]
     own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
     done = subprocess.run(
-        words, env={**os.environ, **own}, capture_output=True, text=True, timeout=300
+        words, env={**os.environ, **own}, capture_output=True, text=True, timeout=60 * (5 + steps)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [
@@ -55,6 +55,37 @@ def test_two_processes_end_in_the_bits_of_one(world, tmp_path):
     assert all(torch.equal(first[name], one[name]) for name in first)
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
     assert any(tensor.any() for name, tensor in one.items() if "lora_B" in name)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("menu", ["redraws", "chain"])
+def test_twenty_steps_of_two_processes_end_in_the_bits_of_one(world, tmp_path, menu):
+    (one,) = launch(1, world, tmp_path / "one", menu, steps=20)
+    first, second = launch(2, world, tmp_path / "two", menu, steps=20)
+    assert max(losses(tmp_path / "one")) == 20
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(first[name], one[name]) for name in first)
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+
+
+def apart(one, two):
+    """Relative L2 of every step's gradient."""
+    return (two[GRADIENTS] - one[GRADIENTS]).norm(dim=1) / one[GRADIENTS].norm(dim=1)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("images", [4, 8])
+def test_the_gradient_of_half_batches_is_that_of_the_whole(world, tmp_path, images):
+    if not (world / "start").is_dir():
+        train.main(config(world, world / "start", steps=2, watch_every=0))
+    given = {"menu": "gradient", "steps": 20, "images": images}
+    (one,) = launch(1, world, tmp_path / "one", **given)
+    first, second = launch(2, world, tmp_path / "two", **given)
+    (other,) = launch(1, world, tmp_path / "other", **given | {"images": images // 2})
+    print("largest of 20 steps:", apart(one, first).max().item())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(one[GRADIENTS]) == 20 and apart(one, first).max() <= 1e-5
+    assert apart(one, other).min() > 1e-2  # control: half of the images
 
 
 def test_a_run_goes_on_with_another_number_of_processes(world, tmp_path):

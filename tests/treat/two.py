@@ -11,6 +11,7 @@ from core.processes import this_process
 from tests.treat.setting import config
 from treat import train
 from treat.lora import lora_state
+from treat.update import Update
 
 HELD = "numbers held"
 """Of the frozen network, by this process."""
@@ -22,10 +23,14 @@ MENUS = {
     "chain": {"sampling_steps": 3, "last": 2, "lock_weight": 1.0, "lock_inside": 1.0,
               "checkpoint_blocks": True},
     "beside": {"sampling_steps": 2, "last": 1},
+    "gradient": {"sampling_steps": 3, "last": 2, "learning_rate": 1e-12, "weight_decay": 0},
 }  # fmt: skip
+"""`gradient`: at a rate that moves no weight, so that each step's gradient is at the same place."""
+GRADIENTS = "gradients"
+"""Of every step of `gradient` before it is clipped, as the sum over all processes."""
 
 
-def main(world: str, out: str, menu: str, steps: str) -> None:
+def main(world: str, out: str, menu: str, steps: str, images: str) -> None:
     torch.set_num_threads(1)
     place, networks, add_lora = this_process(), [], train.add_lora
 
@@ -41,13 +46,30 @@ def main(world: str, out: str, menu: str, steps: str) -> None:
     if menu == "beside" and place.is_main_process:
         check = train.check
         train.check = lambda *given: (time.sleep(5), check(*given))  # the others come first
-    accumulation = 2 // place.num_processes
-    settings = {"steps": int(steps), "accumulation": accumulation, "picture_every": 2}
+    here, gradients = int(images) // place.num_processes, []
+    settings = {"steps": int(steps), "accumulation": here, "picture_every": 2}
     settings["beside"] = Path(world) / "beside" if menu == "beside" else None
+    if menu == "gradient":  # all at once: half of a batch against the whole of it
+        gradients = keep_gradients()
+        settings |= {"accumulation": 1, "batch": here, "start": Path(world) / "start"}
     train.main(config(Path(world), Path(out), **settings, **MENUS[menu]))
     parts = [getattr(weights, "to_local", lambda w=weights: w)() for weights in frozen(networks[0])]
-    here = {**lora_state(networks[0]), HELD: torch.tensor(sum(part.numel() for part in parts))}
-    safetensors.torch.save_file(here, f"{out}-rank{place.process_index}.safetensors")
+    found = {**lora_state(networks[0]), HELD: torch.tensor(sum(part.numel() for part in parts))}
+    if gradients:
+        found[GRADIENTS] = torch.stack(gradients)
+    safetensors.torch.save_file(found, f"{out}-rank{place.process_index}.safetensors")
+
+
+def keep_gradients():
+    """A list that every update from now on adds its gradient to."""
+    step, kept = Update._step, []
+
+    def kept_step(update, total):
+        kept.append(total[: update.size].clone())
+        return step(update, total)
+
+    Update._step = kept_step
+    return kept
 
 
 def frozen(network):
