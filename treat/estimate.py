@@ -226,7 +226,8 @@ def count(config: settings.Config, number: int) -> Estimate:
         resident["network"] = dry.materialise(model.network)
     folders = (config.detector, *config.further_detectors) if config.pixel_weight else ()
     detectors = [outline_of(folder) for folder in folders if folder]
-    second = outline_of(config.second_detector) if config.second_detector else None
+    if config.second_detector:  # which only looks, and is elsewhere meanwhile
+        outline_of(config.second_detector)
     scorer = outline_of_reward(config.image_reward, dtype) if config.image_reward else None
     steps = 1 if config.redraws else number
     schedule = model.schedule(steps, *sides)  # of real numbers
@@ -236,9 +237,7 @@ def count(config: settings.Config, number: int) -> Estimate:
         update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
         moments = [torch.empty_like(weight) for weight in update.weights for _ in range(2)]
         resident["optimizer"] = tally.live - before
-        if second is not None:
-            resident["second detector"] = dry.materialise(second)
-        if scorer is not None:
+        if scorer is not None and config.image_weight:
             resident["image reward"] = dry.materialise(scorer)
         seeds = list(range(config.batch))
         noise = model.noise(seeds, *sides)

@@ -64,7 +64,7 @@ from treat.update import (
     Update,
 )
 from treat.views import Views
-from treat.watch import Best, DetectorFor, Watcher
+from treat.watch import Best, DetectorFor, Resting, Watcher
 
 
 def main(
@@ -123,7 +123,7 @@ class Lesson(NamedTuple):
     schedules: list[Schedule]
     precision: Precision
     detectors: Mapping[str, DetectorFor]
-    scorer: ImageReward | None
+    scorer: ImageReward | Resting | None
     places: Places
 
 
@@ -254,23 +254,22 @@ def open_model(
 def open_detectors(
     config: Config, device: torch.device, given: DetectorFor | None
 ) -> dict[str, DetectorFor]:
-    """`reward`, which is learnt from, and `second`, which only looks; frozen."""
+    """`reward`, which is learnt from, and `second`, which only looks and rests between; frozen."""
     detectors = {} if given is None else {"reward": given}
-    folders = {
-        "reward": (config.detector, *config.further_detectors),
-        "second": (config.second_detector,),
-    }
-    for name, named in folders.items():
-        if name not in detectors and any(named):
-            opened = [freeze(open_detector(folder)).to(device) for folder in named if folder]
-            detectors[name] = always(ensemble(opened))
+    taught = [config.detector, *config.further_detectors]
+    if given is None and any(taught):
+        opened = [freeze(open_detector(folder)).to(device) for folder in taught if folder]
+        detectors["reward"] = always(ensemble(opened))
+    if config.second_detector:
+        detectors["second"] = always(Resting(freeze(open_detector(config.second_detector))))
     return detectors
 
 
-def open_scorer(config: Config, device: torch.device) -> ImageReward | None:
+def open_scorer(config: Config, device: torch.device) -> ImageReward | Resting | None:
     if config.image_reward is None:
         return None
-    return load_reward(config.image_reward, getattr(torch, config.base_dtype)).to(device)
+    scorer = load_reward(config.image_reward, getattr(torch, config.base_dtype))
+    return scorer.to(device) if config.image_weight else Resting(scorer)
 
 
 def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> Ledger:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from base_models.sample import decode
 from core import seeds as seeding
@@ -40,6 +41,25 @@ def scores(maps: ArtifactMap, name: str) -> dict[str, float]:
         f"{name}_area": (maps >= FLAGGED).float().mean().item(),
         f"{name}_mean": maps.mean().item(),
     }
+
+
+class Resting:
+    """A frozen network that only looks: on the device while it does, in the host's memory else.
+
+    No update needs it there. Moving a SegFormer-b5 or a CLIP costs a fraction of a drawing.
+    """
+
+    differentiable = False
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def __call__(self, images: Images, *rest: Any) -> Any:
+        self.network.to(images.device)
+        try:
+            return self.network(images, *rest)
+        finally:
+            self.network.to("cpu")
 
 
 @dataclass
@@ -98,7 +118,7 @@ class Watcher:
         self,
         sampler: Sampler,
         detectors: Mapping[str, DetectorFor],
-        scorer: ImageReward | None,
+        scorer: ImageReward | Resting | None,
         real: RealRows | None,
         seed: int,
         threshold: float,
@@ -236,7 +256,7 @@ class Watcher:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _fit(self, scorer: ImageReward, images: Images, prompts: list[str]) -> PerImage:
+    def _fit(self, scorer: ImageReward | Resting, images: Images, prompts: list[str]) -> PerImage:
         batch, device = self.sampler.batch, self.sampler.texts.device
         parts = [
             scorer(images[at : at + batch].to(device), prompts[at : at + batch]).cpu()

@@ -217,9 +217,12 @@ def test_the_table_says_where_the_peak_is_and_the_file_says_it_all(world, tmp_pa
     assert said["phases"][estimate.REWARD] == list(found.phases[estimate.REWARD])
 
 
-def test_the_second_detector_stays_too_and_must_be_there(world, tmp_path):
-    found = estimate.count(settings(world), 1).resident
-    assert found["second detector"] == found["detector"]
+def test_what_only_looks_takes_no_room_and_must_be_there(world, tmp_path):
+    found = [
+        estimate.count(settings(world, second_detector=second), 1)
+        for second in (None, world / "second")
+    ]
+    assert found[0] == found[1] and "detector" in found[0].resident
     with pytest.raises(UserError, match="nowhere"):
         estimate.estimate(settings(world, second_detector=tmp_path / "nowhere"))
 

@@ -5,7 +5,7 @@ import torch
 
 from tests.treat.setting import build, config, losses
 from treat import train
-from treat.watch import Best, scores, sharpness
+from treat.watch import Best, Resting, scores, sharpness
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +61,41 @@ def test_scores_by_hand():
 def test_blur_is_less_sharp():
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert sharpness(torch.nn.functional.avg_pool2d(images, 3, 1)) < sharpness(images) / 2
+
+
+class Moved(torch.nn.Module):
+    """Notes where it is told to go, and whether it is there when it looks."""
+
+    def __init__(self):
+        super().__init__()
+        self.went = []
+
+    def to(self, device):
+        self.went.append(str(device))
+        return self
+
+    def forward(self, images, *prompts):
+        self.went.append(f"looks with {len(prompts)}")
+        if not images.numel():
+            raise RuntimeError("nothing to look at")
+        return images
+
+
+def test_what_only_looks_is_on_the_device_meanwhile():
+    network = Moved()
+    look = Resting(network)
+    look(torch.rand(1, 3, 4, 4, device="meta"))
+    look(torch.rand(1, 3, 4, 4, device="meta"), ["a hand"])
+    assert network.went == ["meta", "looks with 0", "cpu", "meta", "looks with 1", "cpu"]
+    with pytest.raises(RuntimeError):
+        look(torch.rand(0, 3, 4, 4))
+    assert network.went[-1] == "cpu"
+
+
+def test_of_a_treatment_only_the_second_detector_rests(world, tmp_path):
+    settings = config(world, tmp_path)
+    found = train.open_detectors(settings, torch.device("meta"), None)
+    reward, second = (found[name]([]) for name in ("reward", "second"))
+    assert {weight.device.type for weight in reward.parameters()} == {"meta"}
+    assert isinstance(second, Resting)
+    assert {weight.device.type for weight in second.network.parameters()} == {"cpu"}
