@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from core.digests import model_name
 from core.errors import UserError
 from data_balancing.asking import Message
-from data_balancing.digests import model_name
 from detector.measure import device
 
 MAX_NEW_TOKENS = 256

@@ -8,12 +8,12 @@ import numpy as np
 
 from base_models.load import locate
 from core.config import unknown_name
+from core.digests import data_digest, model_name
 from core.errors import UserError
 from core.shards import ShardStore, filled
 from core.storage import check_writable, write_atomic
 from data_balancing.annotator_command import check_command
 from data_balancing.asking import check_address
-from data_balancing.digests import data_digest, model_name
 from data_balancing.prompt_file import read_prompt_lines
 from data_balancing.round_settings import Config
 from data_balancing.synthesize import check_drawing

@@ -29,13 +29,13 @@ from base_models.load import (
 )
 from base_models.sample import sample
 from core.contracts import Images
+from core.digests import model_name
 from core.errors import UserError
 from core.images import to_uint8
 from core.samples import Record, Sample
 from core.seeds import mix
 from core.shards import ShardWriter
 from core.storage import check_writable, write_atomic
-from data_balancing.digests import model_name
 from data_balancing.prompt_file import PromptLine, read_prompt_lines
 from detector.measure import device
 

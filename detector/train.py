@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import core.config
-from core import checkpoint
+from core import checkpoint, inputs
 from core.errors import UserError
 from core.images import write_image
 from core.memory import in_use
@@ -57,6 +57,9 @@ def main(config: Config) -> int | None:
     quotas = _quotas(config, [records[i] for i in train.positions])
     detector = _initial(config, train, share)
     run = Run.start(config, config.out, "detector train", share.main)
+    if share.main:
+        of_data = {"data": config.data, "alignment_data": config.alignment_data}
+        inputs.hold(run, {name: inputs.of_data(folders) for name, folders in of_data.items()})
     run.event("info", LICENCE_NOTES[detector.config.backend])
     place = _place(config.device, share)
     learner = Learner(detector.to(place).train(), config.weight_decay, config.ema, config.optimizer)

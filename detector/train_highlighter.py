@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import core.config
-from core import checkpoint
+from core import checkpoint, inputs
 from core.contracts import Images
 from core.errors import UserError
 from core.heatmap import colourise, overlay
@@ -53,6 +53,7 @@ def main(config: Config) -> int | None:
     if config.weights is not None:
         load_pretrained(highlighter, config.weights)
     with Run.start(config, config.out, "detector train-highlighter") as run:
+        inputs.hold(run, {"data": inputs.of_data(config.data)})
         place = device(config.device)
         learner = Learner(highlighter.to(place).train(), config.weight_decay)
         saved = checkpoint.load_newest(run.checkpoints, lambda text: run.event("warn", text))

@@ -20,6 +20,7 @@ from base_models.sample import decode
 from core.contracts import DiffusionModel
 from core.heatmap import Map, overlay, write_map
 from core.images import Picture, contact_sheet, read_images, round_to_8bit, write_image
+from core.inputs import hold
 from core.memory import in_use
 from core.prompts import read_prompts
 from core.run import PAUSED, Run
@@ -30,6 +31,7 @@ from detector.score_dynamics import Window
 from detector.segformer import freeze
 from detector.storage import open_detector
 from treat.arms import BASE, Draw, encode, image_path, named, plan
+from treat.cache import digest
 from treat.correct_settings import Config
 from treat.correctors.acceleration import drawing, mean_curves, region_curves, shown_mask
 from treat.correctors.moment import Corrector
@@ -45,6 +47,7 @@ from treat.evaluate import (
     reader,
     summarise,
 )
+from treat.inputs import of_base, of_detector, of_files, of_real
 from treat.names import DYNAMICS, UNCERTAINTY
 from treat.report import Pair, render
 from treat.step import Chain
@@ -74,6 +77,7 @@ def main(
     draws = plan(prompts_of(config), config.n or (16 if config.prompts is None else None),
                  config.seed)  # fmt: skip
     with Run.start(config, config.out, "treat.correct") as run:
+        hold(run, digests(config, leads), begun=any((run.folder / "images").rglob("*.png")))
         if judge_name.startswith(f"detector {ITSELF},"):
             run.event("warn", "the detector that corrects also judges: give --judges NAME=FOLDER")
         if opened.helps is False:
@@ -97,6 +101,18 @@ def main(
 
 def prompts_of(config: Config) -> list[str]:
     return [""] if config.prompts is None else read_prompts(config.prompts)
+
+
+def digests(config: Config, leads: Path | None) -> dict[str, str]:
+    """Of what the images come from; who judges them may change."""
+    found = {"base": of_base(config.base), "prompts": digest(prompts_of(config))}
+    if leads is not None:
+        found["detector"] = digest([of_detector(leads)])
+    if config.calibration is not None:
+        found["calibration"] = of_files(config.calibration.parent, [config.calibration])
+    if config.real is not None:
+        found["real"] = of_real(config.real, captioned=config.prompts is not None)
+    return found
 
 
 def wanted(config: Config) -> Wanted:

@@ -24,10 +24,12 @@ from core.errors import UserError
 from core.heatmap import read_map
 from core.image_files import list_images
 from core.images import contact_sheet, read_image, read_images, round_to_8bit, write_image
+from core.inputs import hold
 from core.memory import in_use
 from core.run import PAUSED, Run
 from core.seeds import mix
 from detector.measure import device
+from treat.inputs import of_base, of_files
 from treat.repaint import REPAINT, repaint, walk
 from treat.step import Chain
 
@@ -76,6 +78,9 @@ def main(config: Config) -> int | None:
     with Run.start(config, config.out, "inpaint") as run:
         made = [run.folder / "images" / f"{file.stem}.png" for file in files]
         made[0].parent.mkdir(exist_ok=True)
+        found = {"images": of_files(files[0].parent, files)}
+        found["masks"] = of_files(masks[0].parent, dict.fromkeys(masks))
+        hold(run, found | {"base": of_base(config.base)}, begun=any(map(Path.exists, made)))
         left = [i for i, file in enumerate(made) if not file.exists()]
         model = load_base(config.base).to(place) if left else None
         for at in run.progress(range(0, len(left), config.batch), description="inpaint"):

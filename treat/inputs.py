@@ -7,23 +7,22 @@ Until the first checkpoint nothing has come of either, and they are noted anew. 
 from needs no note, for it stands in the checkpoints; what stands beside has one (`open_model`).
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from base_models.load import VARIANTS, locate
+from core.digests import data_digest
 from core.errors import UserError
+from core.inputs import NOTE, check_same, former, note
 from core.prompts import read_prompts
 from core.run import Run
-from core.storage import fingerprint, write_atomic
-from data_balancing.digests import data_digest
+from core.storage import fingerprint
 from detector.storage import DESCRIPTION, located
 from treat.cache import digest
 from treat.offline import read_offline
 from treat.settings import Config
 
-NOTE = "inputs.json"
 IMAGES = "images of an update"
 """The global batch: micro-batch x accumulation x processes."""
 KINDS = {".json", ".txt", ".model", ".safetensors"}
@@ -40,10 +39,12 @@ def hold_to_inputs(config: Config, run: Run, processes: int) -> None:
     """Note the inputs of a run; raise `UserError` where those that it learnt from were others."""
     if not run.main_process:
         return
-    now, path = {IMAGES: images_of_update(config, processes), **digests(config)}, run.folder / NOTE
-    if path.is_file() and any(run.checkpoints.iterdir()):
-        check_same(run.folder, read_note(path), now, processes)
-    write_atomic(path, (json.dumps(now, indent=2) + "\n").encode())
+    now = {IMAGES: images_of_update(config, processes), **digests(config)}
+    before = former(run)
+    if before is not None:
+        check_images(run.folder, before, now, processes)
+        check_same(run.folder, before, now)
+    note(run, now)
 
 
 def images_of_update(config: Config, processes: int) -> int:
@@ -67,8 +68,7 @@ def digests(config: Config) -> dict[str, str]:
     if config.image_reward:
         found["image_reward"] = of_model(config.image_reward, config.image_reward.glob("*"))
     if config.offline:
-        real = read_offline(config.offline, config.offline_limit)
-        found["offline"] = digest([*real.captions, of_files(config.offline, real.files)])
+        found["offline"] = of_real(config.offline, config.offline_limit)
     if config.refresh_data:
         found["refresh_data"] = digest(map(data_digest, config.refresh_data))
     return found
@@ -82,6 +82,12 @@ def of_base(base: str) -> str:
     folder = path.parent if path.is_file() else path
     single = [path] if path.is_file() else []
     return of_model(folder, [folder / "model_index.json", *folder.glob("*/*"), *single])
+
+
+def of_real(path: Path, limit: int | None = None, captioned: bool = True) -> str:
+    """Of real images, and of their captions where they must have some."""
+    real = read_offline(path, limit, captioned=captioned)
+    return digest([*real.captions, of_files(path, real.files)])
 
 
 def of_detector(folder: Path) -> bytes:
@@ -104,33 +110,14 @@ def of_files(folder: Path, files: Iterable[Path]) -> str:
     return digest(f"{file.relative_to(folder)} {fingerprint(file)}" for file in files)
 
 
-def read_note(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(path.read_text())
-        return {str(name): value for name, value in said.items()}
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged: remove it where the inputs are what the run was begun with, or "
-            "choose another --out."
-        ) from error
-
-
-def check_same(
+def check_images(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], processes: int
 ) -> None:
-    """Raise `UserError` unless the notes agree on all that both name."""
-    other = [name for name in before if name in now and before[name] != now[name]]
-    if IMAGES in other:
+    if before.get(IMAGES, now[IMAGES]) != now[IMAGES]:
         raise UserError(
             f"{folder} was begun with {before[IMAGES]} images an update (--batch x --accumulation "
             f"x processes), and now there would be {now[IMAGES]}: "
             f"{same_images(before[IMAGES], processes)}, or choose another --out."
-        )
-    if other:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in other)
-        raise UserError(
-            f"{folder} was begun with other contents of {options} than lie there now: put the "
-            "former back to go on, or choose another --out."
         )
 
 

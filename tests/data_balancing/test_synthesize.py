@@ -9,11 +9,11 @@ import torch
 from diffusers import FluxPipeline, StableDiffusionPAGPipeline
 
 from base_models.load import load_base
+from core.digests import model_digest
 from core.errors import UserError
 from core.images import to_uint8
 from core.shards import ShardStore
 from data_balancing import synthesize
-from data_balancing.digests import model_digest
 from tests.tiny import SIZE, save_tiny, tiny_pipeline
 from tests.tiny.unets import tiny_sd
 

@@ -1,6 +1,7 @@
 """Flaw highlighters: Grad-CAM against its definition, training that learns, folders that reload."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -115,11 +116,14 @@ def test_networks_without_a_last_convolution_are_refused(name):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    return store(tmp_path_factory.mktemp("data") / "store")
+
+
+def store(folder, seed=0, n=240):
     """Noise is real; generated noise has a bright square somewhere."""
-    folder = tmp_path_factory.mktemp("data") / "store"
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     with ShardWriter(folder) as writer:
-        for i in range(240):
+        for i in range(n):
             generated, pixels = i % 2 == 1, rng.integers(0, 128, (SIDE, SIDE, 3), np.uint8)
             mask = np.zeros((SIDE, SIDE), np.uint8)
             if generated:
@@ -153,6 +157,18 @@ def test_it_learns_what_sets_the_generated_apart_and_points_at_it(data, tmp_path
     evaluate.main(evaluate.Config.model_validate(given))
     found = json.loads(figures.read_text())["overall"]["all"]
     assert found["pixel_ap"] > 4 * CHANCE
+
+
+def test_other_data_under_the_same_name_is_refused(tmp_path):
+    given = settings(store(tmp_path / "data", n=40), tmp_path / "run", steps=1)
+    train_highlighter.main(given)
+    shutil.rmtree(tmp_path / "data")
+    store(tmp_path / "data", seed=1, n=40)
+    with pytest.raises(UserError, match="other contents of --data than lie there now"):
+        train_highlighter.main(given)
+    shutil.rmtree(tmp_path / "data")
+    store(tmp_path / "data", n=40)
+    train_highlighter.main(given)  # control: what was is back
 
 
 def test_a_stopped_run_goes_on_to_the_bit(data, tmp_path, monkeypatch):

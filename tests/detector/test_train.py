@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -109,6 +110,18 @@ def test_the_exported_detector_is_the_average(whole):
 
 def test_resume_in_a_fresh_process_is_exact(shards, whole, tmp_path, monkeypatch):
     _stop_and_resume(shards, whole, tmp_path, monkeypatch, stop=2)
+
+
+def test_other_data_under_the_same_name_is_refused(tmp_path):
+    data, plain = tmp_path / "shards", {"steps": 1, "alignment": 0.0, "valid_every": 9}
+    for seed, message in ((0, None), (1, "other contents of --data than lie there"), (0, None)):
+        shutil.rmtree(data, ignore_errors=True)
+        config = settings(toy_shards(data, 24, seed), tmp_path / "run", **plain)
+        if message is None:
+            assert train.main(config) is None
+        else:
+            with pytest.raises(UserError, match=message):
+                train.main(config)
 
 
 @pytest.mark.trial

@@ -1,6 +1,7 @@
 """The real programs on tiny bases: pairs, masks, curves, resume, calibration and refusals."""
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -88,6 +89,19 @@ def test_the_same_command_draws_only_what_is_missing(done):
     assert lost.read_bytes() == content and kept.stat().st_mtime_ns == then
     with pytest.raises(UserError, match="other settings"):
         correct.main(config.model_copy(update={"set": ("gamma=0.7",)}), bright)
+
+
+def test_another_base_of_the_same_name_is_refused(world, tmp_path):
+    shutil.copytree(world / "ddpm", tmp_path / "ddpm")
+    config = settings(world, tmp_path / "run", base=str(tmp_path / "ddpm"), n=2)
+    assert correct.main(config, bright) is None
+    path = tmp_path / "ddpm/scheduler/scheduler_config.json"
+    former = path.read_text()
+    path.write_text(json.dumps({**json.loads(former), "beta_start": 0.01}))
+    with pytest.raises(UserError, match="other contents of --base than lie there now"):
+        correct.main(config, bright)
+    path.write_text(former)
+    assert correct.main(config, bright) is None  # control
 
 
 def test_a_stopped_run_says_so_and_goes_on_to_the_same_images(world, done, tmp_path, monkeypatch):

@@ -145,6 +145,22 @@ def test_a_stopped_run_goes_on_to_the_same_images(world, monkeypatch):
     assert torch.equal(results(world, "parts"), results(world, "whole"))
 
 
+def test_another_mask_of_the_same_name_is_refused(world, monkeypatch):
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: True))
+    assert inpaint.main(settings(world)) == PAUSED
+    full, former = torch.ones(1, SIZE, SIZE), (world / "masks/2.png").read_bytes()
+    write_map(world / "masks/2.png", full)
+    looks = iter([False, True])  # nothing was drawn, so nothing binds
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
+    assert inpaint.main(settings(world)) == PAUSED
+    (world / "masks/2.png").write_bytes(former)
+    monkeypatch.setattr(Run, "interrupted", property(lambda run: False))
+    with pytest.raises(UserError, match="other contents of --masks than lie there now"):
+        inpaint.main(settings(world))
+    write_map(world / "masks/2.png", full)
+    assert inpaint.main(settings(world)) is None  # control
+
+
 def test_what_cannot_be_done_is_refused_before_anything_is_drawn(world):
     (world / "few").mkdir()
     write_map(world / "few/0.png", torch.ones(1, SIZE, SIZE))

@@ -288,6 +288,25 @@ def test_a_stopped_run_goes_on_to_the_bit(world, monkeypatch, embedding):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_other_inputs_under_the_same_names_are_refused(world):
+    def image(seed):
+        drawn = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+        write_image(world / "real/0.png", drawn)
+
+    def highlighter(seed):
+        shape = HighlighterConfig(variant="test_resnet", side=128, hidden=4)
+        save_highlighter(Highlighter(shape, seed), world / "highlighter", {})
+
+    given = settings(world, "run", steps=2)
+    train.main(given)
+    for change, former, option in ((image, 0, "--data"), (highlighter, SEEING, "--highlighter")):
+        change(9)
+        with pytest.raises(UserError, match=f"other contents of {option} than lie there now"):
+            train.main(given)
+        change(former)
+    train.main(given)  # control: what was is back
+
+
 def test_asked_for_images_and_a_checkpoint_it_computes_the_same(world, monkeypatch):
     train.main(settings(world, "whole", checkpoint_every=100, cycle=3))
     held, log = [], Run.log

@@ -30,6 +30,7 @@ from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError
 from core.heatmap import colourise, overlay
 from core.images import contact_sheet, write_image
+from core.inputs import hold
 from core.memory import in_use
 from core.order import batch_indices
 from core.run import PAUSED, Run
@@ -40,6 +41,8 @@ from detector.flaw_map import FlawMap
 from detector.learning import Learner, learning_rate
 from detector.measure import device
 from detector.storage import load_highlighter
+from treat.cache import digest
+from treat.inputs import of_base, of_detector, of_real
 from treat.offline import RealRows, cache_offline, read_offline
 from treat.self_refining.attention import Flaws, unwrap, wrap
 from treat.self_refining.noise import amplified
@@ -65,6 +68,7 @@ def main(config: Config) -> int | None:
     """Train to the end, or until a signal: then save and return `PAUSED`."""
     folder = check(config)
     with Run.start(config, config.out, "self-refine") as run:
+        hold(run, digests(config, folder))
         place = device(config.device)
         model, rows = open_model(config, place)
         highlighter = None
@@ -124,6 +128,15 @@ def check(config: Config) -> Path:
         load_highlighter(config.highlighter)
     check_writable(config.out.parent)
     return folder
+
+
+def digests(config: Config, base: Path) -> dict[str, str]:
+    """Of what a run that goes on reads again."""
+    captioned = FAMILIES[check_base(base)].prompted
+    found = {"base": of_base(config.base), "data": of_real(config.data, config.limit, captioned)}
+    if config.highlighter is not None:
+        found["highlighter"] = digest([of_detector(config.highlighter)])
+    return found
 
 
 def open_model(config: Config, place: torch.device) -> tuple[DiffusionModel, RealRows]:
