@@ -7,7 +7,7 @@ const GROUPS = [
   ["Pixel loss", /^pixel$/],
   ["Offline loss", /^(watch_)?offline$/],
   ["Artifact frequency", /^(reward|second|valid.artifact)_frequency$/],
-  ["Guards (in spreads of the base)", /^change_/],
+  ["Guards (in the spreads or scales of their meters)", /^change_/],
   ["Loss", /(^|_)loss$/],
   ["Precision of held-out maps", /^valid.(pixel_ap|f1|iou_1px)$/],
   ["Memory (GB)", /^(host|device)_memory$/, 1e-9],
