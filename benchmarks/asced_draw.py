@@ -6,7 +6,6 @@ OUT/batches/000000.json      by the first image: seconds, what was changed, the 
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from core.contracts import ArtifactMap, DiffusionModel, Images
 from core.images import round_to_8bit, write_image
 from core.run import Run, plain
 from core.storage import write_atomic
-from detector.measure import device
+from detector.measure import clock, device
 from miniature.law import CATEGORIES, SIZE
 from treat.arms import BASE, Draw, encode, image_path
 from treat.correct import record_path
@@ -133,11 +132,3 @@ def keep(folder: Path, at: int, drawn: Batch, tables: Mapping[str, Any], maps: A
 
 def batch_path(folder: Path, at: int) -> Path:
     return folder / "batches" / f"{at:06d}.json"
-
-
-def clock(place: torch.device) -> float:
-    """CPU seconds of this process; where a GPU works, seconds once it has nothing left to do."""
-    if place.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize(place)
-    return time.perf_counter()
