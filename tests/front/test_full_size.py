@@ -33,6 +33,7 @@ def missing(case):
     return library is not None and importlib.util.find_spec(library) is None
 
 
+@pytest.mark.slow
 def test_every_case_is_timed_and_learns(tmp_path):
     found = run(tmp_path)
     assert list(found) == [case.name for case in PLAIN]
@@ -47,6 +48,7 @@ def test_every_case_is_timed_and_learns(tmp_path):
         assert row.get("skipped", 0) == 0
 
 
+@pytest.mark.slow
 def test_compiled_blocks_take_the_same_step(tmp_path):
     # Two runs: in one, the second case would go on from what the first has learnt.
     plain, compiled = (run(tmp_path, only=(name,))[name] for name in ("flux, fast", COMPILED))
@@ -62,6 +64,7 @@ def test_every_block_is_compiled_and_shares_what_is_made_of_its_kind(tmp_path):
     assert 4 <= frames["ok"] <= 8  # two kinds of blocks, with and without gradient, and not each
 
 
+@pytest.mark.slow
 def test_bf16_is_near_to_fp32_and_fp32_to_itself(tmp_path):
     same = run(tmp_path, only=(COMPARED,))[COMPARED]
     near = run(tmp_path, only=(COMPARED,), dtype="bfloat16")[COMPARED]

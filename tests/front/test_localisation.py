@@ -151,6 +151,7 @@ def settings(world, out, **changes):
     return localisation.Config.model_validate({**few, **named, **changes})
 
 
+@pytest.mark.slow
 def test_the_table_is_made_and_a_stopped_run_goes_on_to_it(world, quick, tmp_path, monkeypatch):
     assert localisation.main(settings(world, tmp_path / "whole")) is None
     figures = json.loads((tmp_path / "whole/summary.json").read_text())
