@@ -119,7 +119,7 @@ def keep(folder: Path, at: int, drawn: Batch, tables: Mapping[str, Any], maps: A
         for i, picture in enumerate(pictures):
             write_image(image_path(folder, name, at + i), picture)
     # The control: the same dynamics within the flaws of another image of the same category.
-    own = region_curves(drawn.trajectory, maps)  # of x0-hat: the letter's are the noise's
+    own = region_curves(drawn.trajectory, maps)
     shift = len(CATEGORIES) if len(maps) > len(CATEGORIES) else 1
     others = region_curves(drawn.trajectory, maps.roll(shift, 0))
     for i, (curves, control) in enumerate(zip(own, others, strict=True)):

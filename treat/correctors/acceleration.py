@@ -16,7 +16,7 @@ from torch import Tensor
 
 from base_models.trajectory import Trajectory
 from core.contracts import ArtifactMap
-from detector.score_dynamics import Variant, Window, dynamics
+from detector.score_dynamics import Window, dynamics
 from treat.figures import resampled
 
 RED, BLUE, GREY = "#c8322b", "#2b62c8", "#808890"
@@ -26,14 +26,14 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 260, 60, 46, 40
 
 
 def region_curves(
-    trajectory: Trajectory, maps: ArtifactMap, variant: Variant = "x0", threshold: float = 0.5
+    trajectory: Trajectory, maps: ArtifactMap, threshold: float = 0.5
 ) -> list[dict[str, list[float]]]:
-    """For every image its dynamics over its `artifact` and its `sound` region, d values each.
+    """For every image |Delta x0-hat| over its `artifact` and its `sound` region, d values each.
 
     As shares of the image's own mean of the step, for the changes themselves shrink with the noise.
     A region that an image does not have is left out.
     """
-    changes = dynamics(trajectory, variant)
+    changes = dynamics(trajectory, "x0")  # the weighted scores' are the noise's
     regions = F.interpolate(maps.to(changes), size=changes.shape[-2:], mode="area") >= threshold
     shares = changes / changes.mean(dim=(2, 3), keepdim=True).clamp(min=1e-12)
     found = []
