@@ -9,9 +9,11 @@ from miniature.prompts import balanced, split
 from tests.launch.served import Served, until
 
 ROOT = Path(__file__).resolve().parents[2]
+STEPS = 60
+"""So many that the pause finds them unfinished: a job is looked at every two seconds."""
 SETTINGS = {
     "detector": "first",
-    "steps": 12,
+    "steps": STEPS,
     "batch": 1,
     "height": 64,
     "width": 64,
@@ -44,7 +46,7 @@ def test_serve_upload_create_watch_pause_kill_resume_download_load(tmp_path):
         job = client.fine_tuning.jobs.create(**asked)
         until(lambda: (client.fine_tuning.jobs.retrieve(job.id).step or 0) >= 2, 180)
         client.fine_tuning.jobs.pause(job.id)
-        assert served.ends(job.id, {"paused"}, 120).step < 12
+        assert served.ends(job.id, {"paused"}, 120).step < STEPS
         served.kill()
         served.start()
         client = served.openai
@@ -56,7 +58,7 @@ def test_serve_upload_create_watch_pause_kill_resume_download_load(tmp_path):
         done = served.ends(job.id, seconds=300)
         assert done.status == "succeeded", done.error
         said = served.events(job.id)
-        assert sum(one.startswith("step ") for one in said) == 12
+        assert sum(one.startswith("step ") for one in said) == STEPS
         names = {one: client.files.retrieve(one).filename for one in done.result_files}
         (lora,) = (i for i, n in names.items() if n == "export/pytorch_lora_weights.safetensors")
         client.files.content(lora).write_to_file(tmp_path / "lora.safetensors")
