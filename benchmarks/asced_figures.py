@@ -1,8 +1,9 @@
 """A folder of drawn rows in; every row's figures and its paired differences to the first out.
 
-What is one figure an image (the oracle's, precision; recall for a real image) has the paired
-bootstrap of `treat.figures`. FID has 1.96 deviations of resamples that take the same images of
-every row. What a row costs is the ratio of its seconds to plain sampling's, resampled by batches.
+What is one figure an image (the oracle's, precision; recall and coverage for a real image) has the
+paired bootstrap of `treat.figures`. FID has 1.96 deviations of resamples that take the same images
+of every row. What a row costs is the ratio of its seconds to plain sampling's, resampled by
+batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from core.storage import read_json
 from detector.features import Features
-from detector.set_metrics import Fid, inside, interval, kid, resamples
+from detector.set_metrics import Fid, covered, inside, interval, kid, resamples
 from treat import figures
 from treat.arms import BASE
 from treat.compare import METHOD, vectors_of
@@ -21,7 +22,7 @@ from treat.offline import read_offline
 
 BATCH = 100
 """Images that the feature network sees at once."""
-PERCENT = ("precision", "recall", "artifact_frequency", "artifact_area")
+PERCENT = ("precision", "recall", "coverage", "artifact_frequency", "artifact_area")
 
 
 def compared(
@@ -36,7 +37,8 @@ def compared(
     }
     tables = {name: {**joined(batches, name), "precision": inside(own, real)}
               for name, own in seen.items()}  # fmt: skip
-    recalls = {name: {"recall": inside(real, own)} for name, own in seen.items()}
+    reached = {name: {"recall": inside(real, own), "coverage": covered(real, own)}
+               for name, own in seen.items()}  # fmt: skip
     fid = Fid(real)
     fids = {name: fid(own) for name, own in seen.items()}
     drawn = {name: [fid(own[rows]) for rows in resamples(len(own), number, seed)]
@@ -45,17 +47,17 @@ def compared(
     for name in names:
         mean, deviation = kid(real, seen[name], seed)
         row = figures.summarise(tables[name], seed)
-        recall = figures.summarise(recalls[name], seed)
+        reach = figures.summarise(reached[name], seed)
         row |= {"fid": fids[name], "kid": mean, "kid_deviation": deviation}
-        row |= {"recall": recall["recall"]} | cost(batches, name, seed)
-        row["interval"] |= {"fid": interval(fids[name], drawn[name]), **recall["interval"]}
+        row |= {share: reach[share] for share in reached[name]} | cost(batches, name, seed)
+        row["interval"] |= {"fid": interval(fids[name], drawn[name]), **reach["interval"]}
         row["changed"] = float(np.mean([x for one in batches for x in one["changed"][name]]))
         if name != BASE:
             apart = fids[name] - fids[BASE]
             pairs = [a - b for a, b in zip(drawn[name], drawn[BASE], strict=True)]
             row["difference"] = {
                 "fid": {"difference": apart, "interval": interval(apart, pairs)},
-                **figures.compare(recalls[name], recalls[BASE], seed),
+                **figures.compare(reached[name], reached[BASE], seed),
                 **figures.compare(tables[name], tables[BASE], seed),
             }
         rows[name] = row
@@ -92,8 +94,8 @@ def cost(batches: Sequence[Mapping[str, Any]], name: str, seed: int) -> dict[str
 def markdown(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """The table, then every row's differences to the first; intervals are 95 %."""
     name, rows = found["features"]["name"], found["rows"]
-    heads = ["", f"FID ({name})", "KID x1000", "precision", "recall", "artifact frequency",
-             "artifact area", "changed", "cost"]  # fmt: skip
+    heads = ["", f"FID ({name})", "KID x1000", "precision", "recall", "coverage",
+             "artifact frequency", "artifact area", "changed", "cost"]  # fmt: skip
     own = [[titles[row], *figures_of(one)] for row, one in rows.items()]
     apart = [[titles[row], *changes_of(one)] for row, one in rows.items() if row != BASE]
     said = (
@@ -103,7 +105,7 @@ def markdown(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         "sampling in the same process; changed: share of the area. 95 % intervals in brackets."
     )
     return "\n\n".join(
-        [said, lines(heads, own), f"Less {titles[BASE]}:", lines(heads[:2] + heads[3:7], apart)]
+        [said, lines(heads, own), f"Less {titles[BASE]}:", lines(heads[:2] + heads[3:8], apart)]
     ) + "\n"  # fmt: skip
 
 

@@ -8,9 +8,9 @@ half the image away, and everywhere (`benchmarks.asced_controls`); a gain that t
 due to what was found. ASCED is calibrated by a detector on other seeds, and of a base that reads
 prompts on other prompts; the Omega of `x0` is State Replacement's too. The numbers of the other
 rows are chosen on the same images (`benchmarks.asced_tune`), or the correctors' defaults. The
-oracle judges, which no row has seen. FID, KID, precision and recall are those of the feature
-network that `--features` names, against as many sound renders; BayesDiff's last layer is fitted on
-others.
+oracle judges, which no row has seen. FID, KID, precision, recall and coverage are those of the
+feature network that `--features` names, against as many sound renders; BayesDiff's last layer is
+fitted on others.
 
 All rows draw one batch after the other, in an order that goes round, and what a batch costs is its
 process's CPU time. The same command goes on where it stopped. OUT/summary.json, OUT/table.md,

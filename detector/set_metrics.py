@@ -2,7 +2,8 @@
 
 FID (Heusel et al. 2017, arXiv 1706.08500) and KID (Binkowski et al. 2018, arXiv 1801.01401) are
 torchmetrics'; precision and recall are the improved ones (Kynkaanniemi et al. 2019, arXiv
-1904.06991). What they say is the feature network's word: `detector.features` names it.
+1904.06991), coverage is Naeem et al.'s (2020, arXiv 2002.09797). What they say is the feature
+network's word: `detector.features` names it.
 
 Legend: n real, m generated images, d features, r resamples.
 """
@@ -21,6 +22,8 @@ from core.seeds import generator, mix
 
 NEIGHBOURS = 3
 """k of precision and recall; the paper's."""
+SURROUNDING = 5
+"""k of coverage; its paper's, at which a set like the real one covers .97."""
 SUBSETS, SUBSET = 100, 1000
 """Of KID: how many, and the most images of each (torchmetrics' defaults)."""
 RESAMPLED, CHOSEN = 131, 132
@@ -98,15 +101,33 @@ def inside(
     Precision is the share of generated images inside the real ones, recall that of real images
     inside the generated ones.
     """
-    if len(manifold) <= k:
-        raise UserError(
-            f"{len(manifold)} images have no {k} neighbours each: give at least {k + 1} in a set."
-        )
+    check_neighbours(manifold, k)
     manifold, points = manifold.double(), points.double()
     reaches = torch.cat([_reach(block, manifold, k) for block in manifold.split(BLOCK)])
     hits = [
         (torch.cdist(block, manifold, compute_mode=EXACT) <= reaches).any(dim=1)
         for block in points.split(BLOCK)
+    ]
+    return torch.cat(hits).numpy()
+
+
+def covered(
+    real: Float[Tensor, "n d"], generated: Float[Tensor, "m d"], k: int = SURROUNDING
+) -> Bool[np.ndarray, " n"]:
+    """Whether each real image has a generated one within its reach: nearer to it than its k-th
+    nearest real neighbour is (equation 10 of arXiv 2002.09797).
+
+    Coverage is the share that has. Unlike recall it takes only the real images' reaches: a stray
+    generated image, whose reach is long, counts as recall of everything around it, and to mend it
+    looks like a loss.
+    """
+    check_neighbours(real, k)
+    real, generated = real.double(), generated.double()
+    hits = [
+        (torch.cdist(block, generated, compute_mode=EXACT) <= _reach(block, real, k)[:, None]).any(
+            dim=1
+        )
+        for block in real.split(BLOCK)
     ]
     return torch.cat(hits).numpy()
 
@@ -135,6 +156,13 @@ def interval(value: float, draws: Sequence[float]) -> list[float] | None:
         return None
     half = 1.96 * float(np.std(draws, ddof=1))
     return [value - half, value + half]
+
+
+def check_neighbours(features: Tensor, k: int) -> None:
+    if len(features) <= k:
+        raise UserError(
+            f"{len(features)} images have no {k} neighbours each: give at least {k + 1} in a set."
+        )
 
 
 def check_enough(features: Tensor) -> None:

@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "compare": Command(
         "treat.compare",
-        "FID, KID, precision and recall of sets of images against real ones",
+        "FID, KID, precision, recall and coverage of sets of images against real ones",
         "diffdoctor compare real drawn --features miniature/features",
     ),
     "self-refine": Command(

@@ -1,4 +1,4 @@
-"""Real images and sets of generated ones in; FID, KID, precision and recall of each set out.
+"""Real images and sets of generated ones in; FID, KID, precision, recall and coverage out.
 
     diffdoctor compare renders/images runs/asced/images/base runs/asced/images/asced \
         --features miniature/features
@@ -28,13 +28,13 @@ from core.run import plain
 from core.storage import write_atomic
 from detector.features import Features, open_features
 from detector.measure import device
-from detector.set_metrics import NEIGHBOURS, Fid, inside, interval, kid, resamples
+from detector.set_metrics import NEIGHBOURS, Fid, covered, inside, interval, kid, resamples
 from treat import figures
 from treat.offline import RealImages, read_offline
 
 METHOD = (
-    "FID: 95 % by 1.96 deviations of its resamples; precision and recall: 95 % percentile "
-    "bootstrap over generated and over real images; KID: mean and deviation over subsets"
+    "FID: 95 % by 1.96 deviations of its resamples; precision: 95 % percentile bootstrap over "
+    "generated images, recall and coverage: over real ones; KID: mean and deviation over subsets"
 )
 
 
@@ -52,7 +52,7 @@ class Config(core.config.Config):
     timm network (config.json and weights), NAME=FILE of torchvision (resnet50=resnet50.pth), or a
     TorchScript file (inception-2015-12-05.pt)."""
     k: int = Field(NEIGHBOURS, ge=1)
-    """Neighbours of precision and recall; the paper's 3."""
+    """Neighbours of precision and recall; the paper's 3. Coverage has its own paper's 5."""
     resamples: int = Field(200, ge=0)
     """Of FID's interval; with Inception's 2,048 features each takes seconds, 0 leaves it out."""
     limit: int | None = Field(None, ge=2)
@@ -90,7 +90,7 @@ def main(config: Config) -> None:
     }
     if config.json_file is not None:
         write_atomic(config.json_file, (json.dumps(plain(found), indent=2) + "\n").encode())
-    Console(width=max(110, Console().width)).print(table(found))
+    Console(width=max(140, Console().width)).print(table(found))
 
 
 def vectors_of(
@@ -119,6 +119,7 @@ def compared(
     draws = [fid(generated[rows]) for rows in resamples(len(generated), number, seed)]
     mean, deviation = kid(real, generated, seed)
     shares = {"precision": inside(generated, real, k), "recall": inside(real, generated, k)}
+    shares["coverage"] = covered(real, generated)
     summaries = {name: figures.summarise({name: hits}, seed) for name, hits in shares.items()}
     return {
         "images": len(generated),
@@ -138,7 +139,7 @@ def table(found: dict[str, Any]) -> Table:
     name, real = found["features"]["name"], found["real"]
     shown = Table(title=f"{name}; {real['images']:,} real images of {real['path']}")
     shown.add_column("set", overflow="fold")
-    for title in ("images", f"FID ({name})", "KID x1000", "precision", "recall"):
+    for title in ("images", f"FID ({name})", "KID x1000", "precision", "recall", "coverage"):
         shown.add_column(title, justify="right")
     for path, row in found["sets"].items():
         ends = row["interval"]
@@ -149,6 +150,7 @@ def table(found: dict[str, Any]) -> Table:
             f"{1000 * row['kid']:.4g}\n± {1000 * row['kid_deviation']:.2g}",
             with_ends(row["precision"], ends["precision"], ".3f"),
             with_ends(row["recall"], ends["recall"], ".3f"),
+            with_ends(row["coverage"], ends["coverage"], ".3f"),
         )
     return shown
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core.errors import UserError
-from detector.set_metrics import Fid, inside, interval, kid, resamples
+from detector.set_metrics import Fid, covered, inside, interval, kid, resamples
 
 
 def gaussian(n: int, seed: int, mean=(0.0, 0.0, 0.0), deviation=(1.0, 1.0, 1.0)):
@@ -102,6 +102,37 @@ def test_precision_falls_with_strays_and_recall_with_lost_modes():
     assert inside(strays, real).mean() < 0.75 < 0.6 + inside(real, strays).mean()
 
 
+def test_coverage_is_that_of_loops():
+    real, drawn = gaussian(40, 0), gaussian(12, 1, mean=(1.0, 0.5, 0.0)) * 1.5
+    for k in (1, 5):
+        loops = []
+        for i, r in enumerate(real):
+            others = sorted(float((r - o).norm()) for j, o in enumerate(real) if j != i)
+            loops.append(any(float((r - d).norm()) <= others[k - 1] for d in drawn))
+        assert covered(real, drawn, k).tolist() == loops and 0 < sum(loops) < len(loops)
+    assert covered(real, real).all()
+
+
+def test_strays_raise_recall_and_not_coverage():
+    """Half of the modes lost, then four strays so far off that they reach nearly everything."""
+    real = torch.cat([gaussian(200, 0), gaussian(200, 1, mean=(20.0, 0.0, 0.0))])
+    sound = gaussian(200, 2)
+    strayed = sound.clone()
+    strayed[:4] = torch.tensor([[60.0, 0, 0], [-60.0, 0, 0], [0, 60.0, 0], [0, -60.0, 0]])
+    lost, found = (inside(real, drawn).mean() for drawn in (sound, strayed))
+    assert lost < 0.55 and found > 0.95
+    for drawn in (sound, strayed):
+        assert 0.4 < covered(real, drawn).mean() < 0.55
+    assert covered(real, torch.cat([sound, gaussian(200, 3, mean=(20.0, 0.0, 0.0))])).mean() > 0.9
+
+
+def test_blocks_do_not_change_what_is_covered(monkeypatch):
+    real, drawn = gaussian(40, 0), gaussian(12, 1, mean=(1.0, 0.5, 0.0))
+    whole = covered(real, drawn)
+    monkeypatch.setattr("detector.set_metrics.BLOCK", 7)
+    assert (covered(real, drawn) == whole).all() and 0 < whole.sum() < len(whole)
+
+
 def test_resamples_are_a_function_of_the_seed_and_give_an_interval():
     first, again, other = (torch.stack(list(resamples(50, 4, seed))).tolist() for seed in (0, 0, 1))
     assert first == again != other and first[0] != first[1]
@@ -120,3 +151,5 @@ def test_sets_that_are_too_small_are_refused():
             compare()
     with pytest.raises(UserError, match="at least 4 in a set"):
         inside(gaussian(20, 0), gaussian(20, 1)[:3])
+    with pytest.raises(UserError, match="at least 6 in a set"):
+        covered(gaussian(5, 0), gaussian(20, 1))

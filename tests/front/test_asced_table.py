@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import asced_draw, asced_table, score_curve
 from benchmarks.asced_controls import elsewhere
-from benchmarks.asced_figures import cost, joined, markdown
+from benchmarks.asced_figures import PERCENT, cost, joined, markdown
 from benchmarks.asced_tune import TRIED, choices
 from core.errors import UserError
 from core.image_files import list_images
@@ -148,7 +148,7 @@ def test_tables_of_batches_are_what_they_were_before_json():
 def test_markdown_says_what_is_better_than_what():
     row = {"fid": 2.0, "kid": 0.001, "kid_deviation": 0.0, "cost": 1.0, "cost_interval": [1, 1]}
     row |= {"changed": 0.5}
-    shares = dict.fromkeys(("precision", "recall", "artifact_frequency", "artifact_area"), 0.25)
+    shares = dict.fromkeys(PERCENT, 0.25)
     row |= shares | {"interval": {"fid": None, **dict.fromkeys(shares, [0.2, 0.3])}}
     apart = {"difference": -0.01, "interval": [-0.02, -0.005]}
     other = row | {"difference": dict.fromkeys(("fid", *shares), apart)}

@@ -59,6 +59,7 @@ def test_figures_tell_of_growing_damage(world, tmp_path, damage, lost):
 def test_a_set_with_itself_and_the_name_of_its_network(world, tmp_path, capsys):
     found, (row,) = compared(world, tmp_path, "real")
     assert row["fid"] == pytest.approx(0, abs=1e-3) and row["precision"] == row["recall"] == 1
+    assert row["coverage"] == 1
     assert found["features"]["name"] == NAME and row["images"] == found["real"]["images"] == 60
     said = capsys.readouterr().out
     assert f"FID ({NAME})" in said and said.count("FID") == 1
@@ -66,7 +67,7 @@ def test_a_set_with_itself_and_the_name_of_its_network(world, tmp_path, capsys):
 
 def test_intervals_hold_their_figure_and_can_be_left_out(world, tmp_path):
     _, (row,) = compared(world, tmp_path, "noise1")
-    for name in ("fid", "precision", "recall"):
+    for name in ("fid", "precision", "recall", "coverage"):
         low, high = row["interval"][name]
         assert low < row[name] < high
     _, (bare,) = compared(world, tmp_path, "noise1", resamples=0)
@@ -80,9 +81,9 @@ def test_images_of_several_sizes_and_a_limit(world, tmp_path, capsys):
         write_image(mixed / f"{i:03d}.png", picture[:, : 16 - i % 2])
     found, _ = compared(world, tmp_path, generated=(mixed,))
     assert found["sets"][str(mixed)]["images"] == 60
-    found, _ = compared(world, tmp_path, generated=(mixed,), limit=5)
-    assert found["sets"][str(mixed)]["images"] == found["real"]["images"] == 5
-    assert "5 images and 6 features" in capsys.readouterr().err
+    found, _ = compared(world, tmp_path, generated=(mixed,), limit=6)
+    assert found["sets"][str(mixed)]["images"] == found["real"]["images"] == 6
+    assert "6 images and 6 features" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_refused(world, tmp_path):
@@ -90,6 +91,7 @@ def test_what_cannot_be_compared_is_refused(world, tmp_path):
         ({"features": str(world / "real")}, "name a folder with features.json"),
         ({"real": world / "nowhere"}, "there is no folder"),
         ({"limit": 3}, "at least 4 in a set"),
+        ({"limit": 5}, "at least 6 in a set"),
     ):
         with pytest.raises(UserError, match=says):
             compared(world, tmp_path, "drawn", **changes)
