@@ -95,6 +95,8 @@ class Config(core.config.Config):
     learning_rate: float = Field(1e-4, gt=0)
     ema: float = Field(0.999, ge=0, lt=1)
     """The paper's .9999 is for 500,000 steps."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Of the trainings; images are judged as float32 draws them."""
     map_images: int = Field(32, ge=1)
     map_steps: int = Field(25, ge=1)
     highlighter: str = "vgg16"
@@ -215,6 +217,7 @@ def settings(config: Config, row: RowName, seed: int) -> treat.self_refining.set
         "batch": config.batch,
         "learning_rate": config.learning_rate,
         "ema": config.ema,
+        "mixed_precision": config.mixed_precision,
         "map_images": config.map_images,
         "map_steps": config.map_steps,
         "device": config.device,
