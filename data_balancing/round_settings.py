@@ -16,13 +16,21 @@ class Drawing(core.config.Config):
     """How images are synthesised; see `diffdoctor data synthesize --help`."""
 
     height: int = Field(default=1024, ge=8)
+    """In pixels."""
     width: int = Field(default=1024, ge=8)
+    """In pixels."""
     steps: int | None = Field(default=None, ge=1, le=1000)
+    """Sampling steps; by default the pipeline's own."""
     guidance: float | None = Field(default=None, ge=0)
+    """Its scale; by default the pipeline's own."""
     batch: int = Field(default=4, ge=1)
+    """Images drawn at once."""
     shard_size: int = Field(default=100, ge=1)
+    """Images of a shard."""
     dtype: str = Field(default="fp32", pattern="^(fp32|bf16)$")
+    """Of the base's weights."""
     licence: str = ""
+    """Of the images, for their records."""
 
 
 class Training(core.config.Config):
@@ -31,22 +39,32 @@ class Training(core.config.Config):
     init: Literal["teacher", "random"] = "teacher"
     """Go on from the teacher's weights, or learn the same network from random ones."""
     steps: int = Field(default=2000, ge=1)
+    """Optimizer steps of a student."""
     batch: int = Field(default=16, ge=1)
+    """Images of a step."""
     loss: LossName = "mse"
+    """As of `diffdoctor detector train`."""
     optimizer: OptimizerName = "adamw"
+    """As of `diffdoctor detector train`."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """About 6e-5 for a mit_b5; from random weights 1e-3."""
     warmup: int = Field(default=100, ge=0)
+    """Steps in which the learning rate rises."""
     ema: float = Field(default=0.995, ge=0, lt=1)
+    """Decay of the averaged weights, which are what is kept."""
     size: int | None = Field(default=None, ge=8)
     """Resize all images to this square; needed where their sizes differ."""
     quotas: dict[str, float] = {}
     """Shares of every batch by source, such as human .2 hard .2 pseudo .5 real .1: what people
     label in a round is hard, what the teacher labels pseudo, the rest is as --labelled says."""
     valid_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the prompts that is held out and measured on while training."""
     checkpoint_every: int = Field(default=200, ge=1)
+    """Steps; what an interruption costs at most."""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` computes in half precision; weights stay in float32."""
     checkpoint_blocks: bool = False
+    """Compute the encoder's blocks again on the way back: less memory, more time."""
 
 
 class Config(core.config.Config):
@@ -89,7 +107,9 @@ class Config(core.config.Config):
     hard: int = Field(200, ge=0)
     """So many of them are labelled by people, the others by the teacher."""
     draw: Drawing = Drawing()
+    """How new images are drawn."""
     train: Training = Training()
+    """How students are trained."""
     device: str = "auto"
     """`auto`, or a torch device."""
     seed: int = Field(0, ge=0)

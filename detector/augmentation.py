@@ -13,8 +13,11 @@ class Augmentation(core.config.Config):
     sharpness: tuple[float, float] = (-1.0, 1.5)
     """-1 is fully blurred (sigma 0.4 to 1.5 px), 0 unchanged, above 0 unsharp masking."""
     contrast: tuple[float, float] = (0.6, 1.6)
+    """Smallest and largest factor."""
     saturation: tuple[float, float] = (0.3, 1.7)
+    """Smallest and largest factor."""
     brightness: float = 0.15
+    """Largest addition to the image's [0, 1], and largest subtraction."""
     noise: float = 0.06
     """Largest deviation of the Gaussian noise."""
     adversarial: float = Field(default=0.25, ge=0, le=1)
@@ -22,6 +25,7 @@ class Augmentation(core.config.Config):
     adversarial_step: float = Field(default=0.03, ge=0)
     """Largest step, in units of the image's [0, 1]."""
     flip: bool = True
+    """Mirror half of the images, but those that hold text."""
     unflipped: tuple[str, ...] = ("sign",)
     """Categories that hold text, and words of prompts that ask for it."""
     move: float = Field(default=0.5, ge=0, le=1)
@@ -33,6 +37,7 @@ class Augmentation(core.config.Config):
     shrink_below: float = 0.1
     """Largest label that counts as without artifact (the paper's is unpublished)."""
     shrink_scale: tuple[float, float] = (0.3, 1.0)
+    """Smallest and largest share of the side that it then has."""
 
 
 NO_AUGMENTATION = Augmentation(appearance=0, adversarial=0, flip=False, move=0, shrink=0)

@@ -75,6 +75,7 @@ class Config(core.config.Config):
     alignment_sound: int = Field(6, ge=0)
     """Of the originals of a step so many join its batch as images without artifact."""
     augmentation: Augmentation = Augmentation()
+    """How images and labels are varied while training."""
     quotas: dict[str, float] = {}
     """Shares of every batch by source, such as human .3 hard .2 pseudo .4 real .1; sources that are
     not named teach nothing. By default each has what its number gives it."""

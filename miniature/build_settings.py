@@ -41,6 +41,7 @@ class Config(core.config.Config):
     """sdxl and kolors: a base of the other, by name or folder. The network begins from its weights
     where name and shape are the same: all but what reads the text."""
     seed: int = 0
+    """Of weights, renders and noise."""
     vae_steps: int = Field(2600, ge=1)
     """Updates of the autoencoder, 16 images each; none of one taken over."""
     decoder_steps: int = Field(1500, ge=0)

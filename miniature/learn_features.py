@@ -51,14 +51,17 @@ class Config(core.config.Config):
     held_out: int = Field(2_000, ge=5)
     """Further ones that it is measured on."""
     steps: int = Field(2_000, ge=1)
+    """Optimizer steps."""
     batch: int = Field(64, ge=2)
     """Images of a step."""
     rate: float = Field(2e-3, gt=0)
     """Highest learning rate."""
     checkpoint_every: int = Field(500, ge=1)
+    """Steps; what an interruption costs at most."""
     device: str = "auto"
     """`auto`, or a torch device."""
     seed: int = Field(0, ge=0)
+    """Of weights and renders."""
 
 
 class Taught(nn.Module):

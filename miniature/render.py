@@ -48,6 +48,7 @@ class Config(core.config.Config):
     out: Path
     """Folder for images/ and prompts.jsonl."""
     n: int = Field(100, ge=1)
+    """How many."""
     categories: tuple[Literal["hand", "face", "bicycle", "sign", "scenery"], ...] = tuple(
         CATEGORIES  # type: ignore[arg-type]
     )
@@ -57,6 +58,7 @@ class Config(core.config.Config):
     vae: str | None = None
     """Grade or folder of a base model: images go through its autoencoder and back."""
     seed: int = 0
+    """The same seed renders the same images."""
 
 
 def main(config: Config) -> None:

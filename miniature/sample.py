@@ -41,6 +41,7 @@ class Config(core.config.Config):
     base: str = "newest"
     """newest, middle, oldest, sdxl, kolors, or a pipeline folder (as of a built ddpm or ldm)."""
     n: int = Field(16, ge=1)
+    """How many."""
     steps: int | None = Field(None, ge=1)
     """Sampler steps: 4 of FLUX and 20 of any other, unless given."""
     split: Part = "held_out"

@@ -75,9 +75,13 @@ class Config(BaseConfig):
     seed: int = 1
     """Other than the one that is reported."""
     sampling_steps: int = Field(default=25, ge=2)
+    """Of the base; what is found holds for these."""
     height: int = Field(default=512, ge=1)
+    """Of what is drawn, in pixels."""
     width: int = Field(default=512, ge=1)
+    """Of what is drawn, in pixels."""
     batch: int = Field(default=8, ge=1)
+    """Images drawn at once."""
     t_d: tuple[Share, ...] = (1.0, 0.9, 0.8, 0.7, 0.6)
     """T_d / T to try."""
     factor: tuple[Positive, ...] = (1.0, 1.5, 2.0, 3.0)
@@ -85,6 +89,7 @@ class Config(BaseConfig):
     gamma: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.0)
     """gamma to try."""
     device: str = "auto"
+    """`auto`, or a torch device."""
 
 
 def main(config: Config, judge: Judge | None = None) -> None:

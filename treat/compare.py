@@ -58,6 +58,7 @@ class Config(core.config.Config):
     limit: int | None = Field(None, ge=2)
     """At most so many images of each set: the first."""
     batch: int = Field(64, ge=1)
+    """Images that the network sees at once."""
     device: str = "auto"
     """`auto`, or a torch device."""
     seed: int = Field(0, ge=0)

@@ -62,6 +62,7 @@ class Config(core.config.Config):
     seed: int = 0
     """Image i is drawn with seed hash(seed, i)."""
     batch: int = Field(default=8, ge=1)
+    """Images drawn at once."""
     shown: int = Field(default=12, ge=0)
     """Images on the sheet: always the first ones, never chosen."""
     device: str = "auto"

@@ -46,13 +46,19 @@ class Config(core.config.Config):
     limit: int | None = Field(None, ge=1)
     """Use at most so many images."""
     height: int = Field(512, ge=8)
+    """In pixels; images are scaled and cut to it."""
     width: int = Field(512, ge=8)
+    """In pixels."""
     sampling_steps: int = Field(4, ge=1)
+    """Of a whole drawing; FLUX.1-schnell takes 4."""
     start: int = Field(2, ge=0)
     """The step at which images enter: 0 leaves little of them, the last one changes little."""
     batch: int = Field(8, ge=1)
+    """Images redrawn at once."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base's weights."""
     seed: int = Field(0, ge=0)
+    """Of the noise under which images enter."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":

@@ -59,6 +59,7 @@ class Config(core.config.Config):
     offline_limit: int | None = Field(None, ge=1)
     """Use at most so many of them."""
     seed: int = Field(0, ge=0)
+    """Of weights, noise, order and prompts."""
     steps: int = Field(400, ge=1)
     """Updates of the adapters."""
     batch: int = Field(4, ge=1)
@@ -68,7 +69,9 @@ class Config(core.config.Config):
     """Micro-batches of an update."""
 
     height: int = Field(512, ge=8)
+    """Of what is drawn, in pixels; see `sizes`."""
     width: int = Field(512, ge=8)
+    """Of what is drawn, in pixels."""
     sizes: tuple[Sides, ...] = ()
     """Further sizes, each HEIGHTxWIDTH: an update draws images of one of all, and a real image is
     fitted to the one nearest to its shape. What is watched has `height` and `width`; so have the
@@ -125,6 +128,7 @@ class Config(core.config.Config):
     image_weight: float = Field(0.0, ge=0)
     """Weight of the image reward (a cosine), which is raised."""
     offline_weight: float = Field(0.25, ge=0)
+    """Weight of the flow or noise loss on real images, which holds the model; 0: none."""
     lock_weight: float = Field(0.0, ge=0)
     """Weight of the change outside what the detector marks on the base's image."""
     lock_inside: float = Field(0.0, ge=0, le=1)
@@ -138,16 +142,21 @@ class Config(core.config.Config):
     beside: Path | None = None
     """The same, but frozen: it becomes part of the base, and the new adapters belong beside it."""
     rank: int = Field(16, ge=1, le=1 << 14)  # no layer is wider
+    """Of the adapters; their scale (alpha) is the same number."""
     targets: Literal["attention", "attention+mlp"] = "attention+mlp"
     """What carries adapters."""
     learning_rate: float = Field(1e-4, gt=0)
+    """AdamW's highest."""
     decay: Literal["constant", "linear"] = "constant"
     """The learning rate over the steps; linear ends at zero."""
     weight_decay: float = Field(0.1, ge=0)
+    """AdamW's."""
     clip: float = Field(5.0, gt=0)
     """Largest norm of an update's gradient."""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` computes in half precision; the adapters stay in float32."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights."""
     quantise: Quantisation = "no"
     """The frozen network's weights in fewer bits: `int8` or `fp8` (half of bfloat16's memory), or
     `nf4` (about a quarter). The adapters stay in float32."""
@@ -157,6 +166,7 @@ class Config(core.config.Config):
     refresh_every: int = Field(0, ge=0)
     """Updates between two refreshes of the detector; 0: none."""
     refresh_images: int = Field(64, ge=1)
+    """Images that the adapters draw for one, and the annotator labels."""
     refresh_steps: int = Field(100, ge=1)
     """Steps of the detector in one refresh, 16 images each."""
     refresh_rate: float = Field(2e-4, gt=0)
@@ -171,7 +181,9 @@ class Config(core.config.Config):
     """Shards the detector came from, mixed half and half with the new labels."""
 
     checkpoint_every: int = Field(50, ge=1)
+    """Updates; what an interruption costs at most."""
     picture_every: int = Field(50, ge=0)
+    """Updates between two sheets of pictures; 0: none."""
     picture_prompts: Path | None = None
     """Prompts of the pictures; the first eight that are watched by default."""
     watch_every: int = Field(25, ge=0)

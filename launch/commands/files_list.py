@@ -12,6 +12,7 @@ class Config(Remote):
     """List your files: id, time, bytes, purpose, name. Uploads (`fine-tune`) fill your room."""
 
     limit: int = Field(100, ge=1, le=10_000)
+    """Files to show."""
 
 
 def main(config: Config) -> None:

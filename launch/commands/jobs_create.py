@@ -26,11 +26,13 @@ class Config(Remote):
     training_file: str | None = None
     """A file, a folder, or the id of a file or job of the service."""
     validation_file: str | None = None
+    """The same, of what is held out."""
     settings: Path | None = None
     """YAML of the method's settings, as its command takes them."""
     set: tuple[str, ...] = ()
     """NAME=VALUE each: further settings, such as steps=200."""
     seed: int | None = None
+    """Of the job; its method's default without one."""
     suffix: str | None = None
     """Part of the result's name."""
     key: str | None = None

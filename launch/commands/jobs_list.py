@@ -10,6 +10,7 @@ class Config(Remote):
     """List your jobs: id, time, method, state, steps."""
 
     limit: int = Field(20, ge=1, le=100)
+    """Jobs to show, the newest first."""
 
 
 def main(config: Config) -> None:

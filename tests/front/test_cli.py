@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+from pydantic import BaseModel
 
 import diffdoctor
 from diffdoctor import cli
@@ -110,9 +111,6 @@ def test_commands_name_programs_that_exist():
         assert {"Config", "main"} <= made, f"{name}: {path} lacks Config or main"
 
 
-OF_DATA = [name for name in cli.COMMANDS if name.split()[0] in ("data", "detector")]
-
-
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_what_is_given_by_its_place_has_a_name_and_a_meaning(name):
     """Not that of its kind alone: `PATH` says nothing of what belongs there."""
@@ -123,11 +121,19 @@ def test_what_is_given_by_its_place_has_a_name_and_a_meaning(name):
             assert any(names) and "PATH" not in names and field.description
 
 
-@pytest.mark.parametrize("name", OF_DATA)
-def test_every_option_of_data_and_detectors_has_a_meaning(name):
-    fields = import_module(cli.COMMANDS[name].module).Config.model_fields
-    groups = ("draw", "train", "augmentation", "json_file")  # a group's own help says it
-    assert [n for n, field in fields.items() if not field.description and n not in groups] == []
+def silent(settings, within=""):
+    """Options without a sentence of their own, also those of groups."""
+    for name, field in settings.model_fields.items():
+        if not field.description:
+            yield within + name
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from silent(kind, f"{name}.")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_option_has_a_meaning(name):
+    assert list(silent(import_module(cli.COMMANDS[name].module).Config)) == []
 
 
 def test_help_names_what_is_given_by_its_place(capsys):

@@ -27,7 +27,9 @@ class Config(core.config.Config):
     limit: int | None = Field(None, ge=1)
     """Use at most so many images."""
     height: int = Field(64, ge=8)
+    """Of the images, in pixels."""
     width: int = Field(64, ge=8)
+    """Of the images, in pixels."""
     steps: int = Field(10_000, ge=1)
     """Updates of both phases; the paper has 500,000."""
     refine_share: float = Field(0.5, ge=0, le=1)
@@ -48,18 +50,27 @@ class Config(core.config.Config):
     map_steps: int = Field(25, ge=1)
     """Their sampling steps; the paper takes 250."""
     batch: int = Field(16, ge=1)
+    """Images of an update."""
     learning_rate: float = Field(1e-4, gt=0)
+    """AdamW's highest."""
     warmup: int = Field(0, ge=0)
+    """Steps in which the learning rate rises to it."""
     decay: Literal["constant", "poly"] = "constant"
+    """The learning rate after that; `poly` falls to zero."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's."""
     clip: float = Field(1.0, gt=0)
+    """Largest norm of an update's gradient."""
     ema: float = Field(0.9999, ge=0, lt=1)
     """Decay of the averaged weights, which draw for the maps and are what is kept."""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` computes in half precision; the weights stay in float32."""
     device: str = "auto"
     """`auto`, or a torch device."""
     seed: int = Field(0, ge=0)
+    """Of noise, order and maps."""
     checkpoint_every: int = Field(500, ge=1)
+    """Steps; what an interruption costs at most."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":
