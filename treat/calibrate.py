@@ -48,6 +48,7 @@ from treat.correctors.find import ByDynamics
 from treat.correctors.moment import Corrector
 from treat.correctors.sampling import Drawn, draw_corrected
 from treat.evaluate import Judge, first_detector
+from treat.inputs import of_base
 from treat.step import Chain
 
 KEPT = 0.8
@@ -126,6 +127,7 @@ def main(config: Config, judge: Judge | None = None) -> None:
     best_gamma = chosen(tried, plain)
     found = Calibration(
         base=config.base,
+        digest=of_base(config.base),
         steps=config.sampling_steps,
         variant=config.variant,
         bank=bank,

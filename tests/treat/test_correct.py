@@ -251,7 +251,13 @@ def test_a_calibration_is_found_and_used(world, tmp_path):
     assert opened.window.t_d == found.t_d
     assert (corrector.gamma, corrector.t_d) == (0.9, found.t_d)  # what is said goes first
     assert (corrector.find.bank, corrector.find.factor) == (found.bank, found.factor)
-    for wrong in (("other", 10, "paper"), (config.base, 25, "paper"), (config.base, 10, "code")):
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    for copy in (moved, other):
+        shutil.copytree(config.base, copy)
+    assert read_calibration(config.out, str(moved), 10, "paper") == found
+    weights = next(other.glob("unet/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    for wrong in ((str(other), 10, "paper"), (config.base, 25, "paper"), (config.base, 10, "code")):
         with pytest.raises(UserError, match="calibrate again"):
             read_calibration(config.out, *wrong)
     wide = settings(world, tmp_path / "wide", calibration=config.out, width=2 * SIZE)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.errors import UserError
 from core.storage import read_json, write_atomic
+from treat.inputs import of_base
 
 
 class Calibration(BaseModel):
@@ -18,6 +19,9 @@ class Calibration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
+    """As it was named; `digest` says which it is."""
+    digest: str | None = None
+    """Of its configs and weights; None: of an earlier version, which did not say."""
     steps: int
     variant: str
     bank: list[float]
@@ -49,8 +53,8 @@ def read_calibration(path: Path, base: str, steps: int, variant: str | None = No
         found = Calibration.model_validate(read_json(path))
     except ValidationError as error:
         raise UserError(f"{path} is no calibration: `diffdoctor calibrate` writes one.") from error
+    check_base(path, found, base)
     for name, said, here in (
-        ("base", Path(found.base).absolute(), Path(base).absolute()),
         ("sampling_steps", found.steps, steps),
         ("variant", found.variant, variant or found.variant),
     ):
@@ -59,6 +63,19 @@ def read_calibration(path: Path, base: str, steps: int, variant: str | None = No
                 f"{path} was calibrated for {name} {said}, not {here}: calibrate again."
             )
     return found
+
+
+def check_base(path: Path, found: Calibration, base: str) -> None:
+    """By its content, wherever its folder now lies; of an earlier version's file by its name."""
+    if found.digest is None:
+        same = Path(found.base).absolute() == Path(base).absolute()
+    else:
+        same = found.digest == of_base(base)
+    if not same:
+        raise UserError(
+            f"{path} was calibrated for base {found.base}, whose weights are others than those of "
+            f"{base}: calibrate again."
+        )
 
 
 def check_pixels(path: Path, found: Calibration, height: int, width: int) -> None:
