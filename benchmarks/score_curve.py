@@ -1,6 +1,7 @@
 """Do artifact regions rise and fall more than sound ones while an image is drawn? (ASCED's figure.)
 
-    python -m benchmarks.score_curve --run runs/asced_table --svg docs/score_acceleration.svg
+    python -m benchmarks.score_curve --run runs/asced_table \\
+        --svg docs/pictures/score_acceleration.svg
 
 In: a folder of `benchmarks.asced_table`, or of `diffdoctor correct --judge oracle`, whose plain
 images keep |Delta(w s)| of every step within the judge's mask and outside it, as shares of the

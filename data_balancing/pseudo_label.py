@@ -147,7 +147,9 @@ def over_ray(jobs: list[Job], teacher: Teacher, config: Config) -> Iterator[tupl
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError("--cluster ray needs Ray: pip install 'diffdoctor[ray]'.") from error
+        raise UserError(
+            "--cluster ray needs Ray: in the checkout, pip install -e '.[ray]'."
+        ) from error
 
     def label(row: dict[str, Any]) -> dict[str, Any]:
         """A fault travels as a sentence: Ray would try the shard again, and wrap its error."""

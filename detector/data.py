@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 ORDER, AUGMENT, SPLIT, SPREAD, REFERENCES = 101, 102, 103, 104, 107
 """What a draw is for: keeps the streams of one seed apart."""
+LOOKED_AT = 64
+"""Images whose sizes are compared before a training begins."""
 MEMORY = 2 << 30
 """Bytes of decoded samples that are held; a larger set is read again each time."""
 
@@ -95,15 +97,26 @@ def spread(n: int, limit: int | None) -> list[int]:
     return sorted(int(i) for i in epoch_order(n, SPREAD, 0)[:limit])
 
 
+def check_sizes(size: int | None, *sets: Sequence[Sample]) -> None:
+    """Raise `UserError` where some images, spread over each set, differ in size and no --size is
+    given: before a run folder is begun, which the same command with one could not go on in."""
+    if size is None:
+        _one_size(one[i].image.shape for one in sets for i in spread(len(one), LOOKED_AT))
+
+
+def _one_size(shapes: Iterable[tuple[int, ...]]) -> None:
+    found = set(shapes)
+    if len(found) > 1:
+        raise UserError(f"the images have {len(found)} sizes; give one with --size.")
+
+
 def to_tensors(samples: Sequence[Sample], size: int | None = None) -> tuple[Images, ArtifactMap]:
     """A batch in [0, 1]; images to `size` x `size` where given, masks to their images' size.
 
     Raises `UserError` where sizes differ and none was given.
     """
     pairs = [_pair(labelled(sample), size) for sample in samples]
-    shapes = {tuple(image.shape) for image, _ in pairs}
-    if len(shapes) > 1:
-        raise UserError(f"the images have {len(shapes)} sizes; give one with --size.")
+    _one_size(tuple(image.shape) for image, _ in pairs)
     return torch.cat([image for image, _ in pairs]), torch.cat([mask for _, mask in pairs])
 
 

@@ -28,7 +28,15 @@ from core.samples import Record, Sample
 from core.storage import check_writable
 from core.wishes import MET
 from detector.augmentation import Augmentation
-from detector.data import hold, mean_artifact, open_labelled, split_by_group, spread, to_tensors
+from detector.data import (
+    check_sizes,
+    hold,
+    mean_artifact,
+    open_labelled,
+    split_by_group,
+    spread,
+    to_tensors,
+)
 from detector.held_out import PICTURED, sheet, write_held_out
 from detector.learning import Alignment, Learner, learn_step, learning_rate
 from detector.measure import device, predict, predict_samples
@@ -53,6 +61,7 @@ def main(config: Config) -> int | None:
     check_named(config.quotas, records)
     samples, records = hold(samples, records)
     train, valid = _split(samples, records, config.valid_share, config.valid_limit, config.seed)
+    check_sizes(config.size, train)
     aligned = _aligned(config, train, [records[i] for i in train.positions])
     quotas = _quotas(config, [records[i] for i in train.positions])
     detector = _initial(config, train, share)

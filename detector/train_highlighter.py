@@ -28,7 +28,7 @@ from core.samples import Record, Sample
 from core.seeds import generator, mix
 from core.wishes import MET
 from detector.augmentation import Augmentation
-from detector.data import may_mirror, split_by_group, spread, to_pictures
+from detector.data import check_sizes, may_mirror, split_by_group, spread, to_pictures
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig, load_pretrained
 from detector.highlighter_settings import Config
 from detector.learning import Learner, learning_rate
@@ -48,6 +48,7 @@ def main(config: Config) -> int | None:
     """Train to the end, or until a signal: then save and return `PAUSED`."""
     samples, records = open_data(config.data, masked=False)
     train, valid = split(samples, records, config.valid_share, config.valid_limit, config.seed)
+    check_sizes(config.size, *train)
     shape = HighlighterConfig(variant=config.variant, side=config.side, hidden=config.hidden)
     highlighter = Highlighter(shape, config.seed)
     if config.weights is not None:

@@ -26,7 +26,7 @@ class OfRoot(core.config.Config):
             from launch.service.tokens import Tokens
         except ImportError as error:
             raise UserError(
-                f"{error.name} is missing: pip install 'diffdoctor[service]'."
+                f"{error.name} is missing: in the checkout, pip install -e '.[service]'."
             ) from error
         root = self.root.expanduser().resolve()
         if not new and not identity_path(root).is_file():

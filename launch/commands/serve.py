@@ -127,11 +127,15 @@ def main(config: Config) -> None:
         from launch.service.service import Limits, Plan, Service, default_db
         from launch.service.serving import bound, serve
     except ImportError as error:
-        raise UserError(f"{error.name} is missing: pip install 'diffdoctor[service]'.") from error
+        raise UserError(
+            f"{error.name} is missing: in the checkout, pip install -e '.[service]'."
+        ) from error
     library = LIBRARIES.get(config.launcher)
     if library is not None and importlib.util.find_spec(library) is None:
-        extra = f"'diffdoctor[{config.launcher}]'"
-        raise UserError(f"{library} is missing: pip install {extra}, or choose another --launcher.")
+        raise UserError(
+            f"{library} is missing: in the checkout, pip install -e '.[{config.launcher}]', or "
+            "choose another --launcher."
+        )
     listening = bound(config.host, config.port)
     port = listening.getsockname()[1]
     limits = Limits(int(config.max_upload_gb * GB), int(config.quota_gb * GB))

@@ -181,12 +181,13 @@ def _connected(address: str) -> Any:
     try:
         from ray.job_submission import JobSubmissionClient  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError("Ray is missing: pip install 'diffdoctor[ray]'.") from error
+        raise UserError("Ray is missing: in the checkout, pip install -e '.[ray]'.") from error
     try:
         return JobSubmissionClient(address)
     except RuntimeError as error:  # it lacks a package, or the head is of another age
         raise UserError(
-            f"Ray's client is of no use here ({_sentence(error)}): pip install 'diffdoctor[ray]'."
+            f"Ray's client is of no use here ({_sentence(error)}): in the checkout, "
+            "pip install -e '.[ray]'."
         ) from error
 
 

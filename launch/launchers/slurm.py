@@ -73,7 +73,9 @@ class Slurm:
         try:
             import submitit
         except ImportError as error:
-            raise UserError("submitit is missing: pip install 'diffdoctor[slurm]'.") from error
+            raise UserError(
+                "submitit is missing: in the checkout, pip install -e '.[slurm]'."
+            ) from error
         words = [sys.executable, "-P", "-m", "launch.trainer", str(folder), str(attempt)]
         seen = [name for name in environment() if re.fullmatch(r"[A-Za-z_]\w*", name)]
         log = str(folder / LOG)

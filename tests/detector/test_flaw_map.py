@@ -119,13 +119,14 @@ def data(tmp_path_factory):
     return store(tmp_path_factory.mktemp("data") / "store")
 
 
-def store(folder, seed=0, n=240):
+def store(folder, seed=0, n=240, real_side=SIDE):
     """Noise is real; generated noise has a bright square somewhere."""
     rng = np.random.default_rng(seed)
     with ShardWriter(folder) as writer:
         for i in range(n):
-            generated, pixels = i % 2 == 1, rng.integers(0, 128, (SIDE, SIDE, 3), np.uint8)
-            mask = np.zeros((SIDE, SIDE), np.uint8)
+            generated, side = i % 2 == 1, SIDE if i % 2 else real_side
+            pixels = rng.integers(0, 128, (side, side, 3), np.uint8)
+            mask = np.zeros((side, side), np.uint8)
             if generated:
                 y, x = rng.integers(0, SIDE - SPOT, 2)
                 pixels[y : y + SPOT, x : x + SPOT] = 255
@@ -169,6 +170,14 @@ def test_other_data_under_the_same_name_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "data")
     store(tmp_path / "data", n=40)
     train_highlighter.main(given)  # control: what was is back
+
+
+def test_images_of_two_sizes_are_refused_before_the_run_folder_is_begun(tmp_path):
+    data = store(tmp_path / "data", n=40, real_side=SIDE + 8)
+    with pytest.raises(UserError, match="2 sizes; give one with --size"):
+        train_highlighter.main(settings(data, tmp_path / "run", steps=1))
+    assert not (tmp_path / "run").exists()
+    train_highlighter.main(settings(data, tmp_path / "run", steps=1, size=SIDE))
 
 
 def test_a_stopped_run_goes_on_to_the_bit(data, tmp_path, monkeypatch):

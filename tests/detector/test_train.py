@@ -228,6 +228,17 @@ def test_fine_tuning_refuses_a_frozen_detector_and_no_data():
         train.fine_tune(freeze(SegformerDetector(SegformerConfig())), toy_samples(2), 1)
 
 
+def test_images_of_two_sizes_are_refused_before_the_run_folder_is_begun(shards, tmp_path):
+    """Else the same command with --size would be refused as one of other settings."""
+    large = toy_shards(tmp_path / "large", 6, size=40)
+    given = {"data": (shards, large), "steps": 2}
+    with pytest.raises(UserError, match="2 sizes; give one with --size"):
+        train.main(settings(shards, tmp_path / "run", **given))
+    assert not (tmp_path / "run").exists()
+    train.main(settings(shards, tmp_path / "run", **given, size=32))
+    assert (tmp_path / "run/summary.json").exists()
+
+
 def test_the_gradient_is_taught_from_data_of_its_own(shards, tmp_path):
     other = toy_shards(tmp_path / "other", 12, seed=5)
     taught = {"steps": 2, "alignment": 0.5, "alignment_batch": 2, "alignment_data": (other,)}

@@ -243,7 +243,7 @@ def test_it_is_stopped_until_it_has_ended(monkeypatch, folder):
 
 def test_a_machine_without_ray_is_told_of_the_extra(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "ray.job_submission", None)
-    with pytest.raises(UserError, match=r"pip install 'diffdoctor\[ray\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[ray\]'"):
         Ray().submit(folder, 1)
     assert Ray().poll(folder, 1, NAME) is Liveness.UNKNOWN
 

@@ -1,7 +1,8 @@
 """What each downstream reader makes of a LoRA file, by its naming: rules as data, and a verdict.
 
 diffusers' rules are run in the tests. Those of ComfyUI, Forge and sd-scripts were read in their
-sources (the commits are named below) and never executed here; docs/downstream.md says so too.
+sources (the commits are named below). Of these ComfyUI's loader alone was run, at another commit
+and by hand; docs/downstream.md says how.
 """
 
 import re
@@ -80,7 +81,7 @@ NO_DEFAULT = (FORGE, KOHYA)
 """They do not know peft's adapter name within a name: `.lora_A.default.weight`."""
 SOURCES = {
     DIFFUSERS: "0.42, run in the tests",
-    COMFYUI: "its source at 41444b5, read and not run",
+    COMFYUI: "its source at 41444b5, read; another commit's loader run by hand",
     FORGE: "its source at 00f1cd3, read and not run",
     KOHYA: "its source at 48d368f, read and not run",
 }
