@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy import ndimage
 from torch import Tensor
 
 from core.contracts import ArtifactMap
 from core.seeds import generator, mix
-from detector.regions import region_numbers
 
 LEVELS = 1024
 """Of a map, equally wide; an even number, so that one begins at the default threshold."""
@@ -29,6 +29,8 @@ SHIFTS = 10
 """Chance is the mean over so many shifts (or shuffles) of the maps."""
 RESAMPLED, SHIFTED = 131, 132
 """What a draw is for; see `core.seeds`."""
+CONNECTED = ndimage.generate_binary_structure(3, 1) & np.array([0, 1, 0], bool)[:, None, None]
+"""Above, below and beside, within an image."""
 Masks = Bool[Tensor, "n h w"]
 Pair = Float[np.ndarray, "n 2"]
 """Of each image what matched, and what there was."""
@@ -124,12 +126,13 @@ def hotspots(maps: ArtifactMap) -> Masks:
 
 def met(regions: Masks, others: Masks) -> Pair:
     """Of each image how many connected regions meet any of the others, and how many there are."""
-    n, size = len(regions), regions[0].numel() + 1
-    numbers = region_numbers(regions).flatten(1)
-    there = torch.zeros(n, size).scatter_(1, numbers, 1.0)
-    met = torch.zeros(n, size).scatter_reduce_(1, numbers, others.flatten(1).float(), "amax")
-    there, met = there[:, 1:], met[:, 1:]  # number 0 is no region
-    return torch.stack([(there * met).sum(1), there.sum(1)], dim=1).numpy()
+    numbers, count = ndimage.label(regions.numpy(), structure=CONNECTED)
+    owner, touched = np.zeros(count + 1, int), np.zeros(count + 1)
+    owner[numbers] = np.arange(len(regions))[:, None, None]
+    touched[numbers[others.numpy()]] = 1
+    owner, touched = owner[1:], touched[1:]  # number 0 is no region
+    there = np.bincount(owner, minlength=len(regions))
+    return np.stack([np.bincount(owner, touched, len(regions)), there], axis=1).astype(float)
 
 
 def hotspot_figures(

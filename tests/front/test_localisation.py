@@ -87,6 +87,8 @@ def test_hotspots_are_counted_where_they_meet_a_flaw():
     spots = hotspots(maps)
     assert met(spots, truth).tolist() == [[1, 2], [0, 0]]
     assert met(truth, spots).tolist() == [[1, 2], [0, 1]]
+    corners = torch.eye(SIDE, dtype=torch.bool).expand(2, -1, -1)
+    assert met(corners, corners).tolist() == [[SIDE, SIDE]] * 2  # neither corners nor images join
     found = hotspot_figures(maps, truth, ["hand", "hand"], 100, 0)
     assert found["images"] == 2
     assert found["hotspots_met"]["value"] == 0.5
