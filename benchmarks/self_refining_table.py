@@ -1,8 +1,9 @@
 """Self-refining training's table in the miniature: its parts one by one, then one factor at a time.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.self_refining_table --out runs/self_refining
-    OMP_NUM_THREADS=1 python -m benchmarks.self_refining_table --out runs/self_refining \
-        --rows ddpm-both
+    OMP_NUM_THREADS=1 python -m benchmarks.self_refining_table --out runs/self_refining \\
+        --ddpm runs/bases/ddpm --ldm runs/bases/ldm
+    OMP_NUM_THREADS=1 python -m benchmarks.self_refining_table --out runs/self_refining \\
+        --ddpm runs/bases/ddpm --rows ddpm-both
 
 Every row trains the same base on for equally many steps, with the same renders and seeds; `base`
 is plain training, the control. A highlighter for each base learns from these renders and the base's
@@ -96,7 +97,7 @@ class Config(core.config.Config):
     ema: float = Field(0.999, ge=0, lt=1)
     """The paper's .9999 is for 500,000 steps."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """Of the trainings; images are judged as float32 draws them."""
+    """Of the rows' trainings; the highlighter learns, and images are drawn, in float32."""
     map_images: int = Field(32, ge=1)
     map_steps: int = Field(25, ge=1)
     highlighter: str = "vgg16"
@@ -150,12 +151,13 @@ def main(config: Config) -> int | None:
 
 
 def claim(config: Config) -> None:
-    """Raise `UserError` for a folder of other settings."""
-    told = config.model_dump(mode="json", exclude=FREE)
+    """Raise `UserError` for a folder of other settings; what it does not know has its default."""
+    told = known = config.model_dump(mode="json", exclude=FREE)
     path = config.out / "plan.json"
-    if path.is_file() and read_json(path) != told:
-        known = read_json(path)
-        odd = sorted(name for name in told if known.get(name) != told[name])
+    if path.is_file():
+        known = Config().model_dump(mode="json", exclude=FREE) | read_json(path)
+    odd = sorted(name for name in told if known[name] != told[name])
+    if odd:
         raise UserError(
             f"{config.out} is of other settings ({', '.join(odd)}): name another --out."
         )

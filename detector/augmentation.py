@@ -9,7 +9,7 @@ class Augmentation(core.config.Config):
     """Which augmentations, how often (chance for an image) and how strong."""
 
     appearance: float = Field(default=0.8, ge=0, le=1)
-    """Chance that an image's appearance changes at all; the three below are within it."""
+    """Chance that an image's appearance changes at all; the five below are within it."""
     sharpness: tuple[float, float] = (-1.0, 1.5)
     """-1 is fully blurred (sigma 0.4 to 1.5 px), 0 unchanged, above 0 unsharp masking."""
     contrast: tuple[float, float] = (0.6, 1.6)

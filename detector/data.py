@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 ORDER, AUGMENT, SPLIT, SPREAD, REFERENCES = 101, 102, 103, 104, 107
 """What a draw is for: keeps the streams of one seed apart."""
-LOOKED_AT = 64
+LOOKED_AT = 500
 """Images whose sizes are compared before a training begins."""
 MEMORY = 2 << 30
 """Bytes of decoded samples that are held; a larger set is read again each time."""
@@ -98,8 +98,9 @@ def spread(n: int, limit: int | None) -> list[int]:
 
 
 def check_sizes(size: int | None, *sets: Sequence[Sample]) -> None:
-    """Raise `UserError` where some images, spread over each set, differ in size and no --size is
-    given: before a run folder is begun, which the same command with one could not go on in."""
+    """Raise `UserError` where images differ in size and no --size is given: before a run folder is
+    begun, which the same command with one could not go on in. Of each set `LOOKED_AT` are looked
+    at, spread over it; a rare odd one is found when its batch comes."""
     if size is None:
         _one_size(one[i].image.shape for one in sets for i in spread(len(one), LOOKED_AT))
 

@@ -61,7 +61,7 @@ def main(config: Config) -> int | None:
     check_named(config.quotas, records)
     samples, records = hold(samples, records)
     train, valid = _split(samples, records, config.valid_share, config.valid_limit, config.seed)
-    check_sizes(config.size, train)
+    check_sizes(config.size, train, valid)
     aligned = _aligned(config, train, [records[i] for i in train.positions])
     quotas = _quotas(config, [records[i] for i in train.positions])
     detector = _initial(config, train, share)
@@ -153,6 +153,7 @@ def _aligned(
     taught = samples
     if config.alignment and config.alignment_data:
         given, said = open_labelled(config.alignment_data)
+        check_sizes(config.size, given)
         positions = split_by_group(said, config.valid_share, config.seed)[0]
         taught, records = Chosen(given, positions), [said[i] for i in positions]
         sizes = {samples[0].image.shape, given[0].image.shape}

@@ -48,7 +48,7 @@ def main(config: Config) -> int | None:
     """Train to the end, or until a signal: then save and return `PAUSED`."""
     samples, records = open_data(config.data, masked=False)
     train, valid = split(samples, records, config.valid_share, config.valid_limit, config.seed)
-    check_sizes(config.size, *train)
+    check_sizes(config.size, *train, *valid)
     shape = HighlighterConfig(variant=config.variant, side=config.side, hidden=config.hidden)
     highlighter = Highlighter(shape, config.seed)
     if config.weights is not None:

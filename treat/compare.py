@@ -28,7 +28,17 @@ from core.run import plain
 from core.storage import write_atomic
 from detector.features import Features, open_features
 from detector.measure import device
-from detector.set_metrics import NEIGHBOURS, Fid, covered, inside, interval, kid, resamples
+from detector.set_metrics import (
+    NEIGHBOURS,
+    SURROUNDING,
+    Fid,
+    check_neighbours,
+    covered,
+    inside,
+    interval,
+    kid,
+    resamples,
+)
 from treat import figures
 from treat.offline import RealImages, read_offline
 
@@ -79,6 +89,9 @@ def main(config: Config) -> None:
     if fewest <= real.shape[1]:
         print(f"warn: {fewest} images and {real.shape[1]} features: FID says little, give more.",
               file=sys.stderr)  # fmt: skip
+    for own in vectors:
+        check_neighbours(own, config.k)
+    check_neighbours(real, SURROUNDING)
     fid, rows = Fid(real), {}
     for path, own in zip(config.generated, vectors[1:], strict=True):
         rows[str(path)] = compared(real, own, fid, config.k, config.resamples, config.seed)
@@ -86,6 +99,7 @@ def main(config: Config) -> None:
         "features": {"name": network.name, "sha256": network.digest, "width": real.shape[1]},
         "real": {"path": str(config.real), "images": len(real)},
         "neighbours": config.k,
+        "neighbours of coverage": SURROUNDING,
         "method": METHOD,
         "sets": rows,
     }

@@ -39,7 +39,7 @@ class Config(Remote):
     """Of your choice: the same request with the same key makes one job. A file of this machine is
     a new upload each time: name its id instead."""
     dry_run: bool = False
-    """Only show what would run, and the memory it would take."""
+    """Only show what would run and, of a treatment, the memory it would take."""
 
 
 def main(config: Config) -> None:

@@ -64,7 +64,7 @@ class CreateJob(Request):
     """Of older clients; the settings stand in `method`."""
     integrations: None = None
     dry_run: bool = False
-    """Only say what would run, and what memory it would take."""
+    """Only say what would run and, of a treatment, what memory it would take."""
 
 
 class ErrorShape(BaseModel):

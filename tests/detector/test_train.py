@@ -234,6 +234,9 @@ def test_images_of_two_sizes_are_refused_before_the_run_folder_is_begun(shards, 
     given = {"data": (shards, large), "steps": 2}
     with pytest.raises(UserError, match="2 sizes; give one with --size"):
         train.main(settings(shards, tmp_path / "run", **given))
+    apart = {"alignment_data": (shards, large), "alignment_sound": 0, "steps": 2}
+    with pytest.raises(UserError, match="2 sizes; give one with --size"):
+        train.main(settings(shards, tmp_path / "run", **apart))
     assert not (tmp_path / "run").exists()
     train.main(settings(shards, tmp_path / "run", **given, size=32))
     assert (tmp_path / "run/summary.json").exists()

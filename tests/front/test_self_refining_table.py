@@ -55,6 +55,18 @@ def test_each_row_changes_what_its_name_says(bases, tmp_path):
         assert sum(other[name] != one_factor[name] for name in other) == 1
 
 
+def test_a_folder_of_other_settings_is_refused_and_one_of_an_earlier_version_taken(bases, tmp_path):
+    table.claim(config(bases, tmp_path))
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan.pop("mixed_precision") == "no"  # which came later
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match="other settings \\(mixed_precision\\)"):
+        table.claim(config(bases, tmp_path, mixed_precision="bf16"))
+    with pytest.raises(UserError, match="other settings \\(steps\\)"):
+        table.claim(config(bases, tmp_path, steps=5))
+    table.claim(config(bases, tmp_path, seeds=(1,)))
+
+
 @pytest.mark.slow
 def test_a_row_at_a_time_and_a_table_of_what_is_finished(bases, tmp_path):
     out = tmp_path / "table"

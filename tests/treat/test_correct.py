@@ -255,6 +255,11 @@ def test_a_calibration_is_found_and_used(world, tmp_path):
     for copy in (moved, other):
         shutil.copytree(config.base, copy)
     assert read_calibration(config.out, str(moved), 10, "paper") == found
+    named = json.loads(config.out.read_text()) | {"digest": None}  # as an earlier version wrote it
+    (tmp_path / "named.json").write_text(json.dumps(named))
+    read_calibration(tmp_path / "named.json", config.base + "/", 10, "paper")
+    with pytest.raises(UserError, match="knew it by its name"):
+        read_calibration(tmp_path / "named.json", str(moved), 10, "paper")
     weights = next(other.glob("unet/*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     for wrong in ((str(other), 10, "paper"), (config.base, 25, "paper"), (config.base, 10, "code")):

@@ -21,7 +21,8 @@ class Calibration(BaseModel):
     base: str
     """As it was named; `digest` says which it is."""
     digest: str | None = None
-    """Of its configs and weights; None: of an earlier version, which did not say."""
+    """Of its configs and weights, of a Hub id the commit; None: of an earlier version, which did
+    not say."""
     steps: int
     variant: str
     bank: list[float]
@@ -68,13 +69,15 @@ def read_calibration(path: Path, base: str, steps: int, variant: str | None = No
 def check_base(path: Path, found: Calibration, base: str) -> None:
     """By its content, wherever its folder now lies; of an earlier version's file by its name."""
     if found.digest is None:
-        same = Path(found.base).absolute() == Path(base).absolute()
-    else:
-        same = found.digest == of_base(base)
-    if not same:
+        if Path(found.base).absolute() != Path(base).absolute():
+            raise UserError(
+                f"{path} was calibrated for base {found.base} by a version that knew it by its "
+                f"name, and this is {base}: calibrate again."
+            )
+    elif found.digest != of_base(base):
         raise UserError(
-            f"{path} was calibrated for base {found.base}, whose weights are others than those of "
-            f"{base}: calibrate again."
+            f"{path} was calibrated for base {found.base}, whose configs or weights are not those "
+            f"of {base}: calibrate again."
         )
 
 
