@@ -126,8 +126,10 @@ def hotspots(maps: ArtifactMap) -> Masks:
 
 def met(regions: Masks, others: Masks) -> Pair:
     """Of each image how many connected regions meet any of the others, and how many there are."""
-    numbers, count = ndimage.label(regions.numpy(), structure=CONNECTED)
-    owner, touched = np.zeros(count + 1, int), np.zeros(count + 1)
+    numbers = np.zeros(regions.shape, np.int32)
+    ndimage.label(regions.numpy(), CONNECTED, output=numbers)
+    size = int(numbers.max(initial=0)) + 1
+    owner, touched = np.zeros(size, int), np.zeros(size)
     owner[numbers] = np.arange(len(regions))[:, None, None]
     touched[numbers[others.numpy()]] = 1
     owner, touched = owner[1:], touched[1:]  # number 0 is no region

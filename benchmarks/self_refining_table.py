@@ -155,7 +155,8 @@ def claim(config: Config) -> None:
     told = known = config.model_dump(mode="json", exclude=FREE)
     path = config.out / "plan.json"
     if path.is_file():
-        known = Config().model_dump(mode="json", exclude=FREE) | read_json(path)
+        known = Config.model_validate({}).model_dump(mode="json", exclude=FREE)
+        known |= read_json(path)
     odd = sorted(name for name in told if known[name] != told[name])
     if odd:
         raise UserError(
