@@ -34,6 +34,7 @@ from core.run import PAUSED, Run
 from core.storage import write_atomic
 from detector import train_highlighter
 from detector.measure import device
+from detector.score_dynamics import Variant
 from diffdoctor.demo import CONTROL, Demo
 from miniature.law import SIZE
 from miniature.listing import CAPTIONS
@@ -93,6 +94,8 @@ class Config(core.config.Config):
     """Updates of the adapters that are trained here; by default as many as the demo's."""
     distilled: int = Field(1000, ge=2)
     """Images that are distilled."""
+    variant: Variant = "x0"
+    """Of ASCED; the one whose mask follows the image and not its first noise (docs/numbers.md)."""
     highlighter: str = "vgg16"
     """Network of the highlighter; it learns from the demo's labelled images, whose masks it is not
     shown."""
@@ -192,6 +195,7 @@ def calibrated(config: Config, demo: Demo) -> Path:
         given = {
             "base": demo.base,
             "out": path,
+            "variant": config.variant,
             "judges": (f"second={demo.out / 'second_detector'}",),
             "prompts": demo.out / "prompts/search.txt",
             "n": config.calibration_images,
@@ -208,7 +212,7 @@ def calibrated(config: Config, demo: Demo) -> Path:
 
 def asced(config: Config, demo: Demo, seed: int) -> Opened:
     steps, own = demo.settings.sampling_steps, calibrated(config, demo)
-    wanted = Wanted("asced", "paper", (), demo.base, True, steps, SIZE, SIZE, seed, own)
+    wanted = Wanted("asced", config.variant, (), demo.base, True, steps, SIZE, SIZE, seed, own)
     return open_corrector(wanted, None)
 
 
