@@ -47,6 +47,7 @@ REAL, REFERENCE, DRAWN, JUDGED = 181, 182, 183, 184
 RowName = Literal[
     "ddpm-base", "ddpm-forward", "ddpm-reverse", "ddpm-both", "ldm-base", "ldm-reverse",
     "ddpm-1to4", "ddpm-4to1", "ddpm-cycle10", "ddpm-cycle500", "ddpm-lambda0.2", "ddpm-lambda5",
+    "ddpm-centred",
 ]  # fmt: skip
 LAMBDA = {"forward_weight": 0.01, "reverse_weight": 0.025}
 """The paper's."""
@@ -75,6 +76,7 @@ ROWS: dict[RowName, Row] = {
     "ddpm-cycle500": Row("DDPM, both, a map every 500 steps", {"cycle": 500}),
     "ddpm-lambda0.2": Row("DDPM, both, lambda x 0.2", weaker(0.2)),
     "ddpm-lambda5": Row("DDPM, both, lambda x 5", weaker(5.0)),
+    "ddpm-centred": Row("DDPM, both, the map less its mean", {"forward": "centred"}),
 }
 
 

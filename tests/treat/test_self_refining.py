@@ -42,6 +42,7 @@ MAP = torch.linspace(0, 1, SIZE * SIZE).view(1, 1, SIZE, SIZE)
         ("paper", lambda e, m: e + 0.5 * m, lambda e, m: e + 0.5 * m),
         ("input", lambda e, m: e * (1 + 0.5 * m), lambda e, m: e),
         ("target", lambda e, m: e, lambda e, m: e + 0.5 * m),
+        ("centred", *2 * (lambda e, m: e + 0.5 * (m - 0.5),)),
     ],
 )
 def test_noise_is_amplified_as_the_paper_or_a_release_has_it(variant, seen, asked):

@@ -3,7 +3,8 @@
 The paper adds the map to the noise, in what the network sees and in what it should predict:
 eps + lambda M (arXiv 2512.08774). Its two releases do otherwise, and are here by name: `input`
 multiplies what the network sees by 1 + lambda M and asks for the plain noise; `target` asks for
-eps + lambda M of what it does not see.
+eps + lambda M of what it does not see. `centred` is ours: the paper's with M less its mean over the
+places, for plain sampling begins with noise that has none (docs/sister_methods.md).
 
 Legend: b batch, h w pixels, c y x channels and cells of what is noised.
 """
@@ -23,6 +24,8 @@ def amplified(
     where = weight * fitted(flaws, noise.shape[-2], noise.shape[-1]).to(noise)
     if variant == "input":
         return noise * (1 + where), noise
+    if variant == "centred":
+        where = where - where.mean(dim=(-2, -1), keepdim=True)
     more = noise + where
     return (noise if variant == "target" else more), more
 

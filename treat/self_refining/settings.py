@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 import core.config
 
-Variant = Literal["paper", "input", "target"]
+Variant = Literal["paper", "input", "target", "centred"]
 """What noise is amplified: see `treat.self_refining.noise`."""
 Embedding = Literal["resize", "learned"]
 """How a map reaches the attention: see `treat.self_refining.attention`."""
@@ -42,7 +42,8 @@ class Config(core.config.Config):
     reverse_weight: float = Field(0.025, ge=0)
     """lambda of keys and values."""
     forward: Variant = "paper"
-    """eps + lambda M in input and target; or as the releases have it, in one of them."""
+    """eps + lambda M in input and target; as the releases have it, in one of them (`input`,
+    `target`); `centred`, ours: as the paper, without the map's mean, which darkens images."""
     embedding: Embedding = "resize"
     """What attention gets of the map: itself, resized; or what a small convolution makes of it."""
     map_images: int = Field(32, ge=1)
