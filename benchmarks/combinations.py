@@ -31,7 +31,7 @@ from core.errors import UserError
 from core.images import round_to_8bit, write_image
 from core.prompts import read_prompts
 from core.run import PAUSED, Run
-from core.storage import write_atomic
+from core.storage import read_json, write_atomic
 from detector import train_highlighter
 from detector.measure import device
 from detector.score_dynamics import Variant
@@ -133,11 +133,13 @@ def main(config: Config) -> int | None:
         read = reader(oracle.judge, oracle.flagged, oracle.meters, {})
         control = "control" if "control" in names else None
         summary = summarise(measure(run, names, draws, config.batch, read), control, JUDGED)
-        said = markdown(summary)
+        taught = {arm: name for arm in config.arms if (name := ARMS[arm].adapter)}
+        ruined = [arm for arm, name in taught.items() if not sound(run_of(config, demo, name))]
+        said = markdown(summary, ruined)
         write_atomic(config.out / "table.md", said.encode())
         pairs = first_pairs(run.folder, names, draws[:6], oracle.judge)
         write_image(config.out / "sheet.png", sheet(pairs))
-        run.summary({**summary, "judge": NAME})
+        run.summary({**summary, "judge": NAME, "no_sound_look": ruined})
         Console(width=max(150, Console().width)).print(Markdown(said))
     return None
 
@@ -185,8 +187,18 @@ def adapter_of(config: Config, demo: Demo, arm: str) -> Adapter | None:
     name = ARMS[arm].adapter
     if name is None:
         return None
+    folder = run_of(config, demo, name)
+    return read_adapter(folder, "best" if sound(folder) else "last")
+
+
+def run_of(config: Config, demo: Demo, name: str) -> Path:
     own = OF_DEMO.get(name)
-    return read_adapter(demo.out / own if own else config.out / "adapters" / name)
+    return demo.out / own if own else config.out / "adapters" / name
+
+
+def sound(folder: Path) -> bool:
+    """Whether the guard found a look at the treatment's images that was."""
+    return read_json(folder / "summary.json")["best_step"] is not None
 
 
 def calibrated(config: Config, demo: Demo) -> Path:
@@ -270,7 +282,7 @@ def draw(
             write_image(drawn.image_path(run.folder, name, i), image)
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
+def markdown(summary: Mapping[str, Any], ruined: Sequence[str] = ()) -> str:
     """A line an arm; differences in points, paired, with 95 % intervals."""
     head = ["arm", "n", "artifact frequency", "artifact area", "attributes"]
     head += ["frequency - base", "area - base", "frequency - control"]
@@ -288,7 +300,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
             cells.append("" if change is None else points(change[figure]))
         lines.append(cells)
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{text}\n\nJudged by {NAME}. {summary['method']}.\n"
+    said = [f"Judged by {NAME}.", f"{summary['method']}."]
+    said += [f"No look at '{ARMS[arm].title}' was sound: its last step is shown." for arm in ruined]
+    return f"{text}\n\n{' '.join(said)}\n"
 
 
 def points(change: Mapping[str, Any]) -> str:

@@ -91,7 +91,19 @@ def test_the_table_pairs_with_base_and_control():
         "differences": {"control - base": change, "asced - base": change},
         "method": "paired",
     }
-    said = markdown(summary).splitlines()
+    said = markdown(summary, ["asced"]).splitlines()
     assert said[2].startswith("| base | 8 | 25.0% [10.0%, 40.0%] |")
     row = "| base, ASCED | 8 | 25.0% [10.0%, 40.0%] | 25.0% [10.0%, 40.0%] | 25.0% |"
     assert said[4] == f"{row} -5.00 [-10.00, +2.00] | -5.00 [-10.00, +2.00] |  |"
+    assert said[-1].endswith("No look at 'base, ASCED' was sound: its last step is shown.")
+
+
+@pytest.mark.parametrize(("best", "step"), [(None, "last"), (40, "best")])
+def test_of_a_ruined_treatment_the_last_step_is_shown(demo, monkeypatch, best, step):
+    asked = []
+    monkeypatch.setattr(combinations, "read_adapter", lambda *wanted: asked.append(wanted))
+    folder = demo.out.parent / "out/adapters/flaw_map"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"best_step": best}))
+    combinations.adapter_of(config(demo), demo, "flaw_map")
+    assert asked == [(folder, step)]
