@@ -202,22 +202,46 @@ def evaluation(config: Config, seed: int) -> Path:
 
 
 def evaluated(config: Config, seed: int) -> dict[str, Any]:
-    """The summary of one seed's evaluation, and every arm's drift from base and law."""
+    """The summary of one seed's evaluation, and every arm's drift from base and law.
+
+    A flaw can hide where a hand is, and such an image is read as either value. Among images that
+    are sound with and without the adapter, `drift_sound` is what the adapter itself moved.
+    """
     folder = evaluation(config, seed)
     summary = json.loads((folder / "summary.json").read_text())
-    tables = {name: read_factors(folder / f"{name}.csv") for name in summary["arms"]}
+    paths = {name: folder / f"{name}.csv" for name in summary["arms"]}
+    base, flawed = read_factors(paths[BASE]), read_flags(paths[BASE])
     for name, arm in summary["arms"].items():
-        factor, value, gone = drift(tables[name], tables[BASE])
-        arm["drift"] = {"factor": factor, "value": value, "shift": gone}
+        own, sound = read_factors(paths[name]), ~(flawed | read_flags(paths[name]))
+        arm["drift"] = moved(own, base)
+        arm["drift_sound"] = moved(rows_of(own, sound), rows_of(base, sound))
     return summary
+
+
+def moved(own: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> dict[str, Any]:
+    factor, value, gone = drift(own, base)
+    return {"factor": factor, "value": value, "shift": gone}
+
+
+def rows_of(table: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: column[kept] for name, column in table.items()}
 
 
 def read_factors(path: Path) -> dict[str, np.ndarray]:
     """The columns of factors of an arm's table, as `treat.evaluate` wrote it."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     names = factor_names(rows[0])
     return {name: np.array([int(row[name]) for row in rows]) for name in names}
+
+
+def read_flags(path: Path) -> np.ndarray:
+    """Which images the judge flagged, of the same table."""
+    return np.array([row["artifact_frequency"] == "True" for row in read_rows(path)])
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def row(summaries: dict[int, dict[str, Any]], seed: int) -> dict[str, Any]:
@@ -247,7 +271,7 @@ def shares(start: dict[str, Any], arm: dict[str, Any], end: dict[str, Any]) -> d
 def table(rows: list[dict[str, Any]]) -> Table:
     shown = Table(title=f"Judged by {NAME}")
     figures_of = ("frequency", "area", "attributes", "entropy", "sharpness")
-    for name in ("seed", "arm", *figures_of, "largest shift", "drift"):
+    for name in ("seed", "arm", *figures_of, "largest shift", "drift", "of the sound"):
         shown.add_column(name, justify="right")
     for one in rows:
         for arm in ("base", *ARMS):
@@ -263,6 +287,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
                     f"{figures['sharpness']:.4f}",
                     shift(figures.get("largest_shift")),
                     drifted(figures.get("drift")),
+                    drifted(figures.get("drift_sound")),
                 )
     return shown
 

@@ -104,14 +104,16 @@ def test_drift_is_read_from_the_tables_that_the_evaluation_keeps(tmp_path: Path)
     folder = tmp_path / "evaluation-0-adapter"
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps({"arms": {"base": {}, "adapter-0": {}}}))
-    for name, left in (("base", 4), ("adapter-0", 1)):
-        lines = ["prompt,stated.hand.side,free.face.sky", "a face,-1,2"]
-        lines += [f"a hand,{int(i >= left)},-1" for i in range(10)]
+    for name, left, flawed in (("base", 4, {1, 2}), ("adapter-0", 1, {9})):
+        lines = ["prompt,artifact_frequency,stated.hand.side,free.face.sky", "a face,False,-1,2"]
+        lines += [f"a hand,{i in flawed},{int(i >= left)},-1" for i in range(10)]
         (folder / f"{name}.csv").write_text("\n".join(lines))
     found = evaluated(config, 0)["arms"]
     assert found["base"]["drift"]["shift"] == 0
     assert drifted(found["base"]["drift"]) == drifted(None) == ""
     assert drifted(found["adapter-0"]["drift"]) == "stated.hand.side left -30.0"
+    of_sound = found["adapter-0"]["drift_sound"]  # of seven, two were left and one is
+    assert drifted(of_sound) == "stated.hand.side left -14.3"
 
 
 @pytest.mark.parametrize("quick", [False, True])
