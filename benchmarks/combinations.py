@@ -40,7 +40,7 @@ from miniature.law import SIZE
 from miniature.listing import CAPTIONS
 from miniature.meters import NAME, Bench
 from treat import arms as drawn
-from treat import calibrate
+from treat import calibrate, figures
 from treat.adapter import Adapter, pin, read_adapter
 from treat.correctors.opening import Opened, Wanted, open_corrector
 from treat.correctors.sampling import draw_corrected
@@ -57,6 +57,7 @@ FEWEST = 8
 TAUGHT, JUDGED = 11, 7
 """Seeds of the images that are distilled, and of those that are judged."""
 CORRECTED, PLAIN = "corrected", "plain"
+FIGURES = ("artifact_frequency", "artifact_area")
 
 
 class Shown(NamedTuple):
@@ -64,6 +65,8 @@ class Shown(NamedTuple):
     adapter: str | None = None
     """The arm whose adapter it has."""
     corrected: bool = False
+    beside: str | None = None
+    """The arm from which it differs in one thing."""
 
 
 ARMS: dict[str, Shown] = {
@@ -71,8 +74,12 @@ ARMS: dict[str, Shown] = {
     "segformer": Shown("LoRA, the SegFormer's map", "segformer"),
     "flaw_map": Shown("LoRA, the highlighter's map", "flaw_map"),
     "asced": Shown("base, ASCED", None, True),
-    "segformer_asced": Shown("LoRA, the SegFormer's map; ASCED", "segformer", True),
-    "distilled": Shown("LoRA, ASCED's images distilled", "distilled"),
+    "segformer_asced": Shown(
+        "LoRA, the SegFormer's map; ASCED", "segformer", True, "segformer"
+    ),  # fmt: skip
+    "distilled": Shown(
+        "LoRA, ASCED's images distilled", "distilled", beside="distilled_control"
+    ),  # fmt: skip
     "distilled_control": Shown("LoRA, the base's own images distilled", "distilled_control"),
 }
 
@@ -132,7 +139,12 @@ def main(config: Config) -> int | None:
         oracle = Bench()
         read = reader(oracle.judge, oracle.flagged, oracle.meters, {})
         control = "control" if "control" in names else None
-        summary = summarise(measure(run, names, draws, config.batch, read), control, JUDGED)
+        tables = measure(run, names, draws, config.batch, read)
+        summary = summarise(tables, control, JUDGED)
+        for arm, shown in ARMS.items():
+            if shown.beside and {arm, shown.beside} <= tables.keys():
+                change = figures.compare(tables[arm], tables[shown.beside], JUDGED)
+                summary["differences"][f"{arm} - {shown.beside}"] = change
         taught = {arm: name for arm in config.arms if (name := ARMS[arm].adapter)}
         ruined = [arm for arm, name in taught.items() if not sound(run_of(config, demo, name))]
         said = markdown(summary, ruined)
@@ -286,23 +298,29 @@ def markdown(summary: Mapping[str, Any], ruined: Sequence[str] = ()) -> str:
     """A line an arm; differences in points, paired, with 95 % intervals."""
     head = ["arm", "n", "artifact frequency", "artifact area", "attributes"]
     head += ["frequency - base", "area - base", "frequency - control"]
+    head += ["beside", "frequency - it", "area - it"]
     lines = [head, ["---"] * len(head)]
     for name, arm in summary["arms"].items():
         title = ARMS[name].title if name in ARMS else name
         cells = [title, f"{arm['n']:,}"]
-        for figure in ("artifact_frequency", "artifact_area"):
+        for figure in FIGURES:
             low, high = arm["interval"][figure]
             cells.append(f"{arm[figure]:.1%} [{low:.1%}, {high:.1%}]")
         cells.append(f"{arm['attribute_match']:.1%}")
-        for figure, other in (("artifact_frequency", "base"), ("artifact_area", "base"),
-                              ("artifact_frequency", "control")):  # fmt: skip
-            change = summary["differences"].get(f"{name} - {other}")
-            cells.append("" if change is None else points(change[figure]))
+        beside = ARMS[name].beside if name in ARMS else None
+        cells += [difference(summary, name, "base", figure) for figure in FIGURES]
+        cells += [difference(summary, name, "control", FIGURES[0]), beside or ""]
+        cells += [difference(summary, name, beside, figure) for figure in FIGURES]
         lines.append(cells)
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     said = [f"Judged by {NAME}.", f"{summary['method']}."]
     said += [f"No look at '{ARMS[arm].title}' was sound: its last step is shown." for arm in ruined]
     return f"{text}\n\n{' '.join(said)}\n"
+
+
+def difference(summary: Mapping[str, Any], name: str, other: str | None, figure: str) -> str:
+    change = summary["differences"].get(f"{name} - {other}")
+    return "" if change is None else points(change[figure])
 
 
 def points(change: Mapping[str, Any]) -> str:

@@ -87,14 +87,19 @@ def test_the_table_pairs_with_base_and_control():
     arm |= {"interval": {name: [0.1, 0.4] for name in figures}}
     change = {name: {"difference": -0.05, "interval": [-0.1, 0.02]} for name in figures}
     summary = {
-        "arms": {"base": arm, "control": arm, "asced": arm},
-        "differences": {"control - base": change, "asced - base": change},
+        "arms": {"base": arm, "control": arm, "asced": arm, "segformer_asced": arm},
+        "differences": {
+            "control - base": change,
+            "asced - base": change,
+            "segformer_asced - segformer": change,
+        },
         "method": "paired",
     }
     said = markdown(summary, ["asced"]).splitlines()
     assert said[2].startswith("| base | 8 | 25.0% [10.0%, 40.0%] |")
     row = "| base, ASCED | 8 | 25.0% [10.0%, 40.0%] | 25.0% [10.0%, 40.0%] | 25.0% |"
-    assert said[4] == f"{row} -5.00 [-10.00, +2.00] | -5.00 [-10.00, +2.00] |  |"
+    assert said[4] == f"{row} -5.00 [-10.00, +2.00] | -5.00 [-10.00, +2.00] |  |  |  |  |"
+    assert said[5].endswith(f"|  |  |  | segformer {2 * '| -5.00 [-10.00, +2.00] '}|")
     assert said[-1].endswith("No look at 'base, ASCED' was sound: its last step is shown.")
 
 
