@@ -7,10 +7,10 @@ Base, detectors, prompts and real images are those of a finished demo of a base 
 steps; so are `control` and `segformer`, its two adapters. `flaw_map`: the map of a highlighter is
 the reward of the same treatment, in place of the detector's. `asced` corrects the base while it
 draws, `segformer_asced` the treated base. `distilled`: an adapter learns by the offline term alone
-from images that ASCED corrected; `distilled_control` from the same prompts and seeds as the base
-drew them. Score dynamics are no reward: no gradient leads from their map to an image. ASCED is
-calibrated by the demo's second detector on the search prompts. The oracle judges. The same command
-goes on where it stopped; OUT/summary.json, OUT/table.md, OUT/sheet.png.
+from images that ASCED corrected, drawn without guidance; `distilled_control` from the same prompts
+and seeds as the base drew them. Score dynamics are no reward: no gradient leads from their map to
+an image. ASCED is calibrated by the demo's second detector on the search prompts. The oracle
+judges. The same command goes on where it stopped; OUT/summary.json, OUT/table.md, OUT/sheet.png.
 """
 
 import json
@@ -101,6 +101,9 @@ class Config(core.config.Config):
     """Updates of the adapters that are trained here; by default as many as the demo's."""
     distilled: int = Field(1000, ge=2)
     """Images that are distilled."""
+    distilled_guidance: float = Field(1.0, ge=0)
+    """Theirs; at 1 they are of the network's own distribution. What learns from guided images is
+    guided once more when it draws, and ruined (docs/numbers.md)."""
     variant: Variant = "x0"
     """Of ASCED; the one whose mask follows the image and not its first noise (docs/numbers.md)."""
     highlighter: str = "vgg16"
@@ -247,10 +250,13 @@ def distilled_folder(config: Config, kind: str) -> Path:
 def distil(config: Config, demo: Demo, kind: str) -> int | None:
     """The base's images of training prompts, corrected or plain, with captions."""
     draws = drawn.plan(read_prompts(demo.out / "prompts/train.txt"), config.distilled, TAUGHT)
-    may_change, out = set(Config.model_fields) - {"demo", "distilled"}, config.out / "distilled"
+    may_change, out = (
+        set(Config.model_fields) - {"demo", "distilled", "distilled_guidance"},
+        config.out / "distilled",
+    )
     with Run.start(config, out, "benchmarks.combinations", may_change=may_change) as run:
         opened = asced(config, demo, TAUGHT) if kind == CORRECTED else None
-        draw(run, config, demo, kind, None, draws, opened)
+        draw(run, config, demo, kind, None, draws, opened, config.distilled_guidance)
         if run.interrupted:
             return PAUSED
     lines = [{"file_name": f"{i:06d}.png", "text": one.prompt} for i, one in enumerate(draws)]
@@ -268,17 +274,20 @@ def draw(
     adapter: Adapter | None,
     draws: Sequence[drawn.Draw],
     opened: Opened | None,
+    guidance: float | None = None,
 ) -> None:
     """The images of one arm that are not there yet, corrected or plain, by the same loop."""
     place, steps = device(config.device), demo.settings.sampling_steps
     folder = run.folder / "images" / name
     folder.mkdir(parents=True, exist_ok=True)
     used = ["" if adapter is None else adapter.digest, "asced" if opened else ""]
+    used += [] if guidance is None else [f"guidance {guidance:g}"]
     pin(folder / drawn.NOTE, " ".join(used))
     left = [i for i in range(len(draws)) if not drawn.image_path(run.folder, name, i).exists()]
     if not left:
         return
     how = drawn.Sampling(demo.base, steps, SIZE, SIZE, config.batch, str(place), "fp32")
+    how = how._replace(guidance=guidance)
     model = drawn.load_arm(how, adapter)
     text = drawn.encode(model, draws, str(place))
     model.to(place)

@@ -60,19 +60,24 @@ def test_few_steps_are_refused(tmp_path):
 
 
 class Halved:
-    """A corrector that anybody can check."""
+    """A corrector that anybody can check, and that knows the guidance of what it corrects."""
+
+    guidance = None
 
     def make(self, model):
+        self.guidance = model.guidance
         return lambda moment: moment.unchanged()._replace(latents=moment.leaving / 2)
 
 
 @pytest.mark.slow
 def test_distilled_images_have_captions_and_their_control_shares_their_seeds(demo, monkeypatch):
-    monkeypatch.setattr(combinations, "asced", lambda *of: Halved())
+    halved = Halved()
+    monkeypatch.setattr(combinations, "asced", lambda *of: halved)
     for kind in ("corrected", "plain"):
         assert combinations.distil(config(demo), demo, kind) is None
     folders = [demo.out.parent / "out/distilled/images" / kind for kind in ("corrected", "plain")]
     corrected, plain = (read_images(list_images(folder)) for folder in folders)
+    assert halved.guidance == 1
     assert corrected.shape == plain.shape and not torch.equal(corrected, plain)
     real = read_offline(folders[0], None)
     assert real.captions == ["a left hand", "a right hand", "a left hand"]
