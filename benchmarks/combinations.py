@@ -7,10 +7,10 @@ Base, detectors, prompts and real images are those of a finished demo of a base 
 steps; so are `control` and `segformer`, its two adapters. `flaw_map`: the map of a highlighter is
 the reward of the same treatment, in place of the detector's. `asced` corrects the base while it
 draws, `segformer_asced` the treated base. `distilled`: an adapter learns by the offline term alone
-from images that ASCED corrected, drawn without guidance; `distilled_control` from the same prompts
-and seeds as the base drew them. Score dynamics are no reward: no gradient leads from their map to
-an image. ASCED is calibrated by the demo's second detector on the search prompts. The oracle
-judges. The same command goes on where it stopped; OUT/summary.json, OUT/table.md, OUT/sheet.png.
+from images that ASCED corrected; `distilled_control` from the same prompts and seeds as the base
+drew them. Score dynamics are no reward: no gradient leads from their map to an image. ASCED is
+calibrated by the demo's second detector on the search prompts. The oracle judges. The same command
+goes on where it stopped; OUT/summary.json, OUT/table.md, OUT/sheet.png.
 """
 
 import json
@@ -101,9 +101,8 @@ class Config(core.config.Config):
     """Updates of the adapters that are trained here; by default as many as the demo's."""
     distilled: int = Field(1000, ge=2)
     """Images that are distilled."""
-    distilled_guidance: float = Field(1.0, ge=0)
-    """Theirs; at 1 they are of the network's own distribution. What learns from guided images is
-    guided once more when it draws, and ruined (docs/numbers.md)."""
+    distilled_guidance: float | None = Field(None, ge=0)
+    """Theirs; None: the base's own. At 1 they are of the network's own distribution."""
     variant: Variant = "x0"
     """Of ASCED; the one whose mask follows the image and not its first noise (docs/numbers.md)."""
     highlighter: str = "vgg16"
