@@ -47,7 +47,7 @@ from detector.score_dynamics import Variant, Window
 from detector.segformer import freeze
 from detector.storage import open_detector
 from miniature import listing, meters, unprompted
-from miniature.bases import DETECTORS, SHIPPED, base_folder, is_pipeline
+from miniature.bases import DETECTORS, SHIPPED, base_folder
 from miniature.law import CATEGORIES, SIZE, all_prompts
 from miniature.prompts import balanced, split
 from miniature.render import render_samples
@@ -62,7 +62,6 @@ from treat.evaluate import first_detector, reader
 
 TUNED = "tuned.json"
 FEATURES = SHIPPED.parent / "features"
-PREFERRED = ("ldm", "ddpm", "sdxl")
 REAL = 151
 FITS = 152
 """What a draw is for; see `core.seeds`."""
@@ -108,9 +107,8 @@ class Config(core.config.Config):
 
     out: Path = Path("runs/asced_table")
     """Run folder; the same command again takes up where it stopped."""
-    base: str | None = None
-    """A base of the miniature by name, or a pipeline folder; by default the first of ldm, ddpm and
-    sdxl that is there."""
+    base: str = "sdxl"
+    """A base of the miniature by name, or a pipeline folder."""
     rows: tuple[RowName, ...] = Field(tuple(ROWS), min_length=1)  # type: ignore[arg-type]
     """Beside plain sampling."""
     images: int = Field(2000, ge=4)
@@ -171,8 +169,7 @@ def main(config: Config) -> int | None:
 
 def ask(config: Config) -> Asked:
     """Everything that can be wrong, before anything is made."""
-    names = [name for name in PREFERRED if is_pipeline(SHIPPED / name)]
-    base = base_folder(config.base or names[0])
+    base = base_folder(config.base)
     check_size(str(base), SIZE, SIZE)
     prompted = FAMILIES[check_base(base)].prompted
     own = DETECTORS / base.name

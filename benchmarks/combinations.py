@@ -56,6 +56,8 @@ FEWEST = 8
 """Steps below which score dynamics say nothing."""
 TAUGHT, JUDGED = 11, 7
 """Seeds of the images that are distilled, and of those that are judged."""
+DISTILLED_BY = {"demo", "distilled", "distilled_guidance", "variant"}
+"""Settings that say which images are distilled."""
 CORRECTED, PLAIN = "corrected", "plain"
 FIGURES = ("artifact_frequency", "artifact_area")
 
@@ -74,12 +76,8 @@ ARMS: dict[str, Shown] = {
     "segformer": Shown("LoRA, the SegFormer's map", "segformer"),
     "flaw_map": Shown("LoRA, the highlighter's map", "flaw_map"),
     "asced": Shown("base, ASCED", None, True),
-    "segformer_asced": Shown(
-        "LoRA, the SegFormer's map; ASCED", "segformer", True, "segformer"
-    ),  # fmt: skip
-    "distilled": Shown(
-        "LoRA, ASCED's images distilled", "distilled", beside="distilled_control"
-    ),  # fmt: skip
+    "segformer_asced": Shown("LoRA, the SegFormer's map; ASCED", "segformer", True, "segformer"),
+    "distilled": Shown("LoRA, ASCED's images distilled", "distilled", beside="distilled_control"),
     "distilled_control": Shown("LoRA, the base's own images distilled", "distilled_control"),
 }
 
@@ -249,10 +247,7 @@ def distilled_folder(config: Config, kind: str) -> Path:
 def distil(config: Config, demo: Demo, kind: str) -> int | None:
     """The base's images of training prompts, corrected or plain, with captions."""
     draws = drawn.plan(read_prompts(demo.out / "prompts/train.txt"), config.distilled, TAUGHT)
-    may_change, out = (
-        set(Config.model_fields) - {"demo", "distilled", "distilled_guidance"},
-        config.out / "distilled",
-    )
+    may_change, out = set(Config.model_fields) - DISTILLED_BY, config.out / "distilled"
     with Run.start(config, out, "benchmarks.combinations", may_change=may_change) as run:
         opened = asced(config, demo, TAUGHT) if kind == CORRECTED else None
         draw(run, config, demo, kind, None, draws, opened, config.distilled_guidance)

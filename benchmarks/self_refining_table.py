@@ -1,9 +1,8 @@
 """Self-refining training's table in the miniature: its parts one by one, then one factor at a time.
 
+    OMP_NUM_THREADS=1 python -m benchmarks.self_refining_table --out runs/self_refining
     OMP_NUM_THREADS=1 python -m benchmarks.self_refining_table --out runs/self_refining \\
-        --ddpm runs/bases/ddpm --ldm runs/bases/ldm
-    OMP_NUM_THREADS=1 python -m benchmarks.self_refining_table --out runs/self_refining \\
-        --ddpm runs/bases/ddpm --rows ddpm-both
+        --rows ddpm-both
 
 Every row trains the same base on for equally many steps, with the same renders and seeds; `base`
 is plain training, the control. A highlighter for each base learns from these renders and the base's

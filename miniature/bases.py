@@ -4,6 +4,8 @@ miniature/bases/newest/   transformer, scheduler, tokenizers, and the shared vae
 miniature/bases/middle/   a transformer of its own; everything else are links into newest/
 miniature/bases/sdxl/     a UNet, scheduler and readers; the vae's weights are a link into newest/
 miniature/bases/kolors/   the same
+miniature/bases/ddpm/     a UNet of pixels and its scheduler
+miniature/bases/ldm/      a UNet of latents, its scheduler; the vqvae's weights are such a link
 """
 
 import os
@@ -23,7 +25,7 @@ from miniature.text import make_clip_tokenizer, make_t5_tokenizer
 GRADES = ("newest", "middle", "oldest")
 """Of the FLUX base."""
 BASES = (*GRADES, "sdxl", "kolors", "ddpm", "ldm")
-"""Names of the folders; the last two are built, not shipped."""
+"""Names of the folders; the last two read no prompt."""
 SHIPPED = Path(__file__).parent / "bases"
 DETECTORS = Path(__file__).parent / "detectors"
 """`first` and `second`, which share no image (`benchmarks.starters`); `sdxl` and `kolors`
