@@ -133,16 +133,23 @@ def group_tables(arms: Mapping[str, Any]) -> list[str]:
 
 
 def _group_table(name: str, arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where no prompt says what an image is, the arms' groups are of different images."""
     rows = []
-    for label, first in next(iter(arms.values())).items():
-        cells = "".join(f"<td>{_group_cell(groups[label])}</td>" for groups in arms.values())
-        rows.append(f"<tr><th>{escape(label)} <small>n = {first['n']}</small></th>{cells}</tr>")
+    for label in dict.fromkeys(label for groups in arms.values() for label in groups):
+        found = [groups.get(label) for groups in arms.values()]
+        sizes = {0 if group is None else group["n"] for group in found}
+        size = f" <small>n = {sizes.pop()}</small>" if len(sizes) == 1 else ""
+        cells = "".join(f"<td>{_group_cell(group, not size)}</td>" for group in found)
+        rows.append(f"<tr><th>{escape(label)}{size}</th>{cells}</tr>")
     title = name.replace("_", " ").capitalize()
     return f"<h3>{escape(title)}: images with artifacts, and area</h3>{_table(arms, rows)}"
 
 
-def _group_cell(group: Mapping[str, float]) -> str:
-    return f"{group['artifact_frequency']:.1%} <small>{group['artifact_area']:.2%}</small>"
+def _group_cell(group: Mapping[str, float] | None, sized: bool) -> str:
+    if group is None:
+        return "none"
+    size = f", n = {group['n']:.0f}" if sized else ""
+    return f"{group['artifact_frequency']:.1%} <small>{group['artifact_area']:.2%}{size}</small>"
 
 
 def svg(curve: Curve, width: int = 300, height: int = 160) -> str:

@@ -66,6 +66,16 @@ def test_a_row_for_every_group():
     assert "&lt;sign&gt;" in text and "<sign>" not in text
 
 
+def test_arms_without_prompts_have_groups_of_their_own():
+    hand = {"artifact_frequency": 0.25, "artifact_area": 0.013, "n": 4}
+    arms = {"base": {"by_category": {"hand": hand}},
+            "asced": {"by_category": {"face": hand, "hand": hand | {"n": 3}}}}  # fmt: skip
+    text = "".join(report.group_tables(arms))
+    cells = [f"<td>25.0% <small>1.30%, n = {n}</small></td>" for n in (4, 3)]
+    assert f"<tr><th>hand</th>{''.join(cells)}</tr>" in text
+    assert f"<tr><th>face</th><td>none</td>{cells[0]}</tr>" in text
+
+
 def test_figures_with_intervals_and_differences():
     text = page()
     assert "50 <small>[40, 60]</small>" in text
