@@ -85,6 +85,8 @@ def main(config: Config) -> int | None:
         counts, aside = bring_in(config, entries, name, licence)
         lines = "".join(json.dumps(line) + "\n" for line in aside)
         write_atomic(config.out / f"{name}.quarantine.jsonl", lines.encode())
+        if not any(config.out.glob(f"{name}-*.tar")):  # the name is free for another path
+            source_note(config.out, name).unlink(missing_ok=True)
     tell(name, counts, aside, config.out)
     return None if counts else 1
 
@@ -131,7 +133,7 @@ def begun(entries: Iterator[Entry], path: Path, split: str) -> Iterator[Entry]:
 
 def claim(out: Path, name: str, form: str, path: Path) -> None:
     """One name in a store is one set: `UserError` for another one, whose keys might be the same."""
-    note, said = out / f"{name}.source.json", {"format": form, "path": str(path.resolve())}
+    note, said = source_note(out, name), {"format": form, "path": str(path.resolve())}
     if note.is_file():
         held = read_json(note)
         if held != said:
@@ -141,6 +143,10 @@ def claim(out: Path, name: str, form: str, path: Path) -> None:
             )
         return
     write_atomic(note, (json.dumps(said, indent=2) + "\n").encode())
+
+
+def source_note(out: Path, name: str) -> Path:
+    return out / f"{name}.source.json"
 
 
 def known(folder: Path) -> list[Record] | Any:

@@ -39,6 +39,9 @@ from data_balancing.taxonomy import load_taxonomy
 from detector.sources import open_data
 from detector.storage import read_description
 
+MASKS = ("masks/*.png", "annotators/*/*.png")
+"""What people paint, of one or of several."""
+
 
 class Round:
     """Round `number` of a folder; every stage returns an exit code, and may be called again."""
@@ -269,12 +272,13 @@ def commanded(folder: Path, command: tuple[str, ...]) -> bool:
 def painted(folder: Path) -> bool:
     """Whether a person has painted every image; else say what is missing, and where."""
     keys = {path.stem for path in list_images(folder / "images")}
-    there = {path.stem for path in folder.glob("annotators/*/*.png")}
+    there = {path.stem for where in MASKS for path in folder.glob(where)}
     missing = sorted(keys - there)
     if missing:
         print(
             f"{len(missing)} of {len(keys)} images wait for people ({missing[0]} first): paint "
-            f"{folder}/annotators/NAME/KEY.png (8-bit, 255 = artifact; guesses/ holds the "
-            "teacher's to begin with), then run the same command again."
+            f"{folder}/masks/KEY.png, several people annotators/NAME/KEY.png (8-bit, 255 = "
+            "artifact; guesses/ holds the teacher's to begin with), then run the same command "
+            "again."
         )
     return not missing

@@ -116,7 +116,8 @@ def main(config: Config) -> int | None:
         distinct.add(line.prompt)
         had.setdefault(line.category, []).append(line.prompt)
     short = fill(config.out, wanted, had, distinct, write)
-    print(f"{config.out}: {len(read_prompt_lines(config.out))} prompts")
+    written = read_prompt_lines(config.out) if config.out.is_file() else []
+    print(f"{config.out}: {len(written)} prompts")
     for category, missing in short.items():
         print(f"{category}: {missing} prompts fewer than wanted, no new ones came.")
     return 1 if short else None

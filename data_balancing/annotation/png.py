@@ -4,7 +4,7 @@
     prompts.jsonl                 {"image": "images/KEY.png", "prompt": ...} a line
     guesses/KEY.png               0..255, to begin with; never read back
     masks/KEY.png                 what a person or a command made of it
-    annotators/NAME/KEY.png       the same of several people: where this folder is, it alone is read
+    annotators/NAME/KEY.png       the same of several people
 
 The `masks/`, empty at first, are read as those of one annotator, `painter`. Without guesses it is
 the folder that an annotator's command is given (`data_balancing.annotator_command`).
@@ -60,12 +60,11 @@ def read(path: Path, sizes: Mapping[str, Size]) -> Iterator[Annotation]:
 
 
 def _annotators(path: Path) -> Iterator[tuple[str, Path]]:
-    if (path / "annotators").is_dir():
-        folders = sorted(one for one in (path / "annotators").iterdir() if one.is_dir())
-        yield from ((folder.name, folder) for folder in folders)
-    elif (path / "masks").is_dir() and any((path / "masks").iterdir()):
-        yield PAINTER, path / "masks"
-    else:
+    found = [(one.name, one) for one in sorted(path.glob("annotators/*")) if one.is_dir()]
+    if any(path.glob("masks/*")):
+        found.append((PAINTER, path / "masks"))
+    yield from found
+    if not found:
         raise UserError(
             f"{path} holds no finished annotation; name a folder with masks/KEY.png or "
             "annotators/NAME/KEY.png (guesses/ is only what to begin with)."

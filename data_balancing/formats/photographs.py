@@ -18,9 +18,17 @@ from data_balancing.formats.files import printable, read_levels, walk
 WHAT = "any folder of photographs, in subfolders too; none of them generated"
 
 LMDB = ".mdb"
+LABELS = ("masks", "labels", "annotations")
+"""Folders beside `images` that say that not all of these are sound."""
 
 
 def read(root: Path, images: Path | None = None) -> Iterator[Entry]:
+    marked = [name for name in LABELS if (root / name).is_dir() and (root / "images").is_dir()]
+    if marked:
+        raise UserError(
+            f"{root} holds images/ and {marked[0]}/: a set with labels, whose artifacts would come "
+            "in as sound. Import it as `plain` (or pal4vst), or name a folder of photographs in it."
+        )
     paths = walk(root)
     first = next(paths, None)
     if first is None and next(walk(root, (LMDB,)), None) is not None:

@@ -326,10 +326,12 @@ def test_guesses_that_nobody_touched_are_no_labels(tmp_path):
 
 
 def test_pictures_of_several_annotators(tmp_path):
-    for name, level in (("ann", 80), ("bo", 255)):
-        folder = tmp_path / "annotators" / name
+    for name, level in (("annotators/ann", 80), ("annotators/bo", 255), ("masks", 40)):
+        folder = tmp_path / name
         folder.mkdir(parents=True)
         (folder / "case-0.png").write_bytes(encode_png(np.full((6, 9), level, np.uint8)))
     found = list(TOOLS["png"].read(tmp_path, SIZES))
-    assert [(one.annotator, int(one.mask.max())) for one in found] == [("ann", 80), ("bo", 255)]
+    assert [(one.annotator, int(one.mask.max())) for one in found] == [
+        ("ann", 80), ("bo", 255), ("painter", 40),
+    ]  # fmt: skip
     assert all(one.when.endswith("+00:00") for one in found)

@@ -310,6 +310,22 @@ def test_a_path_that_was_wrong_does_not_hold_the_name(tmp_path):
     assert len(bring("pal4vst", path, tmp_path / "out")) == 4
 
 
+def test_a_path_of_which_nothing_could_be_used_does_not_hold_the_name(tmp_path):
+    bad = photographs(tmp_path / "bad", 1)
+    (bad / "0.png").write_bytes(b"no picture")
+    given = {"format": "photographs", "path": bad, "out": tmp_path / "out"}
+    assert import_data.main(import_data.Config.model_validate(given)) == 1
+    assert len(bring("photographs", photographs(tmp_path / "good"), tmp_path / "out")) == 3
+
+
+def test_a_set_with_labels_is_no_folder_of_photographs(tmp_path):
+    photographs(tmp_path / "set/images")
+    (tmp_path / "set/masks").mkdir()
+    with pytest.raises(UserError, match="a set with labels"):
+        bring("photographs", tmp_path / "set", tmp_path / "out")
+    assert len(bring("photographs", tmp_path / "set/images", tmp_path / "out")) == 3
+
+
 def test_a_published_split_comes_alone(tmp_path):
     path, _ = sets.pal4vst(tmp_path / "set")
     store = bring("pal4vst", path, tmp_path / "out", split="train")

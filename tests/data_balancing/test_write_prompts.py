@@ -75,6 +75,13 @@ def test_the_same_again_and_again_stops(tmp_path: Path, balance: Path, capsys):
     assert "hand: 3 prompts fewer" in capsys.readouterr().out
 
 
+def test_a_model_that_never_answers_leaves_prompts_missing(tmp_path: Path, balance: Path, capsys):
+    with serving(lambda body, _: "no") as server:
+        assert write_prompts.main(served(tmp_path, server.url)) == 1
+    said = capsys.readouterr().out
+    assert "prompts.jsonl: 0 prompts" in said and "hand: 5 prompts fewer" in said
+
+
 def test_bad_answers_are_asked_again_and_cost_a_round(tmp_path: Path, balance: Path):
     with serving(lambda body, number: "no" if number < 4 else many(number, 5)) as server:
         assert write_prompts.main(served(tmp_path, server.url)) is None
