@@ -280,9 +280,8 @@ def draw(
     left = [i for i in range(len(draws)) if not drawn.image_path(run.folder, name, i).exists()]
     if not left:
         return
-    how = drawn.Sampling(demo.base, steps, SIZE, SIZE, config.batch, str(place), "fp32")
-    how = how._replace(guidance=guidance)
-    model = drawn.load_arm(how, adapter)
+    how = demo.base, steps, SIZE, SIZE, config.batch, str(place), "fp32"
+    model = drawn.load_arm(drawn.Sampling(*how, guidance=guidance), adapter)
     text = drawn.encode(model, draws, str(place))
     model.to(place)
     corrector = None if opened is None else opened.make(model)

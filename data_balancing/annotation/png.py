@@ -19,7 +19,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.heatmap import read_map
-from core.image_files import encode_png, list_images
+from core.image_files import SUFFIXES, encode_png, list_images
 from core.storage import write_atomic
 from data_balancing.annotation.cases import (
     Annotation,
@@ -61,7 +61,7 @@ def read(path: Path, sizes: Mapping[str, Size]) -> Iterator[Annotation]:
 
 def _annotators(path: Path) -> Iterator[tuple[str, Path]]:
     found = [(one.name, one) for one in sorted(path.glob("annotators/*")) if one.is_dir()]
-    if any(path.glob("masks/*")):
+    if any(one.suffix.lower() in SUFFIXES for one in path.glob("masks/*")):
         found.append((PAINTER, path / "masks"))
     yield from found
     if not found:

@@ -319,6 +319,7 @@ class TestCoco:
 
 def test_guesses_that_nobody_touched_are_no_labels(tmp_path):
     path = TOOLS["png"].write(CASES, tmp_path)
+    (path / "masks/.DS_Store").write_bytes(b"of a file manager")
     with pytest.raises(UserError, match="no finished annotation"):
         list(TOOLS["png"].read(path, SIZES))
     (path / "masks/case-0.png").write_bytes((path / "guesses/case-0.png").read_bytes())
