@@ -31,15 +31,19 @@ from core.storage import write_atomic
 
 LEAN = {"checkpoint_blocks": True, "checkpoint_decoder": True}
 TWICE = {"recompute": True, **LEAN, "two_pass_decode": True}
+COMPILED = {"compile_blocks": True}
 VARIANTS = (
     Variant("K=4 lean", 4, LEAN, cpu=1.10, memory=0.40),
     Variant("K=4 lean, drawn twice", 4, TWICE),
     Variant("K=4 fast", 4, {}, cpu=0.75),
+    Variant("K=4 fast, compiled", 4, COMPILED, cpu=0.75),
     Variant("K=1 lean", 1, LEAN, cpu=0.60, memory=0.40),
     Variant("K=1 lean, drawn twice", 1, TWICE),
     Variant("K=1 fast", 1, {}, cpu=0.50),
+    Variant("K=1 fast, compiled", 1, COMPILED, cpu=0.50),
 )
-"""`lean` keeps of each block what enters it; `drawn twice`: only what enters each step."""
+"""`lean` keeps of each block what enters it; `drawn twice`: only what enters each step;
+`compiled`: by a C++ compiler, which the first, untimed step waits for."""
 RANK = 8
 FILES = ("train_diffusion_model.py", "config/settings.py", "src/prompts.py", "src/segformer.py")
 IMPORTED = ("einops", "ml_collections", "inflect", "absl", "torchvision")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import core.config
 from base_models.checkpointing import recompute_blocks
+from base_models.compilation import compile_blocks
 from base_models.names import Quantisation
 from benchmarks.full_step import (
     SHAPES,
@@ -168,7 +169,8 @@ class Bench:
         row["resident"] = allocated()
         schedule = schedule_of(world, case)
         if case.compiled:
-            compile_blocks(world.model.network, self.device)
+            backend = "inductor" if self.device.type == "cuda" else "eager"
+            compile_blocks(world.model.network, backend)
         if case.uncast:
             leave_inputs(world.model.network)
         seconds, phases, figures = [], [], {}
@@ -254,11 +256,6 @@ def agreement(half: list[Tensor], full: list[Tensor]) -> dict[str, float]:
         "lowest cosine of a matrix": each.min().item(),
         "median cosine of a matrix": each.median().item(),
     }
-
-
-def compile_blocks(network: Any, device: torch.device) -> None:
-    """Each kind of block once, with and without gradient."""
-    network.compile_repeated_blocks(backend="inductor" if device.type == "cuda" else "eager")
 
 
 if __name__ == "__main__":

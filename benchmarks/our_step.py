@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import core.config
 from base_models.checkpointing import recompute_blocks
+from base_models.compilation import compile_blocks
 from base_models.layout import decoder_in_channels_last
 from base_models.load import load_base
 from base_models.sample import autocast
@@ -31,7 +32,13 @@ from treat.texts import encode_texts, split_prompts
 from treat.train import Lesson, always, learn, rate
 from treat.update import Places, Update
 
-FORMS = ("recompute", "checkpoint_blocks", "checkpoint_decoder", "two_pass_decode")
+FORMS = (
+    "recompute",
+    "checkpoint_blocks",
+    "checkpoint_decoder",
+    "two_pass_decode",
+    "compile_blocks",
+)
 """What a task and a treatment have in common."""
 
 
@@ -82,6 +89,8 @@ def prepare(task: Task) -> tuple[Lesson, Update]:
     decoder_in_channels_last(model)
     add_lora(model.network, task.rank, TARGETS, SEED)
     take_up(model.network, read_adapter(task.lora))
+    if config.compile_blocks:
+        compile_blocks(model.network)
     opened = open_detector(task.detector)
     reward = OwnGrid(opened) if task.detector_grid else opened
     places = Places(SEED, config.batch, config.accumulation)

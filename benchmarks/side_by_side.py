@@ -57,6 +57,7 @@ class Task(core.config.Config):
     checkpoint_blocks: bool = False
     checkpoint_decoder: bool = False
     two_pass_decode: bool = False
+    compile_blocks: bool = False
     detector_grid: bool = False
     """Take the loss on the detector's own grid, not on the image's."""
 

@@ -107,6 +107,10 @@ class Config(core.config.Config):
     one more forward pass of each step that learns."""
     checkpoint_decoder: bool = False
     """The same for the autoencoder's decoder."""
+    compile_blocks: bool = False
+    """Compile the network's blocks (`torch.compile`): faster, and leaner where graphs are kept. The
+    first steps wait a minute or more for it; figures differ by rounding; a CPU needs a C++
+    compiler."""
     check_memory: bool = True
     """Count first what is needed (`diffdoctor estimate`), and refuse what fits neither the GPU nor,
     without one, the machine's memory."""

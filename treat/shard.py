@@ -22,7 +22,7 @@ def sharded() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_FSDP") and this_process().num_processes > 1
 
 
-def check_sharding(kind: Quantisation) -> None:
+def check_sharding(kind: Quantisation, compiled: bool) -> None:
     """Raise `UserError` for what cannot be shared out."""
     if not sharded():
         return
@@ -34,6 +34,12 @@ def check_sharding(kind: Quantisation) -> None:
     if kind != "no":
         raise UserError(
             f"{kind} weights cannot be shared out by FSDP: set quantise to no, or launch with "
+            "accelerate_configs/many_gpus.yaml."
+        )
+    if compiled:
+        raise UserError(
+            "FSDP gathers the weights of a block around its computation, which compiled blocks "
+            "were not tried with: leave compile_blocks out, or launch with "
             "accelerate_configs/many_gpus.yaml."
         )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import core.config
 from base_models.checkpointing import recompute_blocks
+from base_models.compilation import check_compilation, compile_blocks
 from base_models.guidance import check_guidance, guidance_options
 from base_models.layout import decoder_in_channels_last
 from base_models.load import check_size, load_base
@@ -190,8 +191,10 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
     for size in config.every_size:
         check_size(config.base, *size)
     check_guidance(config.base, config.guidance, config.learn_empty)
-    check_sharding(config.quantise)
+    check_sharding(config.quantise, config.compile_blocks)
     check_quantisation(config.quantise)
+    if config.compile_blocks:
+        check_compilation(place.device or torch.device("cpu"))
     start, beside = (read_adapter(a) if a else None for a in (config.start, config.beside))
     check_adapters(config.base, config.rank, config.targets, start=start, beside=beside)
     check_detectors(config)
@@ -248,6 +251,8 @@ def open_model(
         shard(model.network)
     model.to(device)
     decoder_in_channels_last(model)
+    if config.compile_blocks:
+        compile_blocks(model.network)
     return model, texts, real
 
 

@@ -124,12 +124,14 @@ def test_what_stands_beside_is_noted_by_the_main_process_alone(world, tmp_path):
 def test_what_cannot_be_shared_out_is_refused(world, tmp_path, monkeypatch):
     for name, value in SHARED.items():
         monkeypatch.setenv(name, value)
-    check_sharding("int8")  # one process: nothing to share out
+    check_sharding("int8", True)  # one process: nothing to share out
     two = SimpleNamespace(num_processes=2)
     monkeypatch.setattr(shard, "this_process", lambda: two)
-    check_sharding("no")
+    check_sharding("no", False)
     with pytest.raises(UserError, match="int8 weights cannot be shared out"):
         train.main(config(world, tmp_path / "run", quantise="int8"))
+    with pytest.raises(UserError, match="leave compile_blocks out"):
+        train.main(config(world, tmp_path / "run", compile_blocks=True))
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(UserError, match="set fsdp_version to 2"):
         train.main(config(world, tmp_path / "run"))
