@@ -272,6 +272,12 @@ class ShardStore(Sequence[Sample]):
         """The image of sample i as it lies there: to be copied, or decoded elsewhere."""
         return self._member(i, self.image_kind(i)) or b""
 
+    def encoded(self, i: int) -> dict[str, bytes]:
+        """All members of sample i as they lie there, by kind; for `ShardWriter.write_encoded`."""
+        kinds = (self.image_kind(i), "mask.png", "reference.png", "json")
+        found = {kind: self._member(i, kind) for kind in kinds}
+        return {kind: content for kind, content in found.items() if content is not None}
+
     def image_kind(self, i: int) -> str:
         """Which of `IMAGES` sample i has; `UserError` where it has none."""
         for kind in IMAGES:

@@ -5,6 +5,7 @@ goes back with the fault. The key comes from OPENAI_API_KEY and stands in no fil
 """
 
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -71,6 +72,7 @@ class Endpoint:
 
     def __init__(self, url: str, model: str, temperature: float = 0.0):
         check_address(url)
+        check_listening(url)
         self.name, self.url, self.temperature = model, url, temperature
         self._openai = _openai()
         key = os.environ.get(KEY) or "none"  # local servers ask for none
@@ -120,6 +122,21 @@ def check_address(url: str) -> None:
             f"--endpoint {url} would carry {KEY} over the network in the clear: write https://, or "
             f"unset {KEY} where the server asks for no key."
         )
+
+
+def check_listening(url: str) -> None:
+    """Raise `UserError` where nobody listens at an address of this machine: tried once, and at
+    once, for a server that is being started again is waited for later."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if not _is_here(host):
+        return  # there may be a proxy on the way
+    try:
+        socket.create_connection((host, port), timeout=TIMEOUT).close()
+    except OSError as error:
+        raise UserError(
+            f"nobody listens at {url} ({error}): start the server, or mend --endpoint."
+        ) from error
 
 
 def _is_here(host: str) -> bool:

@@ -10,7 +10,7 @@ for what is missing.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,8 +27,8 @@ import core.config
 from core.config import unknown_name
 from core.errors import UserError
 from core.samples import Record
-from core.shards import ShardStore, filled
-from core.storage import check_file, write_atomic
+from core.shards import ShardStore, ShardWriter, filled
+from core.storage import check_file, check_writable, write_atomic
 from data_balancing.asking import Endpoint, Model
 from data_balancing.local_tagger import LocalModel
 from data_balancing.tagging import PROMPT_VERSION, Tagged, Tagger, agreement
@@ -66,6 +66,10 @@ class Config(core.config.Config):
     """Categories of your own, as in data_balancing/taxonomy.yaml."""
     concurrency: int = Field(8, ge=1, le=256)
     """Images that are asked about at once; a local model takes one."""
+    tagged: Path | None = None
+    """Also copy the store there with each image's first category in its record, for what goes by
+    records: `hard-cases --labelled`, `detector train --even-categories`. A record that names its
+    category keeps it. What was set aside is left out, and comes with a run that gets an answer."""
 
     @model_validator(mode="after")
     def _one_tagger(self) -> "Config":
@@ -78,6 +82,10 @@ class Config(core.config.Config):
             raise ValueError("--second-model needs --endpoint.")
         if self.second_model is not None and self.second_model == self.model:
             raise ValueError("--second-model must be another model than --model.")
+        if self.tagged is not None and self.from_records:
+            raise ValueError("--tagged writes what a model says into records: leave it out.")
+        if self.tagged is not None and self.tagged.resolve() == self.store.resolve():
+            raise ValueError("--tagged is the store itself: name another folder.")
         if self.out.suffix != ".jsonl":
             raise ValueError("--out must end in .jsonl.")
         return self
@@ -86,6 +94,8 @@ class Config(core.config.Config):
 def main(config: Config) -> int | None:
     """Tag every image; exit code 1 when some had to be set aside."""
     check_file(config.out)
+    if config.tagged is not None:
+        check_writable(config.tagged)
     taxonomy, store = load_taxonomy(config.taxonomy), filled(config.store)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     if config.from_records:
@@ -101,7 +111,10 @@ def main(config: Config) -> int | None:
         text = json.dumps(figures, indent=2) + "\n"
         write_atomic(config.out.with_suffix(".agreement.json"), text.encode())
         Console().print(agreement_table(figures))
-    return finish(config.out, *tag_lines(store.keys, taggers, rows))
+    lines, lost = tag_lines(store.keys, taggers, rows)
+    if config.tagged is not None:
+        write_tagged(store, {line["key"]: line["categories"] for line in lines}, config.tagged)
+    return finish(config.out, lines, lost)
 
 
 def finish(out: Path, lines: Sequence[Line], lost: Sequence[Line]) -> int | None:
@@ -129,6 +142,18 @@ def record_lines(records: Iterable[Record], taxonomy: Taxonomy) -> tuple[list[Li
         said = {"key": record.key, "categories": [name], "model": RECORDS}
         lines.append({**said, "taxonomy": taxonomy.digest, "pixels": record.pixels})
     return lines, lost
+
+
+def write_tagged(store: ShardStore, tags: Mapping[str, Sequence[str]], out: Path) -> None:
+    """The samples that have a category by record or tag, the former first; running again adds."""
+    with ShardWriter(out) as writer:
+        for i, key in enumerate(tqdm(store.keys, "copy")):
+            record = store.record(i)
+            category = record.category or next(iter(tags.get(key, ())), "")
+            if category and key not in writer:
+                named = record.model_copy(update={"category": category})
+                said = {"json": named.model_dump_json().encode()}
+                writer.write_encoded(key, store.encoded(i) | said)
 
 
 def open_models(

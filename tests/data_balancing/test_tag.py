@@ -11,7 +11,7 @@ import pytest
 import miniature
 from core.errors import UserError
 from core.samples import Record, Sample
-from core.shards import ShardWriter
+from core.shards import ShardStore, ShardWriter
 from data_balancing import preview, tag, write_prompts
 from data_balancing.asking import KEY, Endpoint, Unanswered, check_address
 from data_balancing.categories import read_tags
@@ -226,6 +226,9 @@ def test_nobody_listens(tmp_path: Path, monkeypatch):
     store(tmp_path / "store", 1)
     with serving(lambda body, _: GOOD) as server:
         pass
+    with pytest.raises(UserError, match="nobody listens at"):
+        tag.main(config(tmp_path, server.url))
+    monkeypatch.setattr("data_balancing.asking.check_listening", lambda url: None)  # gone since
     with pytest.raises(UserError, match="does not answer"):
         tag.main(config(tmp_path, server.url))
 
@@ -251,6 +254,11 @@ def test_an_interrupted_run_goes_on(tmp_path: Path):
         ({"local": Path("x")}, "either --endpoint"),
         ({"second_model": "seer"}, "another model"),
         ({"out": Path("tags.csv")}, "jsonl"),
+        ({"tagged": Path("store"), "store": Path("store")}, "the store itself"),
+        (
+            {"tagged": Path("new"), "endpoint": None, "model": None, "from_records": True},
+            "leave it",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, changes: dict, said: str):
@@ -345,3 +353,24 @@ def test_a_category_that_the_taxonomy_does_not_know_is_refused(tmp_path: Path):
 
 def test_the_small_world_has_its_own_taxonomy():
     assert load_taxonomy(SMALL).leaves == tuple(CATEGORIES)
+
+
+def test_a_copy_of_the_store_names_the_categories(tmp_path: Path):
+    with ShardWriter(tmp_path / "store") as writer:
+        for i, own in enumerate(["", "face", ""]):
+            image = np.full((8, 12, 3), i, np.uint8)
+            record = Record(key=f"s-{i}", source="human", category=own, prompt=f"no. {i}")
+            writer.write(Sample(record.key, image, np.full((8, 12), 40 * i, np.uint8), record))
+    given = {"tagged": tmp_path / "tagged", "concurrency": 1}
+    with serving(lambda body, n: (400, "not that one") if n == 2 else GOOD) as server:
+        assert tag.main(config(tmp_path, server.url, **given)) == 1
+        assert {s.key: s.record.category for s in ShardStore(tmp_path / "tagged")} == {
+            "s-0": "hand",  # the first of the tags
+            "s-1": "face",  # its own
+        }
+        assert tag.main(config(tmp_path, server.url, **given)) is None  # this time it answers
+    before, after = ShardStore(tmp_path / "store"), ShardStore(tmp_path / "tagged")
+    assert [after.record(i).category for i in range(3)] == ["hand", "face", "hand"]
+    for one, other in zip(before, after, strict=True):
+        assert one.record.model_copy(update={"category": other.record.category}) == other.record
+        assert (one.image == other.image).all() and (one.mask == other.mask).all()
