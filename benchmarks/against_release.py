@@ -60,6 +60,7 @@ class Config(core.config.Config):
     repeats: int = Field(5, ge=0)
     """Timed steps of a variant, after one that is not; 0: only what is held is measured."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 def main(config: Config) -> None:

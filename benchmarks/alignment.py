@@ -41,9 +41,11 @@ class Config(core.config.Config):
     images: int = Field(24, ge=1)
     """Images of each category; the flagged ones count."""
     sampling_steps: int = Field(4, ge=1)
+    """T, of the base."""
     views: int = Field(1, ge=1)
     """Perturbed views that each detector looks at (`treat --views`)."""
     seed: int = Field(900, ge=0)
+    """Of the images."""
 
 
 def main(config: Config) -> None:

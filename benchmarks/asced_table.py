@@ -122,6 +122,7 @@ class Config(core.config.Config):
     calibrates: Path = DETECTORS / "second"
     """Detector that judges while ASCED is calibrated."""
     calibration_images: int = Field(64, ge=2)
+    """On which ASCED is calibrated and the other rows' numbers are chosen."""
     features: str = str(FEATURES)
     """As of `diffdoctor compare`."""
     resamples: int = Field(200, ge=0)
@@ -131,6 +132,7 @@ class Config(core.config.Config):
     device: str = "auto"
     """`auto`, or a torch device; on a GPU the cost is that of the clock on the wall."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 class Asked(NamedTuple):

@@ -107,7 +107,9 @@ class Config(core.config.Config):
     """Network of the highlighter; it learns from the demo's labelled images, whose masks it is not
     shown."""
     highlighter_steps: int = Field(600, ge=1)
+    """Updates of the highlighter."""
     calibration_images: int = Field(64, ge=2)
+    """On which ASCED is calibrated."""
     batch: int = Field(50, ge=1)
     """Images drawn and judged at once."""
     device: str = "auto"

@@ -59,6 +59,7 @@ class Config(core.config.Config):
     device: str = "auto"
     """`auto`, or a torch device."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 def main(config: Config) -> None:

@@ -71,20 +71,29 @@ class Config(core.config.Config):
     """How much of everything."""
 
     out: Path = Path("runs/detector_table")
+    """Run folder; the same command again takes up where it stopped."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    """Of the data and the trainings."""
     labelled: int = Field(500, ge=1)
+    """Images of the oldest grade that the baseline learns from."""
     real: int = Field(2000, ge=1)
+    """Renders that teach as real photographs."""
     pool: int = Field(50_000, ge=3)
+    """Images that are pseudo-labelled."""
     candidates: int = Field(12_000, ge=3)
     """Of the hard cases."""
     hard: int = Field(200, ge=1)
+    """Hard cases that are labelled."""
     tested: int = Field(500, ge=1)
     """Held-out images of each grade, and renders."""
     sound: int = Field(1000, ge=1)
     """Held-out hands and faces of each grade; the sound ones among them are kept."""
     steps: int = Field(600, ge=1)
+    """Of each row's training."""
     batch: int = Field(32, ge=1)
+    """Images of a step."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 def main(config: Config) -> int | None:

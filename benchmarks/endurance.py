@@ -42,11 +42,13 @@ class Config(core.config.Config):
     demo: Path = Path("runs/demo")
     """Folder of a demo whose detectors are trained."""
     out: Path = Path("runs/endurance")
+    """Folder of both runs; the same command again takes up where it stopped."""
     looks: int = Field(10, ge=1)
     """At equal distances, besides the one before the first update."""
     n: int = Field(300, ge=16)
     """Images of a look."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 def main(config: Config) -> int | None:

@@ -45,6 +45,7 @@ class Config(core.config.Config):
     """Which shapes and cases."""
 
     shape: Literal["full", "tiny"] = "full"
+    """The true one, or a tiny one to try the program."""
     only: tuple[str, ...] = ()
     """Names of cases, each in quotes; an unknown one lists them all."""
     json_file: core.config.JsonFile = None

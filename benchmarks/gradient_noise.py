@@ -50,15 +50,21 @@ class Config(core.config.Config):
     detectors: tuple[Path, ...] = ()
     """Detector folders, beside the oracle's own reward (`miniature.ceiling`)."""
     batches: int = Field(16, ge=2)
+    """Gradients that are taken of each setting."""
     batch: int = Field(16, ge=1)
+    """Images of a gradient."""
     sampling_steps: int = Field(4, ge=1)
+    """T."""
     last: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 3), min_length=1)
     """Numbers of steps that carry gradient (`treat --last`)."""
     gammas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0.0, 0.3, 1.0), min_length=1)
+    """Shares of the gradient that pass the network's input (`treat --gamma`)."""
     selections: tuple[Selection, ...] = Field(("threshold",), min_length=1)
+    """Which pixels count (`treat --selection`)."""
     threshold: float = Field(0.1, ge=0, lt=1)
     """Of the detectors; the ceiling keeps its own."""
     seed: int = Field(9, ge=0)
+    """Of the images."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":

@@ -86,6 +86,7 @@ class Config(core.config.Config):
     quick: bool = False
     """The demo was a `--quick` one."""
     out: Path = Path("runs/healing")
+    """Folder of all arms; the same command again takes up where it stopped."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """Seeds of the treatments; the first also has the ceiling and the limit, which serve all."""
     steps: int = Field(120, ge=1)

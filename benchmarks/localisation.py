@@ -75,12 +75,17 @@ class Config(core.config.Config):
     calibrations: tuple[Path, ...] = ()
     """What `diffdoctor calibrate` found for the base: window, tau and score bank of a variant."""
     out: Path = Path("runs/localisation")
+    """Run folder; the same command again takes up where it stopped."""
     n: int = Field(500, ge=5)
+    """Images."""
     seed: int = 11
+    """Of the images."""
     sampling_steps: int = Field(25, ge=8)
     """Score dynamics need about 20."""
     batch: int = Field(25, ge=1)
+    """Images drawn and looked at once."""
     resamples: int = Field(2000, ge=100)
+    """Of the intervals."""
     device: str = "auto"
     """Where the base model and the detectors run."""
 

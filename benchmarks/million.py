@@ -35,9 +35,11 @@ class Config(core.config.Config):
     folder: Path
     """Where the stores are made, some 5 GB a million samples, and removed again."""
     sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((10_000, 100_000, 1_000_000))
+    """Samples of each store."""
     side: int = Field(16, ge=8)
     """Pixels of an image; its mask has a quarter."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 def main(config: Config) -> None:

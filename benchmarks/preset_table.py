@@ -90,6 +90,7 @@ class Config(core.config.Config):
     only: tuple[str, ...] = ()
     """Names; all of them unless given."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 def main(config: Config) -> None:

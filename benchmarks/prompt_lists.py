@@ -98,10 +98,13 @@ class Config(core.config.Config):
     """How many prompts; the shipped lists are the defaults'."""
 
     out: Path = Path(treat.__file__).parent / "prompt_lists"
+    """Folder of the lists."""
     each: int = Field(240, ge=5)
     """Prompts of a category."""
     held_out: float = Field(0.2, gt=0, lt=1)
+    """Share of the prompts that is for evaluation."""
     seed: int = Field(0, ge=0)
+    """Of the words."""
 
 
 def main(config: Config) -> None:

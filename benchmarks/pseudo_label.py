@@ -39,14 +39,21 @@ class Config(core.config.Config):
     """Which detector on which images."""
 
     variant: str = "mit_b0"
+    """Of the SegFormer."""
     side: int = Field(512, ge=32)
+    """Pixels of the images and of the detector's input."""
     n: int = Field(32, ge=1)
     """Images of the shard."""
     batch: int = Field(8, ge=1)
+    """Images that the detector sees at once."""
     repeats: int = Field(5, ge=1)
+    """Times that either side is measured."""
     device: str = "cpu"
+    """Where the detector runs."""
     bf16: bool = False
+    """Compute in bf16."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 def main(config: Config) -> None:

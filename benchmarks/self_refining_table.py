@@ -91,19 +91,25 @@ class Config(core.config.Config):
     ddpm: str = "ddpm"
     """A base of the miniature by name, or a pipeline folder (`diffdoctor miniature build`)."""
     ldm: str = "ldm"
+    """The same of latents."""
     steps: int = Field(2000, ge=2)
     """Updates of every row."""
     batch: int = Field(16, ge=1)
+    """Images of an update."""
     learning_rate: float = Field(1e-4, gt=0)
+    """Of the rows' trainings."""
     ema: float = Field(0.999, ge=0, lt=1)
     """The paper's .9999 is for 500,000 steps."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Of the rows' trainings; the highlighter learns, and images are drawn, in float32."""
     map_images: int = Field(32, ge=1)
+    """Images of which a map is the mean."""
     map_steps: int = Field(25, ge=1)
+    """Sampling steps of these images."""
     highlighter: str = "vgg16"
     """Network of the highlighters."""
     highlighter_steps: int = Field(600, ge=1)
+    """Updates of a highlighter."""
     real: int = Field(2000, ge=20)
     """Renders that teach; as many of other seeds are FID's real images."""
     drawn: int = Field(1000, ge=20)
@@ -111,6 +117,7 @@ class Config(core.config.Config):
     images: int = Field(1000, ge=4)
     """Judged, of every row and seed."""
     sampling_steps: int = Field(25, ge=1)
+    """Of the judged images."""
     draw_batch: int = Field(50, ge=1)
     """Images drawn and judged at once."""
     features: str | None = str(Path(__file__).parents[1] / "miniature/features")

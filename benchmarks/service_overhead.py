@@ -45,13 +45,17 @@ class Config(core.config.Config):
     out: Path
     """Folder for prompts, runs and the service's root; it must not be there yet."""
     steps: int = Field(1000, ge=1)
+    """Of a treatment."""
     repeats: int = Field(3, ge=1)
     """Jobs, each on a server of its own."""
     sampling_steps: int = Field(4, ge=1)
+    """T."""
     batch: int = Field(2, ge=1)
+    """Images of an update."""
     settle: float = Field(20.0, gt=0)
     """Seconds after its start at which the idle server is looked at."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 def main(config: Config) -> None:

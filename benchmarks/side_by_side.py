@@ -40,8 +40,11 @@ class Task(core.config.Config):
     folder: Path
     """Where `FOUND` and, if wanted, `GRADIENT` are written."""
     base: Path
+    """Pipeline folder."""
     lora: Path
+    """Folder of the adapters that both sides begin with."""
     detector: Path
+    """Its folder."""
     side: int = Field(ge=8)
     """Pixels."""
     steps: int = Field(ge=1)
@@ -49,15 +52,21 @@ class Task(core.config.Config):
     last: int = Field(ge=1)
     """K."""
     rank: int = Field(ge=1)
+    """Of the adapters."""
     repeats: int = Field(ge=0)
     """Steps that are timed, after one that is not."""
     peer: Path | None = None
     """The other's code."""
     recompute: bool = False
+    """As of `treat`."""
     checkpoint_blocks: bool = False
+    """As of `treat`."""
     checkpoint_decoder: bool = False
+    """As of `treat`."""
     two_pass_decode: bool = False
+    """As of `treat`."""
     compile_blocks: bool = False
+    """As of `treat`."""
     detector_grid: bool = False
     """Take the loss on the detector's own grid, not on the image's."""
 

@@ -36,6 +36,7 @@ class Config(core.config.Config):
     """How much the two detectors learn from."""
 
     out: Path = Path("runs/starters")
+    """Folder of both; the same command again takes up where it stopped."""
     which: tuple[Literal["first", "second"], ...] = ("first", "second")
     """Two machines, or two cores, may train one each."""
     start: Path | None = None
@@ -47,6 +48,7 @@ class Config(core.config.Config):
     more: int = Field(0, ge=0)
     """Further images of the newest grade, of all categories but bicycles."""
     sampling_steps: int = Field(4, ge=1)
+    """T, of the base."""
     also: tuple[Path, ...] = ()
     """Further shard folders, for one of the two, such as an earlier base's: as true."""
     faults: int = Field(800, ge=1)
@@ -56,7 +58,9 @@ class Config(core.config.Config):
     batch: int = Field(16, ge=1)
     """Images of a step."""
     steps: int = Field(5000, ge=1)
+    """Of a detector's training."""
     hardened_steps: int = Field(500, ge=1)
+    """Further ones, against what deceives a detector."""
     hardened_share: float = Field(1.0, ge=0, le=1)
     """How far from the weights before hardening to those after it."""
     aligned_steps: int = Field(0, ge=0)

@@ -37,14 +37,19 @@ class Config(core.config.Config):
     """Which model, and how often."""
 
     base: str = "newest"
+    """A base of the miniature by name, or a pipeline folder."""
     detector: Path = DETECTORS / "first"
+    """Its folder."""
     repeats: int = Field(20, ge=1)
+    """Steps of either kind."""
     batch: int = Field(16, ge=1)
+    """Images of a step."""
     steps: int = Field(4, ge=1)
     """T."""
     last: int = Field(1, ge=1)
     """K."""
     json_file: core.config.JsonFile = None
+    """Also write the figures here."""
 
 
 class Call(NamedTuple):

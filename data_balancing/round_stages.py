@@ -8,6 +8,7 @@ stages.json                            which of these are finished
 """
 
 import json
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from core.errors import UserError
 from core.image_files import list_images
 from core.interrupts import Interrupts
 from core.run import PAUSED
+from core.seeds import mix
 from core.storage import write_atomic
 from data_balancing import (
     annotate_in,
@@ -202,11 +204,15 @@ class Round:
         return self.pool is not None and (self.folder / "tags.jsonl").stat().st_size > 0
 
     def needed(self) -> tuple[str, ...]:
-        """The categories that stand out, else all; of those that prompts can be had for."""
+        """The categories that stand out, else all; of those that prompts can be had for.
+
+        All are in an order of chance, for the first come where there are fewer prompts than names.
+        """
         taxonomy, c = load_taxonomy(self.config.taxonomy), self.config
         known = list(taxonomy.leaves)
         if c.prompt_list is not None:
             known = list(dict.fromkeys(p.category for p in read_prompt_lines(c.prompt_list)))
+        random.Random(mix(c.seed, self.number)).shuffle(known)
         if not self.tagged():
             return tuple(known)
         odd = json.loads((self.folder / "balance/balance.json").read_text())["anomalous"]

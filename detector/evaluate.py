@@ -97,7 +97,11 @@ def _cell(name: str, value: float) -> str:
     if value != value:
         return "-"
     return (
-        str(int(value)) if name == "images" else f"{value:.4f}" if name == "mse" else f"{value:.3f}"
+        str(int(value))
+        if name == "images"
+        else f"{value:z.4f}"
+        if name == "mse"
+        else f"{value:z.3f}"
     )
 
 

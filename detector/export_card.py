@@ -112,7 +112,7 @@ def calibration(said: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
 def cell(value: Any) -> str:
     if not isinstance(value, int | float) or value != value:
         return "-"
-    return str(int(value)) if float(value).is_integer() and value > 1 else f"{value:.3f}"
+    return str(int(value)) if float(value).is_integer() and value > 1 else f"{value:z.3f}"
 
 
 CARD_TEXT = """# {title}

@@ -62,6 +62,7 @@ class Config(core.config.Config):
     workers: int = Field(1, ge=1)
     """Processes, of one thread each."""
     seed: int = 0
+    """Of the images."""
 
 
 class Task(NamedTuple):

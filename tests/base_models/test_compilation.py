@@ -24,8 +24,11 @@ BLOCKS = ("flux", "sdxl", "sd", "sd3", "kolors")
 compiled = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no compiler")
 
 
-def gradient(case, backend=None, *, kind="no", recompute=True, checkpointed=False):
-    """Of the last two of three steps, and how many graphs were compiled for it."""
+def gradient(case, backend=None, *, kind="no", recompute=True, checkpointed=False, shaken=0.0):
+    """Of the last two of three steps, and how many graphs were compiled for it.
+
+    `shaken`: what the noise is changed by, relatively.
+    """
     torch.compiler.reset()
     counters.clear()
     model = CASES[case].model()
@@ -35,7 +38,9 @@ def gradient(case, backend=None, *, kind="no", recompute=True, checkpointed=Fals
     model.network.train(False).to(CPU)
     if backend:
         compile_blocks(model.network, backend)
-    found = split(model, inputs(model, 3, SIZE), [1, 2], 1.0, FP32, recompute=recompute)
+    noise, *given = inputs(model, 3, SIZE)
+    noise *= 1 + shaken * torch.randn(noise.shape, generator=torch.Generator().manual_seed(9))
+    found = split(model, (noise, *given), [1, 2], 1.0, FP32, recompute=recompute)
     return torch.cat([one.flatten() for one in found]), counters["stats"]["unique_graphs"]
 
 
@@ -56,13 +61,18 @@ def test_the_graphs_have_the_same_gradient(case):
 
 @compiled
 @pytest.mark.slow
-@pytest.mark.parametrize("ways", [{}, {"recompute": False}, {"checkpointed": True}])
-@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize(
+    ("case", "ways"),
+    [(case, {}) for case in BLOCKS]
+    + [("flux", {"recompute": False}), ("flux", {"checkpointed": True})],
+)
 def test_the_code_has_the_same_gradient_but_for_rounding(case, ways):
+    """Tiny UNets are badly conditioned: a last digit of the noise moves their gradient by 1e-3."""
     plain, _ = gradient(case, **ways)
+    last_digit = relative(gradient(case, shaken=1e-7, **ways)[0], plain)
     found, graphs = gradient(case, "inductor", **ways)
     assert graphs > 0
-    assert relative(found, plain) < 1e-4
+    assert 0 < relative(found, plain) < 5 * last_digit
 
 
 @compiled

@@ -234,7 +234,10 @@ def test_people_are_waited_for(world: Path, tmp_path: Path, capsys):
 
 def test_without_a_pool_all_categories_get_as_many(world: Path, tmp_path: Path):
     given = config(world, tmp_path / "rounds", pool=None)
-    assert Round(given, 1, world / "detector").needed() == ("hand", "face")
+    firsts = [given.model_copy(update={"seed": seed}) for seed in range(8)]
+    orders = [Round(one, 1, world / "detector").needed() for one in firsts]
+    assert set(orders) == {("hand", "face"), ("face", "hand")}  # nobody is always the first
+    assert orders[0] == Round(given, 1, world / "detector").needed()
     second = Round(given, 2, world / "detector")
     (second.folder / "balance").mkdir(parents=True)
     (second.folder / "tags.jsonl").write_text("{}\n")
@@ -242,7 +245,7 @@ def test_without_a_pool_all_categories_get_as_many(world: Path, tmp_path: Path):
     odd.write_text(json.dumps({"anomalous": {"high": ["person"], "low": ["car"]}}))
     assert second.needed() == ("person",)
     odd.write_text(json.dumps({"anomalous": {"high": [], "low": ["car"]}}))
-    assert second.needed() == ("hand", "face")
+    assert set(second.needed()) == {"hand", "face"}
 
 
 def test_a_pool_without_tags_gives_no_statistics(world: Path, tmp_path: Path, capsys):
@@ -253,7 +256,7 @@ def test_a_pool_without_tags_gives_no_statistics(world: Path, tmp_path: Path, ca
     first = Round(config(world, tmp_path, pool=tmp_path / "pool"), 1, world / "detector")
     assert first.run(first.tag) is None and first.run(first.balance) is None
     assert "has a tag: all categories get as many" in capsys.readouterr().out
-    assert first.needed() == ("hand", "face") and not (first.folder / "balance").exists()
+    assert set(first.needed()) == {"hand", "face"} and not (first.folder / "balance").exists()
 
 
 def test_real_photographs_need_no_mask(world: Path, tmp_path: Path):

@@ -131,9 +131,16 @@ def silent(settings, within=""):
             yield from silent(kind, f"{name}.")
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_option_has_a_meaning(name):
-    assert list(silent(import_module(cli.COMMANDS[name].module).Config)) == []
+BENCHMARKS = [
+    f"benchmarks.{path.stem}"
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+    if "\nclass Config(" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("module", [one.module for one in cli.COMMANDS.values()] + BENCHMARKS)
+def test_every_option_has_a_meaning(module):
+    assert list(silent(import_module(module).Config)) == []
 
 
 def test_help_names_what_is_given_by_its_place(capsys):
