@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,65 @@ def index_path(shard: Path) -> Path:
 
 def index_of(folder: Path, line: dict[str, Any]) -> list[dict[str, Any]]:
     """A committed shard's index entries, verified against its manifest line."""
-    name = str(line.get("shard"))
-    if not re.fullmatch(r"[A-Za-z0-9_-]+\.tar", name):
-        raise UserError(f"{folder} names a shard {name!r}; its manifest is damaged, restore it.")
-    path = index_path(folder / name)
+    path = index_path(shard_of(folder, line))
     with contextlib.suppress(OSError):
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() == line.get("index_sha256"):
             return [json.loads(entry) for entry in content.splitlines()]
-    raise UserError(f"{path} is missing or damaged; restore it, or write the shards again.")
+    raise UserError(
+        f"{path} is missing or damaged; restore it, or make it again from its tar with "
+        f"`diffdoctor data check {folder}`."
+    )
+
+
+def shard_of(folder: Path, line: dict[str, Any]) -> Path:
+    """The tar that a manifest line names, within its folder."""
+    name = str(line.get("shard"))
+    if not re.fullmatch(r"[A-Za-z0-9_-]+\.tar", name):
+        raise UserError(f"{folder} names a shard {name!r}; its manifest is damaged, restore it.")
+    return folder / name
+
+
+def mend_indices(folder: Path) -> list[str]:
+    """Write the indices that are missing or damaged again, where their tars are whole; their names.
+
+    What is written is what its manifest line has the digest of, to the byte.
+    """
+    mended = []
+    for line in (
+        line for file in folder.glob("*.manifest.jsonl") for line in committed_lines(file)
+    ):
+        shard = shard_of(folder, line)
+        with contextlib.suppress(UserError):
+            index_of(folder, line)
+            continue
+        with contextlib.suppress(OSError, tarfile.TarError):
+            content = index_text(entries_of(shard))
+            if hashlib.sha256(content).hexdigest() == line.get("index_sha256"):
+                storage.write_atomic(index_path(shard), content)
+                mended.append(index_path(shard).name)
+    return mended
+
+
+def entries_of(shard: Path) -> list[dict[str, Any]]:
+    """A shard's index entries, as its tar has them."""
+    places: dict[str, dict[str, Any]] = {}
+    with tarfile.open(shard, "r:") as tar, shard.open("rb") as stream:
+        for member in tar:
+            key, _, kind = member.name.partition(".")
+            stream.seek(member.offset_data)
+            digest, left = hashlib.sha256(), member.size
+            while left and (part := stream.read(min(left, 1 << 20))):
+                digest.update(part)
+                left -= len(part)
+            body = {
+                "offset": member.offset_data,
+                "bytes": member.size,
+                "sha256": digest.hexdigest(),
+            }
+            places.setdefault(key, {})[kind] = body
+    return [{"key": key, "members": members} for key, members in places.items()]
+
+
+def index_text(entries: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(entry) + "\n" for entry in entries).encode()

@@ -27,7 +27,13 @@ from core.errors import UserError
 from core.image_files import MAX_BYTES, decode_image, encode_png, flatten, mask_of
 from core.places import Places
 from core.samples import Record, Sample, safe_key
-from core.shard_index import committed_lines, end_cleanly, index_of, index_path
+from core.shard_index import (
+    committed_lines,
+    end_cleanly,
+    index_of,
+    index_path,
+    index_text,
+)
 
 __all__ = ["Record", "Sample", "ShardStore", "ShardWriter", "safe_key"]
 
@@ -180,7 +186,7 @@ class _OpenShard:
         storage.primitives.fsync(self._file.stream.fileno())
         self._file.stream.close()
         storage.primitives.rename(self._temporary, self.path)
-        index = "".join(json.dumps(entry) + "\n" for entry in self.entries).encode()
+        index = index_text(self.entries)
         storage.write_atomic(index_path(self.path), index)  # also syncs the folder
         return {
             "shard": self.path.name,

@@ -3,8 +3,9 @@
     diffdoctor data check store
     diffdoctor data check store --keep sound_store
 
-Every byte is read and held against its digest. Exit code 1 where anything is wrong; with --keep
-what is right is copied into a new store, and the rest listed beside it with its reason.
+Every byte is read and held against its digest; a shard's index that is lost is made again from its
+tar. Exit code 1 where anything is wrong; with --keep what is right is copied into a new store, and
+the rest listed beside it with its reason.
 """
 
 import json
@@ -22,6 +23,7 @@ import core.config
 from core.errors import UserError
 from core.run import plain
 from core.samples import Sample
+from core.shard_index import mend_indices
 from core.shards import ShardWriter
 from core.storage import check_writable, write_atomic
 from data_balancing.entries import same_shape
@@ -59,6 +61,8 @@ def main(config: Config) -> int | None:
         check_writable(config.keep)
         if config.keep.resolve() == config.data.resolve():
             raise UserError(f"{config.keep} is what is checked: name another folder by --keep.")
+    for name in mend_indices(config.data):
+        print(f"{name} was missing or damaged: it was made again from its tar, to the byte.")
     samples = open_source(config.data, masked=False)
     if not len(samples):
         raise UserError(f"{config.data} holds no sample: its writing was stopped, begin it again.")

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 from core import storage
 from core.errors import UserError
 from core.order import batch_indices, epoch_order
+from core.shard_index import mend_indices
 from core.shards import Record, Sample, ShardStore, ShardWriter, encoded, safe_key
 from tests.core.faults import failing_at, killed_at, operations, tree
 
@@ -327,6 +329,30 @@ def test_missing_files_are_named(folder, tmp_path):
     (folder / "shard.manifest.jsonl").unlink()
     with pytest.raises(UserError, match="tars without the index.*import webdataset"):
         ShardStore(folder)
+
+
+@pytest.mark.parametrize("lost", [Path.unlink, lambda path: path.write_text("{}\n")])
+def test_a_lost_index_is_made_again_from_its_tar(folder, lost):
+    path = folder / "shard-000001.index.jsonl"
+    before = path.read_bytes()
+    assert mend_indices(folder) == []  # nothing is wrong
+    lost(path)
+    assert mend_indices(folder) == [path.name] and path.read_bytes() == before
+    lost(path)
+    tar = folder / "shard-000001.tar"
+    content = bytearray(tar.read_bytes())
+    content[600] ^= 1  # within the first member
+    tar.write_bytes(bytes(content))
+    assert mend_indices(folder) == []  # a damaged tar is no source
+    tar.unlink()
+    assert mend_indices(folder) == []
+
+
+def test_no_index_is_mended_elsewhere(folder, tmp_path):
+    manifest = folder / "shard.manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("shard-000001.tar", "../shard-000001.tar"))
+    with pytest.raises(UserError, match="manifest is damaged"):
+        mend_indices(folder)
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "..", "a\\b", "ä", "a b", "x" * 81, "a\n"])

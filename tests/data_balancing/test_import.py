@@ -368,6 +368,17 @@ def test_check_goes_on_after_a_damaged_sample(tmp_path):
     assert said["sound"] == 2 and "is damaged" in said["findings"][0]["reason"]
 
 
+def test_check_makes_a_lost_index_again(tmp_path, capsys):
+    bring("photographs", photographs(tmp_path / "a"), tmp_path / "out")
+    (index,) = (tmp_path / "out").glob("*.index.jsonl")
+    index.unlink()
+    with pytest.raises(UserError, match="diffdoctor data check"):
+        ShardStore(tmp_path / "out")
+    assert check.main(check.Config(data=tmp_path / "out")) is None
+    assert f"{index.name} was missing or damaged" in capsys.readouterr().out
+    assert len(ShardStore(tmp_path / "out")) == 3
+
+
 def test_stats_count_and_preview_shows(tmp_path, capsys):
     path, _ = sets.pal4vst(tmp_path / "set")
     bring("pal4vst", path, tmp_path / "out")
