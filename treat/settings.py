@@ -251,6 +251,11 @@ class Config(core.config.Config):
                 "the lock holds what a detector does not mark, and without pixel_weight none "
                 "marks: set lock_weight to 0"
             )
+        if self.compile_blocks and self.quantise in ("int8", "fp8"):
+            raise ValueError(
+                f"torch.compile finds no gradient past the {self.quantise} weights of torchao: set "
+                "quantise to nf4 or no, or leave compile_blocks out"
+            )
         if self.views > 1 and not self.pixel_weight:
             raise ValueError(
                 "views are what a detector is shown, and without pixel_weight it is shown "
