@@ -169,9 +169,13 @@ def check_base(path: Path, weights: bool = True) -> str:
 
 
 def check_prompts(base: str, given: bool) -> None:
-    """Raise `UserError` where a base reads prompts and none are `given`; no weights are read."""
-    if reads_prompts(base) and not given:
+    """Raise `UserError` where a base reads prompts and none are `given`, or it reads none and some
+    are; no weights are read."""
+    reads = reads_prompts(base)
+    if reads and not given:
         raise UserError(f"{base} draws what it is asked for: give --prompts FILE.")
+    if given and not reads:
+        raise UserError(f"{base} reads no prompts: leave --prompts out.")
 
 
 def reads_prompts(base: str) -> bool:

@@ -35,6 +35,7 @@ from benchmarks.localisation_figures import (
 from core.contracts import ArtifactMap, Detector, DiffusionModel, Images
 from core.heatmap import overlay
 from core.images import contact_sheet, from_uint8, round_to_8bit, write_image
+from core.inputs import hold
 from core.run import PAUSED, Run
 from core.storage import write_atomic
 from detector.bayes import Uncertainty
@@ -50,10 +51,12 @@ from miniature.prompts import balanced, category_of, split
 from miniature.render import render_samples
 from miniature.unprompted import Unprompted
 from treat.arms import Draw, encode, named, plan
+from treat.cache import digest
 from treat.correctors.calibration import Calibration, read_calibration
 from treat.correctors.moment import asked_again
 from treat.correctors.opening import FITTED, fit
 from treat.correctors.sampling import draw_corrected
+from treat.inputs import of_base, of_detector, of_files
 from treat.offline import RealImages
 from treat.step import Chain
 
@@ -111,6 +114,10 @@ def main(config: Config) -> int | None:
     prompted = reads_prompts(str(base))
     draws = planned(config, prompted)
     with Run.start(config, config.out, "benchmarks.localisation") as run:
+        found = {name: digest([of_detector(path)]) for name, path in paths.items()}
+        found |= {f"calibration {path}": of_files(path.parent, [path])
+                  for path in config.calibrations}  # fmt: skip
+        hold(run, found | {"base": of_base(str(base))}, begun=(run.folder / "maps").is_dir())
         missing = [at for at in range(0, len(draws), config.batch) if not file_of(run, at).exists()]
         if missing:
             model = load_base(str(base))

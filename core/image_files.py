@@ -40,7 +40,12 @@ def list_images(path: Path, deep: bool = False) -> list[Path]:
         if not any(part.startswith(".") for part in entry.relative_to(path).parts)
     )
     if not found:
-        raise UserError(f"no image in {path}; put files ending in {', '.join(SUFFIXES)} there.")
+        below = not deep and any(one.suffix.lower() in SUFFIXES for one in path.rglob("*"))
+        cure = (
+            "name one of its folders, or make a store of all: `diffdoctor data import photographs`"
+        )
+        cure = cure if below else f"put files ending in {', '.join(SUFFIXES)} there"
+        raise UserError(f"no image in {path}; {cure}.")
     return found
 
 

@@ -47,6 +47,11 @@ class Config(core.config.Config):
     """The mean of their maps, or pixel by pixel the largest."""
 
 
+def digests_of(folder: Path) -> list[str]:
+    """Of a detector and, where it is an ensemble, of its members."""
+    return [digest(folder), *read_description(folder).card.get(MEMBERS, [])]
+
+
 def main(config: Config) -> None:
     digests = [digest(folder) for folder in config.detectors]
     check_out(config.out, config.detectors, digests, config.combine)

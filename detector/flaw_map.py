@@ -157,8 +157,11 @@ def _trunk(name: str) -> tuple[nn.Module, int]:
         cure = f"did you mean {close[0]!r}?" if close else "see timm.list_models()."
         raise UserError(f"there is no network {name!r}; {cure}")
     network: Any = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
-    with torch.no_grad():
-        shown = network.eval().forward_features(torch.zeros(1, 3, 64, 64))
+    try:
+        with torch.no_grad():
+            shown = network.eval().forward_features(torch.zeros(1, 3, 64, 64))
+    except AssertionError:  # of one size alone, as transformers are
+        shown = torch.zeros(0)
     if shown.ndim != 4 or shown.shape[1] != network.num_features:
         raise UserError(f"{name} ends in no map of channels: choose a convolutional network.")
     return _Features(network.train()), network.num_features

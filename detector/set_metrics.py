@@ -9,7 +9,7 @@ Legend: n real, m generated images, d features, r resamples.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, final
 
 import numpy as np
@@ -158,7 +158,7 @@ def interval(value: float, draws: Sequence[float]) -> list[float] | None:
     return [value - half, value + half]
 
 
-def check_neighbours(features: Tensor, k: int) -> None:
+def check_neighbours(features: Sized, k: int) -> None:
     if len(features) <= k:
         raise UserError(
             f"{len(features)} images have no {k} neighbours each: give at least {k + 1} in a set."

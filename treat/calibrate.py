@@ -83,11 +83,11 @@ class Config(BaseConfig):
     """Of what is drawn, in pixels."""
     batch: int = Field(default=8, ge=1)
     """Images drawn at once."""
-    t_d: tuple[Share, ...] = (1.0, 0.9, 0.8, 0.7, 0.6)
+    t_d: tuple[Share, ...] = Field((1.0, 0.9, 0.8, 0.7, 0.6), min_length=1)
     """T_d / T to try."""
-    factor: tuple[Positive, ...] = (1.0, 1.5, 2.0, 3.0)
+    factor: tuple[Positive, ...] = Field((1.0, 1.5, 2.0, 3.0), min_length=1)
     """tau over the paper's, to try; 1 is the paper's."""
-    gamma: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.0)
+    gamma: tuple[Positive, ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
     """gamma to try."""
     device: str = "auto"
     """`auto`, or a torch device."""

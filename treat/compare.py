@@ -81,6 +81,9 @@ def main(config: Config) -> None:
     """Look, compare, print."""
     network = open_features(config.features).to(device(config.device))
     sets = [read_offline(path, config.limit, False) for path in (config.real, *config.generated)]
+    for own in sets:
+        check_neighbours(own, config.k)
+    check_neighbours(sets[0], SURROUNDING)
     vectors = [
         vectors_of(network, images, config.batch, path.name)
         for images, path in zip(sets, (config.real, *config.generated), strict=True)
@@ -89,9 +92,6 @@ def main(config: Config) -> None:
     if fewest <= real.shape[1]:
         print(f"warn: {fewest} images and {real.shape[1]} features: FID says little, give more.",
               file=sys.stderr)  # fmt: skip
-    for own in vectors:
-        check_neighbours(own, config.k)
-    check_neighbours(real, SURROUNDING)
     fid, rows = Fid(real), {}
     for path, own in zip(config.generated, vectors[1:], strict=True):
         rows[str(path)] = compared(real, own, fid, config.k, config.resamples, config.seed)

@@ -8,7 +8,7 @@ command goes on where it stopped.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from core.prompts import read_prompts
 from core.run import PAUSED, Run
 from core.storage import read_json, write_atomic
 from core.wishes import MET
+from detector.combine import digests_of
 from detector.measure import clock, device
 from detector.score_dynamics import Window
 from detector.segformer import freeze
@@ -35,7 +36,13 @@ from treat.cache import digest
 from treat.correct_settings import Config
 from treat.correctors.acceleration import drawing, mean_curves, region_curves, shown_mask
 from treat.correctors.moment import Corrector
-from treat.correctors.opening import Wanted, check_used, found_by, open_corrector
+from treat.correctors.opening import (
+    CALIBRATED,
+    Wanted,
+    check_used,
+    found_by,
+    open_corrector,
+)
 from treat.correctors.sampling import draw_corrected
 from treat.evaluate import (
     Flagged,
@@ -65,11 +72,11 @@ def main(
     """Draw both arms, judge, compare, report; see `treat.evaluate.main` for the judge."""
     check_size(config.base, config.height, config.width)
     check_prompts(config.base, config.prompts is not None)
-    place = device(config.device)
+    place, given = device(config.device), judge
     itself = config.detector in (DYNAMICS, UNCERTAINTY)
     check_used(wanted(config), config.detector)
     leads = None if itself else Path(config.detector)
-    judges = {name: open_detector(Path(path)) for name, path in named(config.judges).items()}
+    judges = {name: open_detector(path) for name, path in judges_of(config).items()}
     opened = open_corrector(wanted(config), leads and freeze(open_detector(leads)).to(place))
     if judge is None:
         own = {} if leads is None else {ITSELF: open_detector(leads)}
@@ -78,8 +85,17 @@ def main(
                  config.seed)  # fmt: skip
     with Run.start(config, config.out, "treat.correct") as run:
         hold(run, digests(config, leads), begun=any((run.folder / "images").rglob("*.png")))
-        if judge_name.startswith(f"detector {ITSELF},"):
-            run.event("warn", "the detector that corrects also judges: give --judges NAME=FOLDER")
+        if leads is not None and given is None and leads_itself(leads, judges_of(config)):
+            run.event(
+                "warn",
+                "the detector that corrects also judges: give another one as the first of --judges",
+            )
+        if config.corrector in CALIBRATED and itself and config.calibration is None:
+            run.event(
+                "warn",
+                "score dynamics without a calibration find far too much or too little: "
+                "`diffdoctor calibrate` writes one for this base, and --calibration takes it",
+            )
         if opened.helps is False:
             run.event("warn", f"{config.calibration} recommends no correction: none was better")
         if opened.calibrated == config.seed:
@@ -97,6 +113,16 @@ def main(
         publish(run, config, summary, first_pairs(run.folder, arms, draws[: config.shown], judge),
                 opened.window)  # fmt: skip
     return None
+
+
+def judges_of(config: Config) -> dict[str, Path]:
+    return {name: Path(path) for name, path in named(config.judges).items()}
+
+
+def leads_itself(leads: Path, judges: Mapping[str, Path]) -> bool:
+    """Whether who leads also judges, under whatever name, or is one of an ensemble that does."""
+    first = next(iter(judges.values()), leads)
+    return not {*digests_of(leads)}.isdisjoint(digests_of(first))
 
 
 def prompts_of(config: Config) -> list[str]:

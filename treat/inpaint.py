@@ -34,7 +34,7 @@ from treat.repaint import REPAINT, repaint, walk
 from treat.step import Chain
 
 GRAY = 0.5
-"""What the sheet shows where a mask is."""
+"""What the sheet shows where a mask is, and what stands for an image that is hidden whole."""
 
 
 class Config(core.config.Config):
@@ -147,14 +147,37 @@ def fill(
     path: Sequence[int],
     eta: float,
 ) -> Images:
-    """The images with what is masked drawn; a cell of latents is drawn where any pixel of it is."""
+    """The images with what is masked drawn, of which nothing is seen.
+
+    A cell of latents is drawn where any pixel of it is masked, and so are its neighbours: an
+    autoencoder reads beyond a cell.
+    """
     model: DiffusionModel = chain.model
-    known = model.encode(images)
-    drawn = F.adaptive_max_pool2d(masks, known.shape[-2:]) > 0
-    latents = repaint(chain, known, drawn, seeds, path, eta)
+    known = model.encode(surrounded(images, 1 - masks))
+    drawn = F.adaptive_max_pool2d(masks, known.shape[-2:])
+    if known.shape[-2:] != images.shape[-2:]:
+        drawn = F.max_pool2d(drawn, 3, stride=1, padding=1)
+    latents = repaint(chain, known, drawn > 0, seeds, path, eta)
     with torch.no_grad():
         found = round_to_8bit(chain.decode(latents))
     return torch.where(masks > 0, found, images).cpu()
+
+
+def surrounded(images: Images, known: Float[Tensor, "b 1 h w"]) -> Images:
+    """The images with what is not `known` (0) as the mean of what lies nearest around it.
+
+    From coarse to fine (pull-push; Gortler et al., The Lumigraph, 1996); grey where nothing is
+    known.
+    """
+    if known.min() > 0:
+        return images
+    if known.shape[-1] == known.shape[-2] == 1:
+        return torch.where(known > 0, images, GRAY)
+    share = F.avg_pool2d(known, 2, ceil_mode=True)
+    means = F.avg_pool2d(images * known, 2, ceil_mode=True) / share.clamp_min(1e-6)
+    coarse = surrounded(means, (share > 0).float())
+    around = F.interpolate(coarse, size=images.shape[-2:], mode="bilinear")
+    return torch.where(known > 0, images, around)
 
 
 def sheet(files: Sequence[Path], masks: Sequence[Path], made: Sequence[Path]) -> Tensor:

@@ -72,7 +72,7 @@ def read_offline(path: Path, limit: int | None = None, captioned: bool = True) -
 
 def _read(path: Path, limit: int | None, captioned: bool) -> RealImages:
     if not path.exists():
-        raise UserError(f"there is no folder {path} of real images: name one that exists.")
+        raise UserError(f"there is no folder {path} of images: name one that exists.")
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         raise UserError(f"{path} is one image: name a folder of images with captions.")
     if path.is_dir() and any(path.glob("*.manifest.jsonl")):

@@ -262,7 +262,11 @@ def test_listing(tmp_path):
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG", "d.webp"]
     assert list_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
-    with pytest.raises(UserError, match="no image in"):
+    with pytest.raises(UserError, match="no image in .*; put files ending in"):
+        list_images(tmp_path / "folder.png")
+    (tmp_path / "folder.png/below").mkdir()
+    (tmp_path / "folder.png/below/e.png").write_bytes(b"")
+    with pytest.raises(UserError, match="name one of its folders, .* data import photographs"):
         list_images(tmp_path / "folder.png")
     with pytest.raises(UserError, match="does not exist"):
         list_images(Path("nowhere"))

@@ -108,7 +108,7 @@ def test_published_weights_of_a_vgg_are_taken(tmp_path):
         load_pretrained(highlighter(), tmp_path / "vgg11.pth")
 
 
-@pytest.mark.parametrize("name", ["vgg_16", "test_vit"])
+@pytest.mark.parametrize("name", ["vgg_16", "test_vit", "vit_tiny_patch16_224"])
 def test_networks_without_a_last_convolution_are_refused(name):
     with pytest.raises(UserError, match="did you mean 'vgg16'|convolutional"):
         highlighter(variant=name)

@@ -86,7 +86,8 @@ def test_images_of_several_sizes_and_a_limit(world, tmp_path, capsys):
     assert "6 images and 6 features" in capsys.readouterr().err
 
 
-def test_what_cannot_be_compared_is_refused(world, tmp_path):
+def test_what_cannot_be_compared_is_refused(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "vectors_of", None)  # before anything is looked at
     for changes, says in (
         ({"features": str(world / "real")}, "name a folder with features.json"),
         ({"real": world / "nowhere"}, "there is no folder"),

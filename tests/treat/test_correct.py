@@ -14,7 +14,10 @@ from core.errors import UserError
 from core.image_files import list_images
 from core.images import read_images, write_image
 from core.run import PAUSED, Run
+from core.samples import Record, Sample
+from core.shards import ShardWriter
 from core.wishes import ask
+from detector import combine
 from detector.score_dynamics import Window
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import save_detector
@@ -166,12 +169,30 @@ def test_a_detector_leads_on_latents_and_judges_itself_only_with_a_warning(world
     assert summary["found_by"] == f"the detector {world / 'detector'}"
 
 
+def test_whoever_leads_is_known_under_any_name(world, tmp_path):
+    own, other = world / "detector", tmp_path / "other"
+    save_detector(SegformerDetector(SegformerConfig(variant="nano"), seed=2), other, {})
+    combine.main(combine.Config(detectors=(own, other), out=tmp_path / "both"))
+    shutil.copytree(own, tmp_path / "copy")
+    assert correct.leads_itself(own, {}) and correct.leads_itself(own, {"x": tmp_path / "copy"})
+    assert correct.leads_itself(own, {"x": tmp_path / "both"})
+    assert correct.leads_itself(tmp_path / "both", {"x": other})
+    assert not correct.leads_itself(own, {"x": other, "y": own})  # the first one judges
+
+
+def test_dynamics_without_a_calibration_are_warned_of(done, world):
+    said = (done[1] / "events.jsonl").read_text()
+    assert "without a calibration" in said and "diffdoctor calibrate" in said
+
+
 def test_a_run_that_changed_nothing_says_so(world, tmp_path):
     """One in which nobody has to find anything: no change of the score is beyond the bound."""
     out = tmp_path / "run"
     used = settings(world, out, corrector="score_clipping", set=("bound=1e6",), n=2)
     assert correct.main(used, bright) is None
-    assert 'score_clipping changed no image: look at --set"' in (out / "events.jsonl").read_text()
+    said = (out / "events.jsonl").read_text()
+    assert 'score_clipping changed no image: look at --set"' in said
+    assert "without a calibration" not in said
     summary = json.loads((out / "summary.json").read_text())
     assert summary["images_changed"] == 0 and summary["found_by"] is None
     page = (out / "report.html").read_text()
@@ -215,6 +236,10 @@ def test_what_cannot_be_done_is_refused_before_anything_is_drawn(world, tmp_path
         ({"real": tmp_path}, "leave it out, or --detector bayes"),
         ({"corrector": "bayes", "variant": "code"}, "has no --variant code"),
         ({"detector": folder, "calibration": tmp_path / "a.json"}, "is of score dynamics"),
+        ({"variant": "code", "set": ("gamma=0.5",)}, "gamma has no part in variant code"),
+        ({"set": ("shake=0.5",)}, "shake has no part in variant paper"),
+        ({"calibration": tmp_path / "a.json", "set": ("t_c=0.3",)}, "was found for t_c 0.48"),
+        ({"prompts": tmp_path / "prompts.txt"}, "reads no prompts: leave --prompts out"),
     ):
         with pytest.raises(UserError, match=says):
             correct.main(settings(world, out, **given), bright)
@@ -234,6 +259,9 @@ def test_a_calibration_is_found_and_used(world, tmp_path):
     calibrate.main(config, bright)
     found = read_calibration(config.out, config.base + "/", 10, "paper")
     assert len(found.bank) == 9 and all(value > 0 for value in found.bank)
+    for name in ("t_d", "factor", "gamma"):
+        with pytest.raises(ValueError, match="at least 1 item"):
+            calibrate.Config.model_validate(config.model_dump() | {name: ()})
     overlaps = [one for one in found.tried if "iou" in one]
     best = max(overlaps, key=lambda one: one["iou"])
     assert len(overlaps) == 4 and (found.t_d, found.factor) == (best["t_d"], best["factor"])
@@ -326,6 +354,12 @@ def test_bayes_fits_on_a_folder_of_real_images(world, tmp_path):
     assert 0 < changed < 0.6
     with pytest.raises(UserError, match="nobody judges"):  # a variance judges nothing
         correct.main(again.model_copy(update={"out": tmp_path / "unjudged"}))
+    with ShardWriter(tmp_path / "store") as writer:
+        for i in range(2):
+            level = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+            writer.write(Sample(f"{i}", level, None, Record(key=f"{i}", source="real")))
+    stored = again.model_copy(update={"out": tmp_path / "stored", "real": tmp_path / "store"})
+    assert correct.main(stored, bright) is None
     for given in ({"corrector": "bayes"}, {"detector": "bayes"}):
         with pytest.raises(UserError, match="give --real FOLDER"):
             correct.main(settings(world, tmp_path / "other", **given), bright)

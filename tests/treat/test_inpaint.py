@@ -14,7 +14,7 @@ from core.heatmap import write_map
 from core.images import read_images, round_to_8bit, write_image
 from core.run import PAUSED, Run
 from core.seeds import mix
-from tests.base_models.families import CASES
+from tests.base_models.families import CASES, UNCONDITIONAL
 from tests.tiny import SIZE
 from tests.tiny.unconditional import tiny_ddpm, tiny_ldm
 from treat import inpaint
@@ -93,6 +93,36 @@ def test_an_image_is_a_function_of_its_seed_and_what_is_known_of_it():
     assert (both - other)[hidden].abs().mean() > 0.01
     moved = known + (~drawn) * 0.5
     assert not torch.equal(repaint(chain(model), moved, drawn, SEEDS, path)[hidden], both[hidden])
+
+
+@pytest.mark.parametrize("base", ["ldm", "ldm, AutoencoderKL"])
+def test_nothing_of_what_is_hidden_is_seen(base):
+    one = chain(UNCONDITIONAL[base].model())
+    g = torch.Generator().manual_seed(2)
+    images, others = torch.rand(2, 2, 3, SIZE, SIZE, generator=g)
+    masks = torch.zeros(2, 1, SIZE, SIZE)
+    masks[0, :, 4:11, 3:9], masks[1] = 1, 1  # a part, and all
+    path = walk(6, 2, 2)
+    found = inpaint.fill(one, images, masks, SEEDS, path, 1.0)
+    exchanged = torch.where(masks > 0, others, images)
+    assert torch.equal(inpaint.fill(one, exchanged, masks, SEEDS, path, 1.0) * masks, found * masks)
+    seen = torch.where(masks > 0, images, others)  # the control: what is known does matter
+    assert not torch.equal(inpaint.fill(one, seen, masks, SEEDS, path, 1.0)[0] * masks[0],
+                           found[0] * masks[0])  # fmt: skip
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20), (7, 3), (1, 2)])
+def test_a_hole_is_filled_by_what_lies_around_it(height, width):
+    g = torch.Generator().manual_seed(3)
+    images = torch.rand(3, 3, height, width, generator=g)
+    known = (torch.rand(3, 1, height, width, generator=g) > 0.5).float()
+    known[1], known[2] = 0, 1
+    found = inpaint.surrounded(images, known)
+    assert torch.equal(found * known, images * known)
+    torch.testing.assert_close(found[1], torch.full_like(found[1], inpaint.GRAY))
+    assert torch.equal(found[2], images[2])
+    flat = inpaint.surrounded(torch.where(known > 0, 0.25, images), known)
+    torch.testing.assert_close(flat[0], torch.full_like(flat[0], 0.25))
 
 
 @pytest.fixture

@@ -3,16 +3,14 @@
 Everything a person can get wrong is said before any weight of the base is read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from core.contracts import Detector, DiffusionModel
 from core.errors import UserError
-from core.image_files import list_images
-from core.images import read_image
 from core.seeds import mix
 from detector import last_layer
 from detector.score_dynamics import T_C, Variant, Window, check_window
@@ -29,6 +27,8 @@ FITTED, TIMES, PRIOR = 64, 4, 1.0
 prior precision."""
 CALIBRATED = {"asced": ("t_d", "gamma"), "state_replacement": ("t_d",)}
 """What each takes of a calibration, beside its bank and factor."""
+ASCED_PAPER, ASCED_CODE = ("gamma",), ("back", "shake", "eta")
+"""Numbers that only the one or the other of its variants has."""
 LAPLACE = 73
 """What a draw is for; see `core.seeds`."""
 
@@ -69,6 +69,7 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
     `detector` finds, or None: the uncertainty does where that is wanted, else score dynamics.
     """
     settings = settings_of(wanted.name, wanted.words)
+    check_numbers(wanted, settings)
     bank, factor, helps, calibrated = None, 1.0, None, None
     if wanted.calibration is not None:
         if wanted.name not in CALIBRATED:
@@ -92,7 +93,7 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
     if "t_c" in defaults(wanted.name):
         check_window(window, wanted.steps)
     if unsure:
-        real = real_images(Path(str(wanted.real)), wanted.prompted)
+        real = read_offline(Path(str(wanted.real)), FITTED, captioned=wanted.prompted)
 
         def fitting(model: DiffusionModel) -> Corrector:
             laplace = fit(model, real, wanted.steps, wanted.height, wanted.width, wanted.seed)
@@ -106,6 +107,21 @@ def open_corrector(wanted: Wanted, detector: Detector | None) -> Opened:
         part = dynamics if detector is None else ByDetector(detector)
     corrector = make(wanted.name, part, settings)
     return Opened(lambda model: corrector, window, helps, calibrated)
+
+
+def check_numbers(wanted: Wanted, settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a number that this variant, or this calibration, would ignore."""
+    if wanted.name == "asced":
+        idle = ASCED_CODE if wanted.variant != "code" else ASCED_PAPER
+        for name in settings:
+            if name in idle:
+                raise UserError(
+                    f"{name} has no part in variant {wanted.variant} of 'asced': leave it out."
+                )
+    if wanted.calibration is not None and settings.get("t_c", T_C) != T_C:
+        raise UserError(
+            f"{wanted.calibration} was found for t_c {T_C}: leave t_c out, or --calibration."
+        )
 
 
 def found_by(name: str, detector: str, variant: Variant) -> str | None:
@@ -142,14 +158,6 @@ def check_used(wanted: Wanted, detector: str) -> None:
             "a calibration is of score dynamics: leave --detector out, or --calibration (gamma "
             "alone: --set gamma=VALUE)."
         )
-
-
-def real_images(path: Path, prompted: bool) -> RealImages:
-    """At most `FITTED`; of a base without prompts a plain folder of images will do."""
-    if prompted:
-        return read_offline(path, FITTED)
-    files = list_images(path)[:FITTED]
-    return RealImages([""] * len(files), lambda i: read_image(files[i])[None], str(path))
 
 
 def fit(
