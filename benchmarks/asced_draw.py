@@ -22,7 +22,7 @@ from core.storage import write_atomic
 from detector.measure import clock, device
 from miniature.law import CATEGORIES, SIZE
 from treat.arms import BASE, Draw, encode, image_path
-from treat.correct import record_path
+from treat.correct_draw import record_path
 from treat.correctors.acceleration import region_curves, shown_mask
 from treat.correctors.moment import Corrector
 from treat.correctors.sampling import draw_corrected

@@ -54,7 +54,7 @@ from miniature.render import render_samples
 from miniature.stages import SHARES
 from treat import calibrate
 from treat.arms import BASE, Draw, plan
-from treat.correct import record_path
+from treat.correct_draw import record_path
 from treat.correctors.acceleration import drawing, mean_curves
 from treat.correctors.asced import Asced
 from treat.correctors.opening import FITTED, Opened, Wanted, open_corrector

@@ -34,8 +34,8 @@ class Config(core.config.Config):
     """bayes: real images that the last layer is fitted on; with captions (`treat --offline`) where
     the base reads prompts."""
     judges: tuple[str, ...] = ()
-    """Detectors that read the images, NAME=PATH each; the first judges. Without one, --detector
-    judges itself, which flatters it."""
+    """Detectors that read the images, NAME=PATH each; the first judges. Without one a
+    folder that leads (--detector) judges itself, which flatters it."""
     prompts: Path | None = None
     """Prompts: .txt (one a line), or .jsonl, .csv or .parquet with `prompt`. None for a base that
     reads none."""

@@ -84,11 +84,13 @@ def main(config: Config) -> int | None:
         hold(run, found | {"base": of_base(config.base)}, begun=any(map(Path.exists, made)))
         left = [i for i, file in enumerate(made) if not file.exists()]
         model = load_base(config.base).to(place) if left else None
-        for at in run.progress(range(0, len(left), config.batch), description="inpaint"):
+        batches = [left[at : at + config.batch] for at in range(0, len(left), config.batch)]
+        total = -(-len(files) // config.batch)
+        for rows in run.progress(batches, total, total - len(batches), "inpaint"):
             if run.interrupted:
                 return PAUSED
             assert model is not None  # something is left
-            rows, begun = left[at : at + config.batch], time.perf_counter()
+            begun = time.perf_counter()
             seeds = [mix(config.seed, REPAINT, i) % 2**32 for i in rows]
             images, holes = read_images([files[i] for i in rows]), read([masks[i] for i in rows])
             schedule = model.schedule(config.sampling_steps, height, width)
@@ -103,6 +105,7 @@ def main(config: Config) -> int | None:
             write_image(run.folder / "sheet.png", sheet(*shown))
         calls = sum(b > a for a, b in zip(path, path[1:], strict=False))
         run.summary({"n": len(files), "steps_an_image": calls, "images": "images"})
+        run.event("info", f"images/ and summary.json are in {run.folder}")
     return None
 
 

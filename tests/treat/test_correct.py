@@ -23,7 +23,7 @@ from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import save_detector
 from tests.tiny import SIZE, tiny_pipeline
 from tests.tiny.unconditional import tiny_ddpm, tiny_ldm
-from treat import calibrate, correct
+from treat import calibrate, correct, correct_draw
 from treat.correctors.acceleration import drawing, mean_curves, region_curves
 from treat.correctors.calibration import read_calibration
 from treat.correctors.opening import open_corrector
@@ -202,14 +202,14 @@ def test_a_run_that_changed_nothing_says_so(world, tmp_path):
 def test_the_cost_is_of_neither_arms_first_drawing(world, tmp_path, monkeypatch):
     """A clock that only drawing moves: the first by 100 s, every other by 1 s, corrected or not."""
     now, drawn = [0.0], []
-    draw_corrected = correct.draw_corrected
+    draw_corrected = correct_draw.draw_corrected
 
     def slow_at_first(chain, noise, seeds, corrector):
         now[0] += 1 if drawn else 100
         drawn.append((len(seeds), corrector is not None))
         return draw_corrected(chain, noise, seeds, corrector)
 
-    monkeypatch.setattr(correct, "draw_corrected", slow_at_first)
+    monkeypatch.setattr(correct_draw, "draw_corrected", slow_at_first)
     for name in ("perf_counter", "process_time"):
         monkeypatch.setattr(time, name, lambda: now[0])
     assert correct.main(settings(world, tmp_path / "run", n=4), bright) is None
@@ -226,7 +226,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_drawn(world, tmp_path
         ({"sampling_steps": 4}, "give more steps"),
         ({"set": ("gama=1",)}, "it has gamma"),
         ({"corrector": "guide", "calibration": tmp_path / "a.json"}, "is for --corrector asced"),
-        ({"calibration": tmp_path / "a.json"}, "a.json is missing"),
+        ({"calibration": tmp_path / "a.json"}, "there is no calibration .*a.json"),
         ({"height": SIZE + 1}, "divide by 2"),
         ({"corrector": "guide", "set": ("start=5",)}, "start of 'guide' is .* at most 1"),
         ({"corrector": "bayes", "detector": folder}, "no part in 'bayes' .*: leave it out"),
@@ -239,6 +239,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_drawn(world, tmp_path
         ({"variant": "code", "set": ("gamma=0.5",)}, "gamma has no part in variant code"),
         ({"set": ("shake=0.5",)}, "shake has no part in variant paper"),
         ({"calibration": tmp_path / "a.json", "set": ("t_c=0.3",)}, "was found for t_c 0.48"),
+        ({"detector": "score_dynamic"}, "score_dynamic is no folder; did you mean score_dynamics"),
         ({"prompts": tmp_path / "prompts.txt"}, "reads no prompts: leave --prompts out"),
     ):
         with pytest.raises(UserError, match=says):

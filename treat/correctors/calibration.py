@@ -50,6 +50,8 @@ def write_calibration(path: Path, found: Calibration) -> None:
 
 def read_calibration(path: Path, base: str, steps: int, variant: str | None = None) -> Calibration:
     """Raise `UserError` for a file that is none, or is of another base, steps or variant."""
+    if not path.is_file():
+        raise UserError(f"there is no calibration {path}: `diffdoctor calibrate` writes one.")
     try:
         found = Calibration.model_validate(read_json(path))
     except ValidationError as error:
