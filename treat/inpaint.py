@@ -8,6 +8,7 @@ as it went in, to the bit. The same command goes on where it stopped.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class Config(core.config.Config):
 def main(config: Config) -> int | None:
     """Check, draw what is missing, show."""
     files = list_images(config.images)[: config.n]
-    masks = [mask_of(config.masks, file) for file in files]
+    masks = masks_of(config.masks, files)
     height, width = check(config, files, masks)
     path = walk(config.sampling_steps, config.jump_length, config.resamples)
     place = device(config.device)
@@ -109,14 +110,18 @@ def main(config: Config) -> int | None:
     return None
 
 
-def mask_of(masks: Path, file: Path) -> Path:
-    """`UserError` where an image has none."""
+def masks_of(masks: Path, files: Sequence[Path]) -> list[Path]:
+    """Of each image; `UserError` where one has none, or several."""
     if masks.is_file():
-        return masks
-    named = [one for one in list_images(masks) if one.stem == file.stem]
-    if not named:
-        raise UserError(f"{masks} has no mask for {file.name}: name each after its image.")
-    return named[0]
+        return [masks] * len(files)
+    named: dict[str, list[Path]] = defaultdict(list)
+    for mask in list_images(masks):
+        named[mask.stem].append(mask)
+    for file in files:
+        if len(named[file.stem]) != 1:
+            many = "several masks" if named[file.stem] else "no mask"
+            raise UserError(f"{masks} has {many} for {file.name}: give each image one of its name.")
+    return [named[file.stem][0] for file in files]
 
 
 def check(config: Config, files: Sequence[Path], masks: Sequence[Path]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """RePaint: the walk, blending, what is known, seeds; the program and its refusals."""
 
 import json
+import shutil
 from itertools import pairwise
 from typing import Any
 
@@ -195,9 +196,12 @@ def test_what_cannot_be_done_is_refused_before_anything_is_drawn(world):
     (world / "few").mkdir()
     write_map(world / "few/0.png", torch.ones(1, SIZE, SIZE))
     write_map(world / "wide.png", torch.ones(1, SIZE, SIZE + 2))
+    shutil.copytree(world / "masks", world / "many")
+    shutil.copy(world / "many/1.png", world / "many/1.webp")
     CASES["sdxl"].pipeline().save_pretrained(world / "text")
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"masks": world / "few"}, "no mask for 1.png"),
+        ({"masks": world / "many"}, "several masks for 1.png"),
         ({"masks": world / "wide.png"}, "bring images and masks to one size"),
         ({"jump_length": 6}, "--jump-length"),
         ({"base": str(world / "text")}, "draws what it is asked for"),
