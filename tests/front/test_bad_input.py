@@ -41,8 +41,12 @@ OTHERS = {
 }
 """What is no store, and no folder of that kind either."""
 KINDS = ("empty", "file", "missing", "damaged index", "damaged manifest", "begun")
-MAY_BE = {("data hard-cases, labelled", "begun"), ("detector sanity", "file")}
-"""No label yet, and one picture."""
+MAY_BE = {
+    ("data hard-cases, labelled", "begun"),
+    ("detector sanity", "file"),
+    ("data check", "damaged index"),
+}
+"""No label yet, one picture, and what mends the index."""
 WRITES = {
     name: STORES[name].replace("{bad}", "{bare}")
     for name in ("data tag", "data balance", "data hard-cases", "data annotate", "data preview")
