@@ -45,6 +45,7 @@ MAY_BE = {
     ("data hard-cases, labelled", "begun"),
     ("detector sanity", "file"),
     ("data check", "damaged index"),
+    ("data check, kept", "damaged index"),
 }
 """No label yet, one picture, and what mends the index."""
 WRITES = {
