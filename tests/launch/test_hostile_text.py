@@ -62,6 +62,7 @@ def world(tmp_path, monkeypatch):
     stand_ins.mkdir()
     scripts = {
         "python": f'printf "%s\\0" "$@" >> {said}\n',
+        "srun": "exit 1\n",  # submitit wants it to be there
         "sbatch": f'cat "$1" > {tmp_path}/script\nbash "$1" && echo "Submitted batch job 7"\n',
     }
     for name, lines in scripts.items():

@@ -124,6 +124,7 @@ def test_a_controller_that_is_away_refuses_nothing(monkeypatch, tmp_path):
     """The job waits until it answers, and is not failed meanwhile."""
     folder = tmp_path / "ftjob-1"
     folder.mkdir()
+    program(tmp_path, monkeypatch, "srun", "exit 1")  # submitit wants it to be there
     for said, fault in (
         ("Unable to contact slurm controller (connect failure)", Unreachable),
         ("Socket timed out on send/recv operation", Unreachable),
@@ -142,6 +143,7 @@ def test_a_submission_that_takes_too_long_may_have_been_taken(monkeypatch, tmp_p
     folder = tmp_path / "ftjob-1"
     folder.mkdir()
     monkeypatch.setattr(slurm, "PATIENCE", 0.3)
+    program(tmp_path, monkeypatch, "srun", "exit 1")
     program(tmp_path, monkeypatch, "sbatch", "exec sleep 30")
     begun = time.monotonic()
     with pytest.raises(Unreachable, match="timed out"):
