@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import diffusers.pipelines.flux.pipeline_flux  # noqa: F401 - it talks when it is first imported
 import pytest
 
 from core import storage
