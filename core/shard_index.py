@@ -68,11 +68,12 @@ def mend_indices(folder: Path) -> list[str]:
         with contextlib.suppress(UserError):
             index_of(folder, line)
             continue
+        content = b""
         with contextlib.suppress(OSError, tarfile.TarError):
             content = index_text(entries_of(shard))
-            if hashlib.sha256(content).hexdigest() == line.get("index_sha256"):
-                storage.write_atomic(index_path(shard), content)
-                mended.append(index_path(shard).name)
+        if hashlib.sha256(content).hexdigest() == line.get("index_sha256"):
+            storage.write_atomic(index_path(shard), content)  # a full disk is no damaged tar
+            mended.append(index_path(shard).name)
     return mended
 
 

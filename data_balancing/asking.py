@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar, runtime_checkable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -113,7 +113,7 @@ def check_address(url: str) -> None:
     """Raise `UserError` unless it is http(s) to a host, without a password in it, and would carry
     the key to no other machine in the clear."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
         raise UserError(f"--endpoint {url!r} is no address; write http://HOST:PORT/v1.")
     if parts.username or parts.password:
         raise UserError(f"--endpoint holds a password; put the key into {KEY} instead.")
@@ -122,6 +122,14 @@ def check_address(url: str) -> None:
             f"--endpoint {url} would carry {KEY} over the network in the clear: write https://, or "
             f"unset {KEY} where the server asks for no key."
         )
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether its port, where it names one, is one."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def check_listening(url: str) -> None:

@@ -159,7 +159,7 @@ def _trunk(name: str) -> tuple[nn.Module, int]:
     network: Any = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
     try:
         with torch.no_grad():
-            shown = network.eval().forward_features(torch.zeros(1, 3, 64, 64))
+            shown = network.train(False).forward_features(torch.zeros(1, 3, 64, 64))
     except AssertionError:  # of one size alone, as transformers are
         shown = torch.zeros(0)
     if shown.ndim != 4 or shown.shape[1] != network.num_features:

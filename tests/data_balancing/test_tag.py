@@ -280,7 +280,14 @@ def test_a_folder_is_no_file_to_write(tmp_path: Path, program):
 
 
 @pytest.mark.parametrize(
-    ("url", "said"), [("localhost:1", "no address"), ("http://a:b@localhost/v1", "password")]
+    ("url", "said"),
+    [
+        ("localhost:1", "no address"),
+        ("http://localhost:99999/v1", "no address"),
+        ("http://localhost:port/v1", "no address"),
+        ("http://localhost:0/v1", "no address"),
+        ("http://a:b@localhost/v1", "password"),
+    ],
 )
 def test_strange_addresses(tmp_path: Path, url: str, said: str):
     store(tmp_path / "store", 1)
