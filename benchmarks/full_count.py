@@ -3,8 +3,7 @@
     python -m benchmarks.full_count --json counted.json
 
 The same step on tensors without contents. FLUX takes one to three minutes a case and the UNets, of
-which every sampling step is counted, more. The network's norms are counted in fp32, as autocast has
-them on CUDA and not on a CPU, where these tensors pretend to be.
+which every sampling step is counted, more.
 """
 
 import json
@@ -29,11 +28,10 @@ from benchmarks.full_step import (
     accumulate,
     chosen,
     fitted,
-    leave_inputs,
     schedule_of,
 )
 from benchmarks.stopwatch import GIB
-from core.counting import DryRun, norms_in_float32
+from core.counting import DryRun
 from core.run import plain
 from core.storage import write_atomic
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
@@ -69,9 +67,6 @@ def count(shape: Shape, case: Case) -> dict[str, float]:
     model = outline(shape, torch.bfloat16)
     add_lora(model.network, RANK, model.lora_targets(TARGETS), 0)
     outline_quantised(model.network, case.quantise)
-    if case.uncast:
-        leave_inputs(model.network)
-    norms_in_float32(model.network)  # the decoder runs outside autocast
     recompute_blocks(model, case.checkpoint_blocks, case.checkpoint_decoder)
     with torch.device("meta"):
         detector = freeze(SegformerDetector(SegformerConfig(prior=PRIOR, **shape.detector)))

@@ -38,7 +38,6 @@ from benchmarks.full_step import (
     chosen,
     fitted,
     in_fp32,
-    leave_inputs,
     schedule_of,
 )
 from benchmarks.stopwatch import (
@@ -171,8 +170,6 @@ class Bench:
         if case.compiled:
             backend = "inductor" if self.device.type == "cuda" else "eager"
             compile_blocks(world.model.network, backend)
-        if case.uncast:
-            leave_inputs(world.model.network)
         seconds, phases, figures = [], [], {}
         for number in range(self.config.repeats + 1):
             stopwatch = Stopwatch(self.device)
@@ -186,7 +183,7 @@ class Bench:
             if seconds and time.perf_counter() > self.until:
                 break
         row |= self.summary(case, seconds, phases) | figures
-        if case.compiled or case.uncast:
+        if case.compiled:
             self.forget()  # its blocks are no longer what they were
         return row
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from base_models.names import Quantisation
 from base_models.quantise import quantise
@@ -63,8 +62,6 @@ class Case:
     """Also held against fp32."""
     tflop: float | None = None
     """Of one step at full size, by `benchmarks.full_count`."""
-    uncast: bool = False
-    """peft's cast of each input to fp32 is left out: autocast makes it bf16 again."""
 
 
 FRUGAL: dict[str, Any] = {"recompute": True}
@@ -93,7 +90,6 @@ CASES = (
          tflop=941.7),
     Case("sdxl, graphs kept, blocks checkpointed", "sdxl", **LONG, **KEPT, two_pass=True,
          tflop=679.0),
-    Case("flux, as flux-80gb, inputs uncast", "flux", **FRUGAL, uncast=True, tflop=461.5),
     Case("flux, fast, compiled", "flux", compiled=True, tflop=391.6),
     Case("flux, as flux-80gb, compiled", "flux", **FRUGAL, compiled=True, tflop=461.5),
 )  # fmt: skip
@@ -193,9 +189,3 @@ def in_fp32(world: World) -> World:
         part.float()
     text = {name: rows.float() for name, rows in world.text.items()}
     return replace(world, text=text, precision=nullcontext)
-
-
-def leave_inputs(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False

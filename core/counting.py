@@ -18,6 +18,12 @@ from torch.utils.flop_counter import flop_registry
 NUMBER = torch.ops.aten._local_scalar_dense.default
 """What asks a tensor for its number; one without contents has 0, which also means no."""
 
+FLOPS: dict[Any, Any] = {
+    **flop_registry,
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
+}
+"""torch counts only what is not in place."""
+
 
 class Cost(NamedTuple):
     """Of one piece of work: the most bytes that lived at once, and floating-point operations."""
@@ -38,7 +44,7 @@ class Tally(TorchDispatchMode):
         if func is NUMBER and isinstance(args[0], FakeTensor):
             return False if args[0].dtype == torch.bool else 0
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
+        count = FLOPS.get(func._overloadpacket)
         if count:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         for value in tree_leaves(out):

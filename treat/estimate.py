@@ -208,10 +208,9 @@ def count(config: settings.Config, number: int) -> Estimate:
     recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
     add_lora(model.network, config.rank, model.lora_targets(config.targets), config.seed)
     outline_quantised(model.network, config.quantise)
-    if config.mixed_precision == "bf16":
+    if config.mixed_precision == "bf16" and config.base_dtype == "float32":  # else: no autocast
         norms_in_float32(model.network)
-        if config.base_dtype == "float32":  # else the decoder runs outside autocast
-            norms_in_float32(model.vae)
+        norms_in_float32(model.vae)
     sides = max(config.every_size, key=math.prod)
     with dry.counting():
         for name in [name for name in networks if networks[name] is not model.network]:

@@ -1,4 +1,7 @@
-"""A frozen network in, the same network with LoRA adapters out (peft, rank = alpha, fp32)."""
+"""A frozen network in, the same network with LoRA adapters out (peft, rank = alpha, fp32).
+
+Legend: m rows of activations, i and o features in and out, r rank.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,14 +9,36 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core import seeds as seeding
 from core.errors import UserError
 
 ADAPTER = "default"
+
+
+class LeanLinear(Linear):
+    """peft's layer, W x + B A x, in fewer passes over the activations.
+
+    peft makes two fp32 copies of its input where that is in half precision, of which one stays for
+    the gradient, and multiplies by a scale that is always 1 here. The second product adds to what
+    the frozen layer gave. B is turned beforehand: the gradient of a turned B is several times
+    faster on a CPU.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters or self.merged or args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        kind, (a, b) = x.device.type, _pair(self)
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)  # m i
+        out = self.base_layer(rows)  # m o
+        low = F.linear(rows, a.to(dtype)).to(out.dtype)  # m r
+        turned = b.t().to(out.dtype, memory_format=torch.contiguous_format)  # r o
+        return out.addmm_(low, turned).view(*x.shape[:-1], -1)
 
 
 def add_lora(network: nn.Module, rank: int, targets: list[str], seed: int) -> nn.Module:
@@ -26,6 +51,7 @@ def add_lora(network: nn.Module, rank: int, targets: list[str], seed: int) -> nn
         raise UserError("This network carries adapters already: load the base again.")
     network.requires_grad_(False)
     settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, lora_dropout=0.0)
+    settings._register_custom_module({nn.Linear: LeanLinear})
     inject_adapter_in_model(settings, network, ADAPTER)
     for index, layer in enumerate(_layers(network)):
         a, b = _pair(layer)

@@ -160,7 +160,7 @@ class Config(core.config.Config):
     mixed_precision: Literal["no", "bf16"] = "no"
     """`bf16` computes in half precision; the adapters stay in float32."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen weights."""
+    """Of the frozen weights. A base in bfloat16 computes in it, as its pipeline does."""
     quantise: Quantisation = "no"
     """The frozen network's weights in fewer bits: `int8` or `fp8` (half of bfloat16's memory), or
     `nf4` (about a quarter). The adapters stay in float32."""

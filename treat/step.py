@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from base_models.sample import Precision, decode
+from base_models.sample import Precision, around, decode
 from core.contracts import Conditioning, DiffusionModel, Images, Latents, Schedule
 
 Loss = Callable[[Images], Float[Tensor, ""]]
@@ -37,7 +37,7 @@ class Chain:
     precision: Precision = nullcontext
 
     def step(self, latents: Latents, i: int) -> Latents:
-        with self.precision():
+        with around(self.model.network, self.precision):
             return self.model.step(latents, i, self.schedule, self.conditioning)
 
     def learning_step(self, latents: Latents, i: int) -> Latents:

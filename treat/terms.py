@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from base_models.sample import Precision
+from base_models.sample import Precision, around
 from core.contracts import Detector, DiffusionModel, Images, Latents
 from treat.lora import adapter_off
 from treat.pixel_loss import dilated, lock_loss, pixel_loss, straight_through_clamp
@@ -98,5 +98,5 @@ def offline_term(
 ) -> Float[Tensor, ""]:
     """The model's own loss on cached real images."""
     clean, text = split_rows(rows)
-    with precision():
+    with around(model.network, precision):
         return model.offline_loss(clean, text, seeds)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from base_models.sample import decode
+from base_models.sample import around, decode
 from core import seeds as seeding
 from core.contracts import ArtifactMap, Conditioning, Detector, Images
 from core.heatmap import overlay, write_map
@@ -272,8 +272,9 @@ class Watcher:
             rows = real.held[at : at + batch]
             clean, text = split_rows(real.rows(rows))
             seeds = [seeding.mix(self.seed, WATCH, OFFLINE, row) for row in rows]
-            with self.sampler.precision():
-                total += self.sampler.model.offline_loss(clean, text, seeds).item() * len(rows)
+            model = self.sampler.model
+            with around(model.network, self.sampler.precision):
+                total += model.offline_loss(clean, text, seeds).item() * len(rows)
         return {"watch_offline": total / len(real.held)}
 
 

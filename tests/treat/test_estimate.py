@@ -237,6 +237,19 @@ def test_a_quantised_network_is_small_and_learns_as_much(world, kind):
         assert plain.phases[phase].peak - small.phases[phase].peak == pytest.approx(saved, rel=0.1)
 
 
+def test_a_base_in_half_precision_has_its_norms_in_it_too(world):
+    """Under autocast, which only a base in float32 runs in, a GPU computes them in float32."""
+    half, cast, full = (
+        estimate.count(settings(world, base_dtype=kind, mixed_precision=mixed), 1)
+        for kind, mixed in (("bfloat16", "bf16"), ("float32", "bf16"), ("float32", "no"))
+    )
+
+    def activations(found):
+        return found.phases[estimate.LEARNING].peak - sum(found.resident.values())
+
+    assert activations(half) < 0.95 * activations(cast) < activations(full)
+
+
 def test_bf16_weights_are_half(world):
     full, half = (
         estimate.count(settings(world, base_dtype=kind), 1).resident["vae"]

@@ -1,11 +1,17 @@
 """Adapters: seeded, fp32, without effect at first, switched off to the bit."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
+from peft.tuners.lora import Linear
+from torch import nn
 
+from base_models.sample import autocast
 from core.errors import UserError
 from tests.tiny import SIZE, tiny_flux
 from treat.lora import (
+    LeanLinear,
     adapter_off,
     add_lora,
     load_lora_state,
@@ -99,3 +105,68 @@ def test_how_far_the_weights_were_moved():
     parts = zip(whole, start[::2], start[1::2], strict=True)
     apart = sum((product - b @ a).square().sum().item() for product, a, b in parts) ** 0.5
     assert weights_moved(network, start) == pytest.approx(apart, rel=1e-5)
+
+
+FORWARDS = LeanLinear.forward, Linear.forward
+
+
+class Found(NamedTuple):
+    values: list[torch.Tensor]
+    """What the layers give, and the gradients of input and adapters."""
+    kept: int
+    """Bytes that stay for the way back, weights aside."""
+
+
+def three_readers(forward, shape, kind):
+    """Three layers with adapters read one input, with this `forward`."""
+    torch.manual_seed(0)
+    network = nn.ModuleDict({name: nn.Linear(shape[-1], 48) for name in "qkv"})
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+    add_lora(network.to(dtype), 4, list("qkv"), seed=0)
+    for weights in lora_parameters(network):
+        weights.data.normal_()
+    start = torch.randn(shape, requires_grad=True)
+    known = {weights.data_ptr() for weights in network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with autocast("cpu", "bf16" if kind == "autocast" else "no")():
+        x = start.to(dtype) * 1
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = [forward(layer, x) for layer in network.values()]
+    sum((one.float() ** 2).sum() for one in out).backward()
+    learnt = [start, *lora_parameters(network)]
+    return Found(out + [weights.grad for weights in learnt], sum(kept.values()))
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "autocast"])
+@pytest.mark.parametrize("shape", [(5, 64), (2, 5, 64), (2, 3, 5, 64)])
+def test_lean_layers_give_pefts_values_and_gradients(shape, kind):
+    lean, peft = (three_readers(forward, shape, kind) for forward in FORWARDS)
+    for ours, theirs in zip(lean.values, peft.values, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        error = (ours - theirs).float().norm() / theirs.float().norm()
+        assert error < (1e-6 if kind == "fp32" else 1e-2)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "autocast"])
+def test_lean_layers_keep_one_input_for_all_who_read_it(kind):
+    """peft keeps a copy for each; what is kept besides is of the rank's size."""
+    lean, peft = (three_readers(forward, (32, 64), kind) for forward in FORWARDS)
+    row, shared = 32 * 64 * 2, 3
+    assert lean.kept < 2 * row
+    assert peft.kept > shared * row
+
+
+def test_lean_layers_leave_to_peft_what_is_switched_off(monkeypatch):
+    model, called = treated(), []
+    monkeypatch.setattr(Linear, "forward", lambda self, x: called.append(x) or self.base_layer(x))
+    velocity(model)
+    assert not called
+    with adapter_off(model.network):
+        velocity(model)
+    assert called

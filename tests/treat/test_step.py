@@ -4,21 +4,24 @@ import functools
 
 import pytest
 import torch
+from peft.tuners.lora import Linear
 
 from base_models.flux import Flux
+from base_models.sample import around, decode, sample
 from tests import chain
 from tests.chain import equal, score, with_adapters
 from tests.tiny import SIZE, tiny_flux
-from treat.lora import lora_parameters
+from treat.lora import LeanLinear, add_lora, lora_parameters
+from treat.offline import LATENTS
 from treat.step import (
     Chain,
-    decode,
     draw,
     latent_gradient,
     replay,
     scaled_input,
     without_gradient,
 )
+from treat.terms import offline_term
 
 STEPS = 4
 bf16 = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
@@ -84,11 +87,14 @@ def test_a_network_without_gradient_gives_it_back_even_where_it_fails():
         assert not torch.is_grad_enabled()
 
 
-def test_the_weight_cache_of_autocast_breaks_equality():
+@pytest.mark.parametrize("forward", [LeanLinear.forward, Linear.forward])
+def test_only_pefts_own_layers_suffer_from_the_weight_cache_of_autocast(forward, monkeypatch):
     """Why it is off: with it, plain back-propagation sums a weight's gradients in bf16."""
+    monkeypatch.setattr(LeanLinear, "forward", forward)
     model = model_with_adapters()
     reference = plain(model, STEPS, precision=cached_bf16)
-    assert not equal(split(model, STEPS, precision=bf16), reference)
+    is_ours = forward is not Linear.forward
+    assert equal(split(model, STEPS, precision=bf16), reference) is is_ours
 
 
 @pytest.mark.parametrize("recompute", [True, False])
@@ -151,3 +157,30 @@ def test_a_half_precision_decoder_runs_outside_autocast(dtype, as_it_is):
     with torch.no_grad():
         images = decode(model, latents, bf16)
         assert torch.equal(images, model.decode(latents)) is as_it_is
+
+
+@pytest.mark.parametrize("dtype, as_it_is", [(torch.bfloat16, True), (torch.float32, False)])
+def test_a_half_precision_network_runs_outside_autocast(dtype, as_it_is):
+    """Drawn, learnt from and in the offline term: by its own values, and with its adapters'."""
+    model = tiny_flux()
+    model.network.to(dtype)
+    add_lora(model.network, 4, model.lora_targets("attention"), 0)
+    seen = []
+    model.network.register_forward_pre_hook(
+        lambda *_: seen.append(not torch.is_autocast_enabled("cpu"))
+    )
+    text = {name: rows.to(dtype) for name, rows in model.encode_prompts(["a hand"]).items()}
+    schedule, noise = model.schedule(2, SIZE, SIZE), model.noise([1], SIZE, SIZE)
+    steps = Chain(model, schedule, text, precision=bf16)
+    latents, tape = draw(steps, noise, [1])
+    replay(steps, tape, torch.ones_like(latents))
+    offline_term(model, {LATENTS: noise, **text}, [3], bf16)
+    sample(model, text, [1], steps=2, height=SIZE, width=SIZE, precision=bf16)
+    assert seen == [as_it_is] * 6
+
+
+def test_a_network_that_learns_itself_keeps_autocast():
+    model = tiny_flux()
+    model.network.requires_grad_(True)
+    with around(model.network, bf16):
+        assert torch.is_autocast_enabled("cpu")
