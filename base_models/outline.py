@@ -36,6 +36,7 @@ def _without_weights(cls: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Mod
         with torch.device("meta"):
             if hasattr(cls, "from_config"):  # diffusers'
                 return cls.from_config(cls.load_config(folder))
-            return cls(cls.config_class.from_pretrained(folder))
+            # transformers gives some layers the dtype that the config names.
+            return cls(cls.config_class.from_pretrained(folder)).to(dtype)
     finally:
         torch.set_default_dtype(before)

@@ -22,7 +22,9 @@ BILLIONS = {
 def test_every_part_has_as_many_weights_as_the_release(family, tmp_path):
     _, networks = open_outline(str(save_configs(tmp_path, family)), torch.bfloat16)
     for name, billions in BILLIONS[family].items():
-        found = sum(weight.numel() for weight in networks[name].parameters())
+        weights = list(networks[name].parameters())
+        assert {weight.dtype for weight in weights} == {torch.bfloat16}, name
+        found = sum(weight.numel() for weight in weights)
         assert found / 1e9 == pytest.approx(billions, rel=0.01), name
 
 
