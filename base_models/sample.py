@@ -10,26 +10,27 @@ from torch import Tensor, nn
 from core.contracts import Conditioning, DiffusionModel, Images, Latents
 from core.images import round_to_8bit
 
+HALVES = torch.bfloat16, torch.float16
 Precision = Callable[[], AbstractContextManager]
-"""Opens the autocast region that the networks' forward passes run in."""
+"""Opens the autocast region that networks in float32 and detectors run in."""
 
 
 def autocast(device: str, mixed_precision: str) -> Precision:
-    """Without the weight cache, whose weight gradients would be summed in bf16."""
+    """Without the weight cache: the gradients of weights it casts would be summed in bf16."""
     if mixed_precision == "no":
         return nullcontext
     return functools.partial(torch.autocast, device, torch.bfloat16, cache_enabled=False)
 
 
 def around(network: nn.Module, precision: Precision) -> AbstractContextManager:
-    """`precision`, but for a network whose frozen weights are in half precision: that needs none.
+    """`precision`, but nothing for a network in half precision; its first frozen weight tells.
 
     It computes as its pipeline does for its users. On a GPU autocast would have its norms in
     float32 and cast what they give for every layer that reads it: memory, traffic and launches.
     """
     frozen = (w for w in network.parameters() if not w.requires_grad and w.is_floating_point())
     first = next(frozen, None)
-    return precision() if first is None or first.dtype == torch.float32 else nullcontext()
+    return precision() if first is None or first.dtype not in HALVES else nullcontext()
 
 
 def decode(model: DiffusionModel, latents: Latents, precision: Precision) -> Images:

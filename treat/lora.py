@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import Conv2d, Linear, LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,35 +23,54 @@ ADAPTER = "default"
 class LeanLinear(Linear):
     """peft's layer, W x + B A x, in fewer passes over the activations.
 
-    peft makes two fp32 copies of its input where that is in half precision, of which one stays for
-    the gradient, and multiplies by a scale that is always 1 here. The second product adds to what
-    the frozen layer gave. B is turned beforehand: the gradient of a turned B is several times
-    faster on a CPU.
+    peft copies an input in half precision to fp32 (under autocast also back), keeps a copy for the
+    gradient, and multiplies by a scale that is always 1 here. The second product adds to what the
+    frozen layer gave. B is turned beforehand: the gradient of a turned B is several times faster on
+    a CPU. Where B is 0 the values are the frozen layer's but for rounding.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        kind, (a, b) = x.device.type, _pair(self)
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        dtype, (a, b) = _computed_in(x), _pair(self)
         rows = x.reshape(-1, x.shape[-1]).to(dtype)  # m i
         out = self.base_layer(rows)  # m o
         low = F.linear(rows, a.to(dtype)).to(out.dtype)  # m r
         turned = b.t().to(out.dtype, memory_format=torch.contiguous_format)  # r o
-        return out.addmm_(low, turned).view(*x.shape[:-1], -1)
+        return out.addmm_(low, turned).view(*x.shape[:-1], out.shape[-1])
+
+
+class LeanConv2d(Conv2d):
+    """The same for convolutions, whose halves are convolutions too: in one precision."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters or self.merged or args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        dtype, (a, b) = _computed_in(x), _pair(self)
+        down: Any = self.lora_A[ADAPTER]
+        up: Any = self.lora_B[ADAPTER]
+        shape = down.stride, down.padding, down.dilation, down.groups
+        low = F.conv2d(x.to(dtype), a.to(dtype), None, *shape)
+        return self.base_layer(x) + F.conv2d(low, b.to(dtype), groups=up.groups)
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def add_lora(network: nn.Module, rank: int, targets: list[str], seed: int) -> nn.Module:
     """Put adapters on the modules whose names end in `targets`; all else is frozen.
 
     A: Kaiming-uniform as in peft, drawn from `seed` and the module's place; B: zeros, so that the
-    network is unchanged at first. The masters are fp32 whatever the network's precision.
+    network is unchanged at first (in half precision but for rounding). The masters are fp32
+    whatever the network's precision.
     """
     if any(isinstance(module, LoraLayer) for module in network.modules()):
         raise UserError("This network carries adapters already: load the base again.")
     network.requires_grad_(False)
     settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, lora_dropout=0.0)
-    settings._register_custom_module({nn.Linear: LeanLinear})
+    settings._register_custom_module({nn.Linear: LeanLinear, nn.Conv2d: LeanConv2d})
     inject_adapter_in_model(settings, network, ADAPTER)
     for index, layer in enumerate(_layers(network)):
         a, b = _pair(layer)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from base_models.sample import around
 from base_models.trajectory import joined, levels, noise_in, noisier, stochastic
 from core.contracts import Latents
 from core.errors import UserError
@@ -72,7 +73,7 @@ def repaint(
         if to < at:
             latents = noisier(latents, law[at], law[to], fresh)
             continue
-        with chain.precision():
+        with around(chain.model.network, chain.precision):
             clean = model.clean_estimate(latents, at, schedule, chain.conditioning)
         eps = noise_in(latents, clean, law[at])
         new = stochastic(clean, eps, law[at], law[to], eta, fresh)

@@ -6,8 +6,7 @@
 3. `replay`: these steps in reverse, each recomputed with gradient and pulled back through.
 
 Nothing is drawn at random here, nothing logged and nothing moved. With gamma 1 the gradient of the
-weights equals plain back-propagation to the bit, in fp32 and under bf16 autocast without its weight
-cache (with the cache, weight gradients are summed in bf16).
+weights equals plain back-propagation to the bit: in fp32, under bf16 autocast, with a base in bf16.
 
 Legend: b batch, h w pixels, T sampling steps, K of them learn.
 """

@@ -20,6 +20,15 @@ def test_a_product_and_what_lives_beside_it():
     assert costs["sum"] == (own + 4 * 20 * 30, 0)  # the product was freed before
 
 
+def test_a_product_that_is_added_in_place_counts():
+    dry, costs = DryRun(), {}
+    with dry.counting():
+        total, a, b = torch.empty(4, 6), torch.empty(4, 5), torch.empty(5, 6)
+        with dry.tally.work(costs, "product"):
+            total.addmm_(a, b)
+    assert costs["product"].flops == 2 * 4 * 5 * 6
+
+
 def test_work_of_one_name_adds_up_but_for_the_peak():
     dry, costs = DryRun(), {}
     with dry.counting():

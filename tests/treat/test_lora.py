@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Conv2d, Linear
 from torch import nn
 
 from base_models.sample import autocast
 from core.errors import UserError
 from tests.tiny import SIZE, tiny_flux
 from treat.lora import (
+    LeanConv2d,
     LeanLinear,
     adapter_off,
     add_lora,
@@ -160,6 +161,26 @@ def test_lean_layers_keep_one_input_for_all_who_read_it(kind):
     row, shared = 32 * 64 * 2, 3
     assert lean.kept < 2 * row
     assert peft.kept > shared * row
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "autocast"])
+def test_lean_convolutions_give_pefts_values_and_gradients(kind):
+    found = []
+    for forward in (LeanConv2d.forward, Conv2d.forward):
+        torch.manual_seed(0)
+        network = nn.ModuleDict({"conv": nn.Conv2d(8, 6, 3, stride=2, padding=1)})
+        add_lora(network.to(torch.float32 if kind == "fp32" else torch.bfloat16), 4, ["conv"], 0)
+        for weights in lora_parameters(network):
+            weights.data.normal_()
+        x = torch.randn(2, 8, 9, 9, requires_grad=True)
+        with autocast("cpu", "bf16" if kind == "autocast" else "no")():
+            out = forward(network["conv"], x.to(next(network.parameters()).dtype))
+        (out.float() ** 2).sum().backward()
+        found.append([out, x.grad, *(weights.grad for weights in lora_parameters(network))])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        error = (ours - theirs).float().norm() / theirs.float().norm()
+        assert error < (1e-6 if kind == "fp32" else 1e-2)
 
 
 def test_lean_layers_leave_to_peft_what_is_switched_off(monkeypatch):

@@ -51,6 +51,18 @@ def numbers(last):
     return range(STEPS - last, STEPS) if isinstance(last, int) else last
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_so_it_is_with_a_base_in_bf16(recompute):
+    model = tiny_flux()
+    for module in (model.network, *model._text_encoders()):
+        module.to(torch.bfloat16)
+    with_adapters(model)
+    reference = plain(model, 2)
+    assert equal(split(model, 2, recompute=recompute), reference)
+    assert {gradient.dtype for gradient in reference} == {torch.float32}
+    assert not equal(plain(model, 3), reference)
+
+
 @pytest.mark.parametrize("options", [{}, {"recompute": False}, {"two_pass": True}], ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("last", [1, 2, STEPS])

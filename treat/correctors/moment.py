@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from base_models.sample import around
 from base_models.trajectory import Level, Trajectory, joined, noise_in
 from core.contracts import Images, Latents
 from core.seeds import mix
@@ -117,7 +118,7 @@ def asked_again(chain: Chain, seeds: Sequence[int]) -> Again:
     """The chain's network, for whoever measures its uncertainty."""
 
     def clean(latents: Latents, i: int) -> Latents:
-        with chain.precision():
+        with around(chain.model.network, chain.precision):
             return chain.model.move(latents, i, chain.schedule, chain.conditioning)[1]
 
     return Again(clean, lambda i, number: noise_of(chain, seeds, i, number), chain.decode)

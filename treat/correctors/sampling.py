@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from base_models.sample import around
 from base_models.trajectory import Trajectory, levels
 from core.contracts import Latents
 from treat.correctors.moment import Corrector, Mask, Moment
@@ -28,7 +29,7 @@ def draw_corrected(
     trajectory = Trajectory(levels(chain.model, chain.schedule))
     latents, notes, mask = noise, {}, None
     for i in range(chain.schedule.steps):
-        with chain.precision():
+        with around(chain.model.network, chain.precision):
             leaving, clean = chain.model.move(latents, i, chain.schedule, chain.conditioning)
         trajectory.add(latents, clean)
         latents = leaving
