@@ -36,6 +36,9 @@ def main(words: list[str]) -> int:
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
+    finally:  # Python's own end would take the handlers away, and a reminder would kill us
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     return PAUSED if Path(PAUSED_FILE).exists() else 0
 
 
