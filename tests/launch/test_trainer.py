@@ -215,6 +215,21 @@ def test_a_signal_that_comes_before_any_process_has_begun_is_not_lost(monkeypatc
     assert left == [128 + signal.SIGUSR1]  # which the trainer takes for a stop that it asked for
 
 
+def test_a_reminder_to_pause_that_comes_at_the_end_kills_nobody(tmp_path):
+    """The trainer repeats itself while Python ends; whoever starts several processes has none."""
+    (tmp_path / "layout.yaml").write_text("compute_environment: LOCAL_MACHINE\nuse_cpu: true\n")
+    program = (
+        "import os, signal, accelerate.commands.launch, launch.many\n"
+        "accelerate.commands.launch.launch_command = lambda arguments: None\n"
+        "code = launch.many.main(['layout.yaml', 'tests.launch.toy'])\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "raise SystemExit(code)\n"
+    )
+    where = {**os.environ, "PYTHONPATH": str(Path(launch.many.__file__).parents[1])}
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=where, check=False)
+    assert ended.returncode == 0
+
+
 def test_what_a_program_leaves_behind_ends_with_it(run_folder):
     prepare(run_folder, fault="orphan")
     assert train(run_folder).wait() == 0
