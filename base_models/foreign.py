@@ -45,11 +45,14 @@ def open_foreign(
     dtype: torch.dtype,
     *,
     steps: int,
-    height: int,
-    width: int,
+    height: int | None,
+    width: int | None,
     guidance: float | None,
 ) -> Draw:
-    """One image a prompt, from the pipeline's own call with a generator of each seed."""
+    """One image a prompt, from the pipeline's own call with a generator of each seed.
+
+    A side of None is the pipeline's own.
+    """
     unchecked = left_out(folder)  # nor needed
     pipeline: Any = DiffusionPipeline.from_pretrained(
         folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **unchecked

@@ -24,7 +24,6 @@ from huggingface_hub.errors import (
 )
 
 from base_models import flux, kolors, sd, sd3, sdxl, unconditional, unet
-from base_models.latents import check_places, check_sides
 from base_models.networks import classes, open_network, quietly
 from core.contracts import DiffusionModel
 from core.errors import UserError
@@ -113,7 +112,7 @@ def repository(base: str) -> tuple[str, str | None]:
 
 def read_parts(path: Path) -> tuple[str, Path, dict[str, tuple[str, str]]]:
     """The family, the folder of the configs, and library and class of every part that is used."""
-    family, folder = check_base(path, weights=False), _folder(path)
+    family, folder = check_base(path, weights=False), config_folder(path)
     index, unused = _read_index(folder), left_out(folder)
     used = {n: e for n, e in index.items() if isinstance(e, list) and n not in unused}
     return family, folder, {name: (entry[0], entry[1]) for name, entry in used.items()}
@@ -121,7 +120,7 @@ def read_parts(path: Path) -> tuple[str, Path, dict[str, tuple[str, str]]]:
 
 def _open(name: str, path: Path, dtype: torch.dtype) -> Any:
     """The pipeline of a checked folder or file."""
-    pipeline, folder = getattr(diffusers, name), _folder(path)
+    pipeline, folder = getattr(diffusers, name), config_folder(path)
     unused = left_out(folder)
     if folder == path:
         found = classes(read_parts(path)[2])
@@ -147,7 +146,7 @@ def left_out(folder: Path) -> dict[str, None]:
     return {n: None for n, entry in entries.items() if n in UNUSED or entry[:1] in ([], [None])}
 
 
-def _folder(path: Path) -> Path:
+def config_folder(path: Path) -> Path:
     """Where the configs are: a single file has them beside it."""
     return path.parent if path.is_file() else path
 
@@ -157,7 +156,7 @@ def check_base(path: Path, weights: bool = True) -> str:
 
     Without `weights` the configs are enough.
     """
-    folder = _folder(path)
+    folder = config_folder(path)
     family = pipeline_class(path)
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
@@ -185,12 +184,12 @@ def reads_prompts(base: str) -> bool:
 
 def pipeline_class(path: Path) -> str:
     """What `model_index.json` says: a class of diffusers, perhaps of no family here."""
-    return str(_read_index(_folder(path)).get("_class_name"))
+    return str(_read_index(config_folder(path)).get("_class_name"))
 
 
 def check_components(path: Path, weights: bool = True) -> None:
     """Raise `UserError` for parts that are missing, damaged, or made of strangers' code."""
-    folder, index = _folder(path), _read_index(_folder(path))
+    folder, index = config_folder(path), _read_index(config_folder(path))
     single = folder != path
     for name, entry in index.items():
         given = isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
@@ -204,28 +203,6 @@ def _check_single_file(path: Path, family: str) -> None:
     if family not in SINGLE_FILE:
         raise UserError(f"A {family} is opened from its whole folder, not from a single file.")
     check_safetensors(path)
-
-
-def check_size(base: str, height: int, width: int) -> None:
-    """Raise `UserError` for damaged files, or sides that its base cannot draw; no weights read.
-
-    Of a Hub id the configs are fetched.
-    """
-    path = locate(base, weights=False)
-    family = FAMILIES[check_base(path, weights=Path(base).expanduser().exists())]
-    grain = family.grain(_halvings(path, family.autoencoder)) * _halvings(path, family.halving)
-    check_sides(height, width, grain)
-    transformer = _folder(path) / "transformer/config.json"
-    places = read_json(transformer).get("pos_embed_max_size") if transformer.is_file() else None
-    check_places(height, width, places, grain)
-
-
-def _halvings(path: Path, part: str | None) -> int:
-    """2 for every level but the first of a network, by its config; 1 without one."""
-    if part is None:
-        return 1
-    config = read_json(_folder(path) / part / "config.json")
-    return unconditional.halvings({"block_out_channels": [0], **config})
 
 
 def _names_repository(base: str) -> bool:

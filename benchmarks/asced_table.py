@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 import core.config
-from base_models.load import FAMILIES, check_base, check_size
+from base_models.load import FAMILIES, check_base
+from base_models.sizes import check_size
 from benchmarks.asced_controls import Place, elsewhere
 from benchmarks.asced_draw import Plan, draw_rows
 from benchmarks.asced_figures import compared, markdown

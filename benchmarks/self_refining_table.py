@@ -24,8 +24,9 @@ from rich.markdown import Markdown
 
 import core.config
 import treat.self_refining.settings
-from base_models.load import check_size, load_base
+from base_models.load import load_base
 from base_models.sample import sample
+from base_models.sizes import check_size
 from benchmarks.self_refining_figures import judged, markdown, set_figures, summarised
 from core.errors import UserError
 from core.images import from_uint8, write_image

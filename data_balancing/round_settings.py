@@ -15,10 +15,10 @@ from detector.names import LossName, OptimizerName
 class Drawing(core.config.Config):
     """How images are synthesised; see `diffdoctor data synthesize --help`."""
 
-    height: int = Field(default=1024, ge=8)
-    """In pixels."""
-    width: int = Field(default=1024, ge=8)
-    """In pixels."""
+    height: int | None = Field(default=None, ge=8)
+    """In pixels; the base's own without."""
+    width: int | None = Field(default=None, ge=8)
+    """In pixels; the base's own without."""
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Sampler steps: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
     guidance: float | None = Field(default=None, ge=0)

@@ -19,15 +19,9 @@ from tqdm import tqdm
 import core.config
 from base_models.foreign import Draw, check_foreign, open_foreign
 from base_models.guidance import check_guidance
-from base_models.load import (
-    FAMILIES,
-    check_size,
-    load_base,
-    locate,
-    pipeline_class,
-    read_json,
-)
+from base_models.load import FAMILIES, load_base, locate, pipeline_class
 from base_models.sample import sample
+from base_models.sizes import checked_size, usual_size, usual_steps
 from core.contracts import Images
 from core.digests import model_name
 from core.errors import UserError
@@ -43,6 +37,8 @@ NOISE = 121
 """What a draw is for; see `core.seeds`."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SETTINGS = "synthesis.json"
+Size = tuple[int | None, int | None]
+"""Height and width in pixels; None leaves it to a pipeline that is of no family here."""
 
 
 class Config(core.config.Config):
@@ -58,10 +54,10 @@ class Config(core.config.Config):
     """Images of each prompt."""
     seed: int = Field(0, ge=0)
     """Another one gives other images of the same prompts."""
-    height: int = Field(1024, ge=8)
-    """Pixels; what the base was trained at is best."""
-    width: int = Field(1024, ge=8)
-    """Pixels."""
+    height: int | None = Field(None, ge=8)
+    """Pixels; the base's own without."""
+    width: int | None = Field(None, ge=8)
+    """Pixels; the base's own without."""
     steps: int | None = Field(None, ge=1, le=1000)
     """Sampler steps: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
     guidance: float | None = Field(None, ge=0)
@@ -83,18 +79,21 @@ def main(config: Config) -> None:
     lines = read_prompt_lines(config.prompts)
     check_writable(config.out)
     known = check_drawing(config.base, config.height, config.width, config.guidance)
+    size: Size = config.height, config.width
+    if known:
+        size = usual_size(config.base, *size)
     place, folder = device(config.device), locate(config.base)
-    steps = config.steps or usual_steps(folder)
+    steps = config.steps or usual_steps(config.base)
     generator = model_name(folder)
-    named = ("height", "width", "guidance", "dtype")
-    drawn = {name: getattr(config, name) for name in named}
+    drawn = {"height": size[0], "width": size[1]}
+    drawn |= {"guidance": config.guidance, "dtype": config.dtype}
     claim(config.out, {"generator": generator, "steps": steps, **drawn})
     plan = records(lines, config.n_per_prompt, config.seed, generator, config.licence)
     with ShardWriter(config.out, config.shard_size) as writer:
         missing = [record for record in plan if record.key not in writer]
         if not missing:
             return
-        draw = (open_known if known else open_other)(folder, config, place, steps)
+        draw = (open_known if known else open_other)(folder, config, place, size, steps)
         with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="synthesize") as bar:
             for part in batches(missing, config.batch, config.shard_size):
                 prompts, seeds = [r.prompt for r in part], [r.seed or 0 for r in part]
@@ -105,7 +104,7 @@ def main(config: Config) -> None:
     print(f"{config.out}: {len(missing)} new images of {len(plan)}")
 
 
-def check_drawing(base: str, height: int, width: int, guidance: float | None) -> bool:
+def check_drawing(base: str, height: int | None, width: int | None, guidance: float | None) -> bool:
     """Whether the base is of a family here; raises `UserError` for one that cannot draw so."""
     path = Path(base).expanduser()
     family = FAMILIES.get(pipeline_class(path)) if path.is_dir() else None
@@ -114,30 +113,30 @@ def check_drawing(base: str, height: int, width: int, guidance: float | None) ->
         return False
     if family is not None and not family.prompted:
         raise UserError(f"{path} takes no prompt: give a base that draws what it is asked for.")
-    check_size(base, height, width)
+    checked_size(base, height, width)
     check_guidance(base, guidance)
     return True
 
 
-def open_known(folder: Path, config: Config, place: torch.device, steps: int) -> Draw:
+def open_known(folder: Path, config: Config, place: torch.device, size: Size, steps: int) -> Draw:
     options: dict[str, Any] = {} if config.guidance is None else {"guidance": config.guidance}
     model = load_base(str(folder), place, DTYPES[config.dtype], **options)
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
-        how: dict[str, Any] = {"steps": steps, "height": config.height, "width": config.width}
+        how: dict[str, Any] = {"steps": steps, "height": size[0], "width": size[1]}
         return sample(model, prompts, seeds, batch=len(seeds), **how)
 
     return draw
 
 
-def open_other(folder: Path, config: Config, place: torch.device, steps: int) -> Draw:
+def open_other(folder: Path, config: Config, place: torch.device, size: Size, steps: int) -> Draw:
     return open_foreign(
         folder,
         place,
         DTYPES[config.dtype],
         steps=steps,
-        height=config.height,
-        width=config.width,
+        height=size[0],
+        width=size[1],
         guidance=config.guidance,
     )
 
@@ -173,14 +172,6 @@ def batches(plan: Sequence[Record], batch: int, shard_size: int) -> Iterator[lis
     for start in range(0, len(plan), shard_size):
         shard = plan[start : start + shard_size]
         yield from (list(shard[at : at + batch]) for at in range(0, len(shard), batch))
-
-
-def usual_steps(folder: Path) -> int:
-    """Sampler steps of a base that none were given for."""
-    if pipeline_class(folder) != "FluxPipeline":
-        return 25
-    distilled = read_json(folder / "transformer" / "config.json").get("guidance_embeds")
-    return 28 if distilled else 4
 
 
 def claim(out: Path, settings: dict) -> None:

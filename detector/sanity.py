@@ -22,8 +22,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 import core.config
-from base_models.load import check_size, load_base
+from base_models.load import load_base
 from base_models.sample import autocast, sample
+from base_models.sizes import checked_size, usual_size, usual_steps
 from core.contracts import Detector
 from core.errors import UserError
 from core.heatmap import Map
@@ -67,12 +68,12 @@ class Config(core.config.Config):
     """What the base draws: one prompt a line, or a column `prompt`."""
     n: int = Field(64, ge=1)
     """Images that the base draws; of a folder at most `limit` are looked at."""
-    steps: int = Field(28, ge=1)
-    """Sampling steps; FLUX.1-schnell takes 4."""
-    height: int = Field(1024, ge=8)
-    """Of what the base draws."""
-    width: int = Field(1024, ge=8)
-    """Of what the base draws."""
+    steps: int | None = Field(None, ge=1)
+    """Sampler steps: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
+    height: int | None = Field(None, ge=8)
+    """Of what the base draws, in pixels; its own without."""
+    width: int | None = Field(None, ge=8)
+    """Of what the base draws, in pixels; its own without."""
     batch: int = Field(1, ge=1)
     """Images drawn at once."""
     base_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -123,7 +124,7 @@ def main(config: Config) -> None:
     if config.out is not None:
         check_writable(config.out)
     if config.base is not None:
-        check_size(config.base, config.height, config.width)
+        checked_size(config.base, config.height, config.width)
     place = device(config.device)
     detector = freeze(open_detector(config.detector)).to(place)
     sheets = Surest(config.sheet), Surest(config.sheet)
@@ -233,7 +234,10 @@ def _of_base(
 ) -> Iterator[Seen]:
     """Drawn, kept where asked, and looked at, batch by batch."""
     dtype = getattr(torch, config.base_dtype)
-    model = load_base(config.base or "", place, dtype)
+    base = config.base or ""
+    model = load_base(base, place, dtype)
+    height, width = usual_size(base, config.height, config.width)
+    steps = config.steps or usual_steps(base)
     precision = autocast(place.type, "no" if dtype == torch.float32 else "bf16")
     for start in range(0, config.n, config.batch):
         places = range(start, min(start + config.batch, config.n))
@@ -241,9 +245,9 @@ def _of_base(
             model,
             [prompts[i % len(prompts)] for i in places],
             [mix(config.seed, DRAWN, i) for i in places],
-            steps=config.steps,
-            height=config.height,
-            width=config.width,
+            steps=steps,
+            height=height,
+            width=width,
             batch=config.batch,
             precision=precision,
         )

@@ -6,7 +6,7 @@ and the same noise; images that are already on disk are not drawn again.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,6 +99,22 @@ def check_origins(arms: Mapping[str, Adapter | None], base: str, guidance: float
                 f"'{name}' was trained with guidance {scale}: give --guidance {scale}, or another "
                 "that all arms shall be drawn with."
             )
+
+
+def trained(arms: Mapping[str, Adapter | None], setting: str) -> Any:
+    """What the arms' runs say of a setting; None where none says anything.
+
+    `UserError` where they disagree.
+    """
+    runs = [adapter.run for adapter in arms.values() if adapter is not None]
+    known = {run[setting] for run in runs if run.get(setting) is not None}
+    if len(known) > 1:
+        option, values = setting.replace("_", "-"), " and ".join(map(str, sorted(known)))
+        raise UserError(
+            f"the adapters were trained with {setting} {values}: give --{option}, with which all "
+            "arms shall be drawn."
+        )
+    return next(iter(known), None)
 
 
 def check_arms(arms: Mapping[str, Adapter | None], base: str, beside: Adapter | None) -> None:

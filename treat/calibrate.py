@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from base_models.load import check_prompts, check_size, load_base
+from base_models.load import check_prompts, load_base
 from base_models.sample import decode
+from base_models.sizes import checked_size
 from base_models.trajectory import Trajectory
 from core.config import Config as BaseConfig
 from core.contracts import ArtifactMap, DiffusionModel, Images
@@ -77,10 +78,10 @@ class Config(BaseConfig):
     """Other than the one that is reported."""
     sampling_steps: int = Field(default=25, ge=2)
     """Of the base; what is found holds for these."""
-    height: int = Field(default=512, ge=1)
-    """Of what is drawn, in pixels."""
-    width: int = Field(default=512, ge=1)
-    """Of what is drawn, in pixels."""
+    height: int | None = Field(default=None, ge=1)
+    """Of what is drawn, in pixels; the base's own without."""
+    width: int | None = Field(default=None, ge=1)
+    """Of what is drawn, in pixels; the base's own without."""
     batch: int = Field(default=8, ge=1)
     """Images drawn at once."""
     t_d: tuple[Share, ...] = Field((1.0, 0.9, 0.8, 0.7, 0.6), min_length=1)
@@ -98,7 +99,7 @@ def main(config: Config, judge: Judge | None = None) -> None:
     if config.out.suffix != ".json":
         raise UserError(f"--out {config.out} is no .json file: name one.")
     check_file(config.out)
-    check_size(config.base, config.height, config.width)
+    size = checked_size(config.base, config.height, config.width)
     check_prompts(config.base, config.prompts is not None)
     for t_d in config.t_d:
         check_window(Window(t_d=t_d), config.sampling_steps)
@@ -111,7 +112,7 @@ def main(config: Config, judge: Judge | None = None) -> None:
     text = encode(model, draws, place)
     model.drop_text_encoders()
     model.to(place)
-    walked, images = _walk(config, model, text, draws, None, "plain")
+    walked, images = _walk(config, model, size, text, draws, None, "plain")
     seen = _judged(judge, images, draws, config.batch)
     bank = mean_dynamics(torch.cat([dynamics(one, config.variant) for one in walked], dim=1))
     overlaps = [_overlap(config, model, walked, images, seen, bank, *one) for one in _pairs(config)]
@@ -121,7 +122,7 @@ def main(config: Config, judge: Judge | None = None) -> None:
     for value in config.gamma if config.variant != "code" else (1.0,):
         find = ByDynamics(config.variant, bank, best["factor"])
         corrector = Asced(find, config.variant, t_d=best["t_d"], gamma=value)
-        _, mended = _walk(config, model, text, draws, corrector, f"gamma {value:g}")
+        _, mended = _walk(config, model, size, text, draws, corrector, f"gamma {value:g}")
         area = _area(_judged(judge, mended, draws, config.batch))
         tried.append({"gamma": value, "area": area, "variety": variety(mended)})
     best_gamma = chosen(tried, plain)
@@ -136,8 +137,8 @@ def main(config: Config, judge: Judge | None = None) -> None:
         gamma=best_gamma["gamma"],
         images=len(draws),
         seed=config.seed,
-        height=config.height,
-        width=config.width,
+        height=size[0],
+        width=size[1],
         helps=varied(best_gamma, plain) and best_gamma["area"] < plain["area"],
         tried=[*overlaps, plain, *tried],
     )
@@ -176,19 +177,20 @@ def _pairs(config: Config) -> Iterable[tuple[float, float]]:
 def _walk(
     config: Config,
     model: DiffusionModel,
+    size: tuple[int, int],
     text: dict[str, torch.Tensor],
     draws: Sequence[Draw],
     corrector: Corrector | None,
     name: str,
 ) -> tuple[list[Trajectory], Images]:
     """All images of one corrector, 8-bit, and how each batch was walked."""
-    schedule = model.schedule(config.sampling_steps, config.height, config.width)
+    schedule = model.schedule(config.sampling_steps, *size)
     walked, images = [], []
     for at in tqdm(range(0, len(draws), config.batch), name):
         seeds = [draw.seed for draw in draws[at : at + config.batch]]
         rows = {n: part[at : at + len(seeds)].to(device(config.device)) for n, part in text.items()}
         chain = Chain(model, schedule, rows)
-        noise = model.noise(seeds, config.height, config.width)
+        noise = model.noise(seeds, *size)
         drawn: Drawn = draw_corrected(chain, noise, seeds, corrector)
         walked.append(drawn.trajectory)
         with torch.no_grad():

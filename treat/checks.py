@@ -4,6 +4,7 @@ All raise `UserError`. Whatever is read here is read again when it is needed: a 
 claimed for a mistake could not be used with its correction.
 """
 
+from base_models.sizes import usual_size
 from core.errors import UserError
 from data_balancing.annotator_command import check_command
 from detector.data import open_labelled
@@ -23,6 +24,13 @@ def check_detectors(config: Config) -> None:
             f"the second_detector {config.second_detector} is one that is learnt from, and what "
             "is learnt from cannot tell whether it is deceived: name another, or none."
         )
+
+
+def every_size(config: Config) -> list[tuple[int, int]]:
+    """(height, width) of what is drawn while learning; the first is of what is watched."""
+    further = [size.split("x") for size in config.sizes]
+    sides = [(config.height, config.width), *((int(h), int(w)) for h, w in further)]
+    return [usual_size(config.base, *size) for size in sides]
 
 
 def check_offline(config: Config, *, decode: bool) -> None:

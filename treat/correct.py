@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from base_models.load import check_prompts, check_size
+from base_models.load import check_prompts
+from base_models.sizes import checked_size
 from core.errors import UserError
 from core.images import write_image
 from core.inputs import hold
@@ -63,14 +64,15 @@ def main(
     judge_name: str = "a judge given by the caller",
 ) -> int | None:
     """Draw both arms, judge, compare, report; see `treat.evaluate.main` for the judge."""
-    check_size(config.base, config.height, config.width)
+    size = checked_size(config.base, config.height, config.width)
     check_prompts(config.base, config.prompts is not None)
     place, given = device(config.device), judge
     itself = config.detector in (DYNAMICS, UNCERTAINTY)
-    check_used(wanted(config), config.detector)
+    asked = wanted(config, size)
+    check_used(asked, config.detector)
     leads = None if itself else folder_of(config.detector)
     judges = {name: open_detector(path) for name, path in judges_of(config).items()}
-    opened = open_corrector(wanted(config), leads and freeze(open_detector(leads)).to(place))
+    opened = open_corrector(asked, leads and freeze(open_detector(leads)).to(place))
     if judge is None:
         own = {} if leads is None else {ITSELF: open_detector(leads)}
         judge, judge_name = first_detector(judges or own, "--judges")
@@ -98,10 +100,11 @@ def main(
                 "of these images it has seen; give another --seed",
             )
         arms = [BASE, config.corrector]
-        if not draw_pairs(run, config, opened.make, draws, judge, place):
+        if not draw_pairs(run, config, size, opened.make, draws, judge, place):
             return PAUSED
         tables = measure(run, arms, draws, config.batch, reader(judge, flagged, meters, judges))
         summary = summarise(tables, None, config.seed)
+        summary |= {"height": size[0], "width": size[1]}
         summary |= {"judge": judge_name, **records(run.folder, config, len(draws), opened.window)}
         publish(run, config, summary, first_pairs(run.folder, arms, draws[: config.shown], judge),
                 opened.window)  # fmt: skip
@@ -143,7 +146,7 @@ def digests(config: Config, leads: Path | None) -> dict[str, str]:
     return found
 
 
-def wanted(config: Config) -> Wanted:
+def wanted(config: Config, size: tuple[int, int]) -> Wanted:
     return Wanted(
         config.corrector,
         config.variant,
@@ -151,8 +154,7 @@ def wanted(config: Config) -> Wanted:
         config.base,
         config.prompts is not None,
         config.sampling_steps,
-        config.height,
-        config.width,
+        *size,
         config.seed,
         config.calibration,
         config.real,

@@ -37,6 +37,7 @@ from treat.step import Chain
 def draw_pairs(
     run: Run,
     config: Config,
+    size: tuple[int, int],
     make: Callable[[DiffusionModel], Corrector],
     draws: Sequence[Draw],
     judge: Judge,
@@ -57,7 +58,7 @@ def draw_pairs(
     model.to(place)
     corrector = make(model)
     model.drop_text_encoders()
-    schedule = model.schedule(config.sampling_steps, config.height, config.width)
+    schedule = model.schedule(config.sampling_steps, *size)
     begun = len(batches) - len(left)
     warm_up(Chain(model, schedule, {n: part[:1].to(place) for n, part in text.items()}), corrector)
     for batch in run.progress(left, len(batches), begun, config.corrector):

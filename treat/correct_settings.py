@@ -47,10 +47,10 @@ class Config(core.config.Config):
     """Image i is drawn with seed hash(seed, i)."""
     sampling_steps: int = Field(default=25, ge=2)
     """Sampler steps; the paper's 25."""
-    height: int = Field(default=512, ge=1)
-    """Pixels."""
-    width: int = Field(default=512, ge=1)
-    """Pixels."""
+    height: int | None = Field(default=None, ge=1)
+    """Pixels; the base's own without."""
+    width: int | None = Field(default=None, ge=1)
+    """Pixels; the base's own without."""
     batch: int = Field(default=8, ge=1)
     """Images drawn and judged at once."""
     shown: int = Field(default=12, ge=0)

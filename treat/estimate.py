@@ -39,6 +39,7 @@ from detector.segformer import freeze
 from detector.storage import Single, read_description, untrained
 from treat import settings
 from treat.cache import CHUNK
+from treat.checks import every_size
 from treat.drawings import drawings
 from treat.image_reward import outline_of_reward
 from treat.lora import add_lora, lora_parameters
@@ -150,7 +151,7 @@ def is_small(config: settings.Config, size: int) -> bool:
     base = locate(config.base, weights=False)
     files = (base if base.is_dir() else base.parent).rglob("*.safetensors")
     weights = sum(file.stat().st_size for file in files)
-    pixels = config.batch * config.views * max(map(math.prod, config.every_size))
+    pixels = config.batch * config.views * max(map(math.prod, every_size(config)))
     kept = 1 if config.recompute else config.gradient_steps
     return 0 < 2 * weights <= size - AMPLE * pixels * kept
 
@@ -211,7 +212,7 @@ def count(config: settings.Config, number: int) -> Estimate:
     if config.mixed_precision == "bf16" and config.base_dtype == "float32":  # else: no autocast
         norms_in_float32(model.network)
         norms_in_float32(model.vae)
-    sides = max(config.every_size, key=math.prod)
+    sides = max(every_size(config), key=math.prod)
     with dry.counting():
         for name in [name for name in networks if networks[name] is not model.network]:
             resident[name] = dry.materialise(networks.pop(name))

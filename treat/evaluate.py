@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from base_models.guidance import check_guidance
-from base_models.load import check_size
 from base_models.names import Quantisation
 from base_models.quantise import check_quantisation
+from base_models.sizes import checked_size, usual_steps
 from core.config import Config as BaseConfig
 from core.contracts import ArtifactMap, Detector, Images
 from core.errors import UserError
@@ -28,7 +28,7 @@ from core.storage import write_atomic
 from detector.measure import device
 from detector.storage import open_detector
 from treat import figures, strengths
-from treat.adapter import read_adapter
+from treat.adapter import Adapter, read_adapter
 from treat.arms import (
     BASE,
     Draw,
@@ -40,6 +40,7 @@ from treat.arms import (
     named,
     open_arms,
     plan,
+    trained,
 )
 from treat.curves import run_curves
 from treat.report import Curve, Pair, render
@@ -47,6 +48,8 @@ from treat.report import Curve, Pair, render
 Judge = Callable[[Images, Sequence[str]], ArtifactMap]
 Meters = Callable[[Images, Sequence[str]], Mapping[str, Any]]
 Flagged = Callable[[Images, Sequence[str]], Any]
+DRAWN_BY = ("sampling_steps", "height", "width")
+"""Settings that an evaluation shares with the treatments that it judges."""
 Reading = tuple[dict[str, np.ndarray], ArtifactMap]
 
 
@@ -71,14 +74,15 @@ class Config(BaseConfig):
     """Images an arm (default: one for every prompt); prompts repeat with new seeds."""
     seed: int = 0
     """Image i is drawn with seed hash(seed, i)."""
-    sampling_steps: int = Field(default=4, ge=1)
-    """Sampler steps."""
+    sampling_steps: int | None = Field(default=None, ge=1)
+    """Sampler steps. None: those that the run folders were trained with, else 4 of FLUX schnell, 28
+    of dev and 25 of any other."""
     guidance: float | None = Field(default=None, ge=0)
     """Scale of the base's guidance; None: its own."""
-    height: int = Field(default=1024, ge=1)
-    """Pixels."""
-    width: int = Field(default=1024, ge=1)
-    """Pixels."""
+    height: int | None = Field(default=None, ge=1)
+    """Pixels. None: what the run folders were trained with, else the base's own."""
+    width: int | None = Field(default=None, ge=1)
+    """As height."""
     batch: int = Field(default=8, ge=1)
     """Images drawn and judged at once."""
     strengths: tuple[Annotated[float, Field(ge=0, le=10)], ...] = ()
@@ -109,13 +113,13 @@ def main(
     how floats, integers and texts are read). Returns an exit code when interrupted.
     """
     paths = named(config.adapters)
-    check_size(config.base, config.height, config.width)
     check_guidance(config.base, config.guidance)
     check_quantisation(config.quantise)
     beside = read_adapter(config.beside) if config.beside else None
     swept = strengths.sweep(paths, config.strengths)
     opened = open_arms(paths, config.step, config.beside)
     check_origins(opened, config.base, config.guidance)
+    how = sampling(config, opened)
     check_arms(opened, config.base, beside)
     arms = strengths.spread(opened, swept)
     check_control(config.control, paths)
@@ -128,7 +132,7 @@ def main(
 
     with Run.start(config, config.out, "treat.evaluate") as run:
         for name, adapter in arms.items():
-            draw_arm(run.folder, name, adapter, draws, sampling(config), progress(run, name))
+            draw_arm(run.folder, name, adapter, draws, how, progress(run, name))
             if run.interrupted:
                 return PAUSED
         read = reader(judge, flagged, meters, detectors)
@@ -138,6 +142,7 @@ def main(
             write_atomic(run.folder / f"{name}.csv", figures.as_csv({**keys, **table}))
         summary = summarise(tables, config.control, config.seed)
         summary |= {"judge": judge_name, "prompts": config.prompts.name}
+        summary |= {"sampling_steps": how.steps, "height": how.height, "width": how.width}
         pairs = first_pairs(run.folder, list(arms), draws[: config.shown], judge)
         curves = strengths.curves(swept, summary["arms"])
         curves += [curve for path in paths.values() for curve in run_curves(Path(path), judge)]
@@ -162,12 +167,16 @@ def first_detector(
     return (lambda images, prompts: detector(images)), f"detector {name}, largest pixel >= .5"
 
 
-def sampling(config: Config) -> Sampling:
+def sampling(config: Config, arms: Mapping[str, Adapter | None]) -> Sampling:
+    """As asked, else as the arms were trained, else as the base is usually drawn.
+
+    Raises `UserError` for a base that is damaged or cannot draw so, and for arms that disagree.
+    """
+    asked = {name: getattr(config, name) or trained(arms, name) for name in DRAWN_BY}
     return Sampling(
         config.base,
-        config.sampling_steps,
-        config.height,
-        config.width,
+        asked["sampling_steps"] or usual_steps(config.base),
+        *checked_size(config.base, asked["height"], asked["width"]),
         config.batch,
         str(device(config.device)),
         config.dtype,

@@ -19,7 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 import core.config
-from base_models.load import FAMILIES, check_base, check_size, load_base, locate
+from base_models.load import FAMILIES, check_base, load_base, locate
+from base_models.sizes import check_size
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.heatmap import read_map

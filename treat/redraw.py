@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from tqdm import tqdm
 
 import core.config
-from base_models.load import check_size, load_base
+from base_models.load import load_base
+from base_models.sizes import checked_size, usual_steps
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.images import round_to_8bit, write_image
@@ -45,14 +46,15 @@ class Config(core.config.Config):
     """Folder for images/, references/ and prompts.jsonl; the same command goes on in it."""
     limit: int | None = Field(None, ge=1)
     """Use at most so many images."""
-    height: int = Field(512, ge=8)
-    """In pixels; images are scaled and cut to it."""
-    width: int = Field(512, ge=8)
-    """In pixels."""
-    sampling_steps: int = Field(4, ge=1)
-    """Of a whole drawing; FLUX.1-schnell takes 4."""
-    start: int = Field(2, ge=0)
-    """The step at which images enter: 0 leaves little of them, the last one changes little."""
+    height: int | None = Field(None, ge=8)
+    """In pixels; the base's own without. Images are scaled and cut to it."""
+    width: int | None = Field(None, ge=8)
+    """In pixels; the base's own without."""
+    sampling_steps: int | None = Field(None, ge=1)
+    """Of a whole drawing: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
+    start: int | None = Field(None, ge=0)
+    """The step at which images enter: 0 leaves little of them, the last one changes little. Half of
+    the steps without."""
     batch: int = Field(8, ge=1)
     """Images redrawn at once."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -60,18 +62,14 @@ class Config(core.config.Config):
     seed: int = Field(0, ge=0)
     """Of the noise under which images enter."""
 
-    @model_validator(mode="after")
-    def _agree(self) -> "Config":
-        if self.start >= self.sampling_steps:
-            raise ValueError(
-                f"start is {self.start} of {self.sampling_steps} sampling_steps: give a smaller one"
-            )
-        return self
-
 
 def main(config: Config) -> None:
     """Redraw what is not there yet."""
-    check_size(config.base, config.height, config.width)
+    size = checked_size(config.base, config.height, config.width)
+    steps = config.sampling_steps or usual_steps(config.base)
+    start = steps // 2 if config.start is None else config.start
+    if start >= steps:
+        raise UserError(f"start is {start} of {steps} sampling_steps: give a smaller one.")
     real = read_offline(config.images, config.limit)
     if not len(real):
         raise UserError(f"{config.images} holds no images: name a folder that does.")
@@ -85,11 +83,10 @@ def main(config: Config) -> None:
     begin(config.out, note, names, real.captions)
     for at in tqdm(range(0, len(missing), config.batch), "redraw"):
         rows = missing[at : at + config.batch]
-        sides = config.height, config.width
-        sound = torch.cat([fit(real.picture(i), *sides) for i in rows])
+        sound = torch.cat([fit(real.picture(i), *size) for i in rows])
         seeds = [mix(config.seed, REDRAW, i) % 2**32 for i in rows]
-        said, steps = [real.captions[i] for i in rows], config.sampling_steps
-        drawn = redraw(model, sound, said, seeds, steps=steps, start=config.start)
+        said = [real.captions[i] for i in rows]
+        drawn = redraw(model, sound, said, seeds, steps=steps, start=start)
         for i, reference, image in zip(rows, sound, drawn, strict=True):
             write_image(config.out / "references" / names[i], reference)
             write_image(config.out / "images" / names[i], image)

@@ -68,10 +68,10 @@ class Config(core.config.Config):
     accumulation: int = Field(1, ge=1)
     """Micro-batches of an update."""
 
-    height: int = Field(512, ge=8)
-    """Of what is drawn, in pixels; see `sizes`."""
-    width: int = Field(512, ge=8)
-    """Of what is drawn, in pixels."""
+    height: int | None = Field(None, ge=8)
+    """Of what is drawn, in pixels; the base's own without. See `sizes`."""
+    width: int | None = Field(None, ge=8)
+    """Of what is drawn, in pixels; the base's own without."""
     sizes: tuple[Sides, ...] = ()
     """Further sizes, each HEIGHTxWIDTH: an update draws images of one of all, and a real image is
     fitted to the one nearest to its shape. What is watched has `height` and `width`; so have the
@@ -273,12 +273,6 @@ class Config(core.config.Config):
         if self.patience and not (self.second_detector and self.watch_every):
             raise ValueError("patience needs a second_detector and watch_every")
         return self
-
-    @property
-    def every_size(self) -> list[tuple[int, int]]:
-        """(height, width) of what is drawn while learning."""
-        further = (size.split("x") for size in self.sizes)
-        return [(self.height, self.width), *((int(h), int(w)) for h, w in further)]
 
     @property
     def rewarded(self) -> bool:

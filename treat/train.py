@@ -22,9 +22,10 @@ from base_models.checkpointing import recompute_blocks
 from base_models.compilation import check_compilation, compile_blocks
 from base_models.guidance import check_guidance, guidance_options
 from base_models.layout import decoder_in_channels_last
-from base_models.load import check_size, load_base
+from base_models.load import load_base
 from base_models.quantise import check_quantisation, quantise
 from base_models.sample import Precision, autocast
+from base_models.sizes import check_size
 from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel, Latents, Schedule
 from core.errors import UserError
@@ -34,7 +35,7 @@ from detector.ensemble import ensemble
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import open_detector
 from treat.adapter import check_adapters, fuse, pin, read_adapter, take_up
-from treat.checks import check_detectors, check_offline, check_refreshes
+from treat.checks import check_detectors, check_offline, check_refreshes, every_size
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
 from treat.estimate import check_fits
@@ -85,14 +86,14 @@ def main(
         device = place.device or torch.device("cpu")
         model, texts, real = open_model(config, place, device)
         run.event("info", f"{len(texts.train)} prompts teach, {len(texts.held)} are watched")
-        sides = config.height, config.width
-        schedules = [model.schedule(config.sampling_steps, *size) for size in config.every_size]
+        sizes = every_size(config)
+        schedules = [model.schedule(config.sampling_steps, *size) for size in sizes]
         precision = autocast(device.type, config.mixed_precision)
         places = Places(config.seed, config.batch, config.accumulation)
         update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
         pieces = Pieces(update, run.event, may_halve=not sharded())
         detectors, scorer = open_detectors(config, device, given), open_scorer(config, device)
-        sampler = Sampler(model, texts, config.sampling_steps, *sides, config.batch, precision)
+        sampler = Sampler(model, texts, config.sampling_steps, *sizes[0], config.batch, precision)
         held = real[0] if real else None
         watcher = Watcher(sampler, detectors, scorer, held, config.seed, config.threshold)
         ledger = open_ledger(config, run, update, watcher)
@@ -188,7 +189,7 @@ def always(detector: Detector) -> DetectorFor:
 def check(config: Config, given: DetectorFor | None, place: PartialState) -> None:
     """Everything that can be wrong, before anything heavy; raises `UserError`."""
     prompts = split(config).train
-    for size in config.every_size:
+    for size in every_size(config):
         check_size(config.base, *size)
     check_guidance(config.base, config.guidance, config.learn_empty)
     check_sharding(config.quantise, config.compile_blocks)
@@ -236,7 +237,7 @@ def open_model(
         texts = encode_texts(cache, model, config.base, split(config), device)
         if config.offline:
             images = read_offline(config.offline, config.offline_limit)
-            for size, near in by_size(cache, images, config.every_size).items():
+            for size, near in by_size(cache, images, every_size(config)).items():
                 rows = cache_offline(cache, model, config.base, near, *size)
                 real.append(RealRows(rows, near.captions, device, hold=not real))
     model.drop_text_encoders()

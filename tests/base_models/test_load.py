@@ -17,7 +17,8 @@ from huggingface_hub.errors import (
 )
 
 from base_models import load
-from base_models.load import check_base, check_size, load_base, locate
+from base_models.load import check_base, load_base, locate
+from base_models.sizes import check_size
 from core.errors import UserError
 from tests.base_models.families import CASES, draw
 from tests.tiny import save_tiny

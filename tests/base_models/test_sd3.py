@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from base_models.load import check_size, load_base
+from base_models.load import load_base
 from base_models.sd3 import StableDiffusion3
+from base_models.sizes import check_size
 from core.errors import UserError
 from tests.base_models.families import draw
 from tests.chain import inputs

@@ -8,9 +8,10 @@ from diffusers import DDIMPipeline
 
 from base_models import unconditional
 from base_models.checkpointing import recompute_blocks
-from base_models.load import check_size, load_base
+from base_models.load import load_base
 from base_models.sample import sample
 from base_models.samplers import one_step_scheduler
+from base_models.sizes import check_size
 from core import seeds as seeding
 from core.errors import UserError
 from tests.base_models.families import HEIGHT, UNCONDITIONAL, WIDTH, V, draw

@@ -90,6 +90,15 @@ def test_an_image_is_that_of_the_plain_call(base: Path, prompts: Path, tmp_path:
     assert not np.array_equal(plain(sample.record.seed + 1), sample.image)
 
 
+def test_a_base_draws_its_own_size_where_none_is_said(prompts: Path, tmp_path: Path):
+    base = save_tiny(tmp_path / "base")
+    said = base / "vae/config.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"sample_size": 2 * SIZE}))
+    synthesize.main(config(base, tmp_path, height=None, width=SIZE))
+    assert ShardStore(tmp_path / "store")[0].image.shape == (2 * SIZE, SIZE, 3)
+    assert json.loads((tmp_path / "store/synthesis.json").read_text())["height"] == 2 * SIZE
+
+
 def test_any_pipeline_of_diffusers_draws(prompts: Path, tmp_path: Path):
     """One of no family here: the images of its own call at the same seeds."""
     parts = tiny_sd().components
@@ -113,6 +122,10 @@ def test_any_pipeline_of_diffusers_draws(prompts: Path, tmp_path: Path):
 
     assert np.array_equal(plain(one.record.seed), one.image)
     assert not np.array_equal(plain(one.record.seed + 1), one.image)
+    own = config(tmp_path / "other", tmp_path, height=None, width=None, steps=1, n_per_prompt=1)
+    synthesize.main(own.model_copy(update={"out": tmp_path / "own"}))
+    side = other.unet.config.sample_size * other.vae_scale_factor
+    assert side != 64 and ShardStore(tmp_path / "own")[0].image.shape == (side, side, 3)
 
 
 @pytest.mark.parametrize(
@@ -177,12 +190,6 @@ def test_a_key_follows_from_the_prompt_alone():
     assert not {r.key for r in some} & {
         r.key for r in synthesize.records([line(prompt="a")], 2, 1, "g")
     }
-
-
-def test_the_steps_of_a_family(base: Path, tmp_path: Path):
-    assert synthesize.usual_steps(base) == 4
-    tiny_pipeline(guidance_embeds=True).save_pretrained(tmp_path / "dev")
-    assert synthesize.usual_steps(tmp_path / "dev") == 28
 
 
 def test_bad_input_is_refused_before_anything_is_read(

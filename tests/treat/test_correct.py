@@ -275,7 +275,7 @@ def test_a_calibration_is_found_and_used(world, tmp_path):
     assert found.helps == (found.gamma in varied and areas[found.gamma] < areas[None])
     assert (found.seed, found.height, found.width) == (1, SIZE, SIZE)
     used = settings(world, tmp_path / "run", calibration=config.out, set=("gamma=0.9",))
-    opened = open_corrector(correct.wanted(used), None)
+    opened = open_corrector(correct.wanted(used, (SIZE, SIZE)), None)
     corrector = opened.make(model_of(used))
     assert opened.window.t_d == found.t_d
     assert (corrector.gamma, corrector.t_d) == (0.9, found.t_d)  # what is said goes first
@@ -296,7 +296,7 @@ def test_a_calibration_is_found_and_used(world, tmp_path):
             read_calibration(config.out, *wrong)
     wide = settings(world, tmp_path / "wide", calibration=config.out, width=2 * SIZE)
     with pytest.raises(UserError, match="pixels, not .* calibrate again"):
-        open_corrector(correct.wanted(wide), None)
+        open_corrector(correct.wanted(wide, (SIZE, 2 * SIZE)), None)
     seen = settings(world, tmp_path / "seen", calibration=config.out, seed=1, n=2)
     assert correct.main(seen, bright) is None
     assert "calibrated on seed 1 too" in (tmp_path / "seen/events.jsonl").read_text()

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from core.errors import UserError
 from core.heatmap import write_map
@@ -88,5 +87,6 @@ def test_folders_of_something_else_are_not_touched(setting):
 
 
 def test_a_start_beyond_the_last_step_is_refused(setting):
-    with pytest.raises(ValidationError, match="start is 4"):
-        program.Config.model_validate(setting.model_dump() | {"start": 4})
+    with pytest.raises(UserError, match="start is 4"):
+        program.main(setting.model_copy(update={"start": 4}))
+    assert not setting.out.exists()

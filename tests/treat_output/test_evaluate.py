@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.images import read_images
 from tests.tiny import SIZE, save_tiny
 from treat import evaluate
+from treat.adapter import Adapter
 from treat.arms import Sampling, load_arm, plan
 from treat.curves import run_curves
 from treat.lora import add_lora, lora_parameters, lora_state
@@ -206,6 +207,20 @@ def test_refusals_come_before_anything_heavy(files, tmp_path, monkeypatch, chang
     with pytest.raises(UserError, match=says):
         evaluate.main(settings(files, tmp_path / "out", **changes), dark)
     assert not (tmp_path / "out").exists()
+
+
+def test_arms_are_drawn_as_they_were_trained(files, tmp_path):
+    run = {"sampling_steps": 3, "height": 2 * SIZE, "width": 3 * SIZE}
+    asked = settings(files, tmp_path, sampling_steps=None, height=None, width=None)
+    arms = {"base": None, "plain": Adapter({}), "run": Adapter({}, 1, run)}
+    assert evaluate.sampling(asked, arms)[1:4] == (3, 2 * SIZE, 3 * SIZE)
+    own = json.loads((files / "tiny/vae/config.json").read_text())["sample_size"]
+    assert evaluate.sampling(asked, {"base": None})[1:4] == (4, own, own)
+    arms["other"] = Adapter({}, 1, run | {"sampling_steps": 30})
+    with pytest.raises(UserError, match="sampling_steps 3 and 30: give --sampling-steps"):
+        evaluate.sampling(asked, arms)
+    given = asked.model_copy(update={"sampling_steps": 2})
+    assert evaluate.sampling(given, arms).steps == 2
 
 
 def test_nobody_judges(files, tmp_path):

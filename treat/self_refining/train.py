@@ -22,8 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import core.config
-from base_models.load import FAMILIES, check_base, check_size, load_base, locate
+from base_models.load import FAMILIES, check_base, load_base, locate
 from base_models.sample import autocast, sample
+from base_models.sizes import check_size
 from base_models.unconditional import Unconditional
 from core import checkpoint
 from core.contracts import Conditioning, DiffusionModel, Images

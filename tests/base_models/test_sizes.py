@@ -1,0 +1,59 @@
+"""What a base draws where nothing is said: its own size and its family's steps."""
+
+import json
+
+import pytest
+
+from base_models.sizes import checked_size, own_size, usual_size, usual_steps
+from core.errors import UserError
+from miniature.bases import base_folder
+from tests.base_models.families import CASES
+from tests.tiny import save_tiny, tiny_pipeline
+
+
+@pytest.mark.parametrize("name", ["newest", "sdxl", "kolors", "ddpm", "ldm"])
+def test_the_miniatures_bases_say_their_own_size(name):
+    assert usual_size(str(base_folder(name)), None, None) == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd", "kolors", "sd3"])
+def test_a_base_that_names_its_latents_draws_as_its_pipeline_does_by_itself(name, tmp_path):
+    pipeline = CASES[name].pipeline()
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    network.register_to_config(sample_size=6)
+    pipeline.save_pretrained(tmp_path)
+    side = 6 * pipeline.vae_scale_factor
+    assert own_size(tmp_path) == (side, side)
+
+
+def test_of_flux_the_autoencoder_says_it(tmp_path):
+    base = save_tiny(tmp_path / "tiny")
+    config = base / "vae/config.json"
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps(said | {"sample_size": 48}))
+    assert usual_size(str(base), None, None) == (48, 48)
+    assert usual_size(str(base), 16, None) == (16, 48)
+    assert usual_size(str(base), 16, 24) == (16, 24)
+    del said["sample_size"]
+    config.write_text(json.dumps(said))
+    assert usual_size(str(base), None, None) == (1024, 1024)
+
+
+def test_a_single_files_configs_lie_beside_it(tmp_path):
+    pipeline = CASES["sd"].pipeline()
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / "sd.safetensors").touch()
+    assert own_size(tmp_path / "sd.safetensors") == own_size(tmp_path)
+
+
+def test_a_size_that_is_asked_for_is_checked(tmp_path):
+    base = str(save_tiny(tmp_path / "tiny"))
+    with pytest.raises(UserError, match="divide by 4"):
+        checked_size(base, 6, None)
+
+
+def test_the_steps_of_a_family(tmp_path):
+    assert usual_steps(str(save_tiny(tmp_path / "schnell"))) == 4
+    tiny_pipeline(guidance_embeds=True).save_pretrained(tmp_path / "dev")
+    assert usual_steps(str(tmp_path / "dev")) == 28
+    assert usual_steps(str(base_folder("sdxl"))) == 25
