@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -21,12 +21,11 @@ import detector.train
 import treat.evaluate
 import treat.export
 import treat.train
-from core.config import Config as BaseConfig
 from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
 from diffdoctor import demo_data as data
-from diffdoctor.demo_settings import OF_BASE, Settings, quick
+from diffdoctor.demo_settings import OF_BASE, Config, Settings, quick
 from miniature.bases import DETECTORS, base_folder
 from miniature.law import SIZE
 from miniature.meters import NAME, Bench
@@ -37,18 +36,6 @@ from treat.train import Config as Treatment
 CONTROL = {"pixel_weight": 0.0, "lock_weight": 0.0}
 """The offline term alone."""
 FIGURES = ("artifact_frequency", "artifact_area", "attribute_match", "entropy", "sharpness", "n")
-
-
-class Config(BaseConfig):
-    """The whole method on two cores, for FLUX in six to ten minutes or (quick) two."""
-
-    out: Path = Path("runs/demo")
-    """Folder of all stages; the same command again goes on where it stopped."""
-    base: Literal["newest", "sdxl", "kolors"] = "newest"
-    """What is treated: the newest FLUX, or the miniature's SDXL or Kolors, which draw in twenty
-    steps with guidance and take several times as long."""
-    quick: bool = False
-    """A tenth of everything: shows the path, proves nothing."""
 
 
 def main(config: Config) -> int | None:

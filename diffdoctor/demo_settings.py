@@ -1,8 +1,14 @@
-"""Every number of the demo, in one place: the full one and the quick one."""
+"""What the demo is asked for, and its every number: the full one's and the quick one's.
+
+Needs no torch.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+
+import core.config
 
 HARDENED: Mapping[str, Any] = {
     "adversarial": 0.5,
@@ -13,6 +19,18 @@ HARDENED: Mapping[str, Any] = {
 }
 """Half of each batch steps against the detector. No shift and no scale: a hand of another size is
 no hand of this world."""
+
+
+class Config(core.config.Config):
+    """The whole method on two cores, for FLUX in six to ten minutes or (quick) two."""
+
+    out: Path = Path("runs/demo")
+    """Folder of all stages; the same command again goes on where it stopped."""
+    base: Literal["newest", "sdxl", "kolors"] = "newest"
+    """What is treated: the newest FLUX, or the miniature's SDXL or Kolors, which draw in twenty
+    steps with guidance and take several times as long."""
+    quick: bool = False
+    """A tenth of everything: shows the path, proves nothing."""
 
 
 @dataclass(frozen=True)

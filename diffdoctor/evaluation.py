@@ -1,17 +1,9 @@
 """`diffdoctor evaluate`: `treat.evaluate` with the judge that its settings name."""
 
-from typing import Literal
-
 from core.errors import UserError
 from core.prompts import read_prompts
+from diffdoctor.evaluation_settings import Config
 from treat import evaluate
-
-
-class Config(evaluate.Config):
-    """Same prompts, same seeds: the base model against its adapters."""
-
-    judge: Literal["detector", "oracle"] = "detector"
-    """The first of the detectors, or the exact oracle of the miniature world."""
 
 
 def main(config: Config) -> int | None:

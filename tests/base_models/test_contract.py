@@ -239,10 +239,13 @@ def test_offline_loss_written_out_by_hand(case):
     assert (other - expected).abs() > 1e-4  # control: the seeds matter
 
 
-@pytest.mark.parametrize("learning", [(2,), (0, 1, 2), (0, 2)], ids=str)
-@every
-def test_replay_equals_plain_back_propagation_to_the_bit(case, learning):
-    model = with_adapters(case.model())
+@pytest.mark.parametrize(
+    ("name", "learning"),
+    [(name, (0, 2)) for name in EVERY]
+    + [(name, steps) for name in PLAIN_OF_ALL for steps in ((2,), (0, 1, 2))],
+)
+def test_replay_equals_plain_back_propagation_to_the_bit(name, learning):
+    model = with_adapters(EVERY[name].model())
     given = inputs(model, 3, SIZE)
     ours = split(model, given, learning, 1.0, nullcontext)
     reference = plain(model, given, learning, 1.0, nullcontext)
