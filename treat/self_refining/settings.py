@@ -26,10 +26,10 @@ class Config(core.config.Config):
     """Run folder; the same command resumes it."""
     limit: int | None = Field(None, ge=1)
     """Use at most so many images."""
-    height: int = Field(64, ge=8)
-    """Of the images, in pixels."""
-    width: int = Field(64, ge=8)
-    """Of the images, in pixels."""
+    height: int | None = Field(None, ge=8)
+    """Of the images, in pixels; the base's own without."""
+    width: int | None = Field(None, ge=8)
+    """Of the images, in pixels; the base's own without."""
     steps: int = Field(10_000, ge=1)
     """Updates of both phases; the paper has 500,000."""
     refine_share: float = Field(0.5, ge=0, le=1)

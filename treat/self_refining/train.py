@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import core.config
 from base_models.load import FAMILIES, check_base, load_base, locate
 from base_models.sample import autocast, sample
-from base_models.sizes import check_size
+from base_models.sizes import checked_size, usual_size
 from base_models.unconditional import Unconditional
 from core import checkpoint
 from core.contracts import Conditioning, DiffusionModel, Images
@@ -75,7 +75,7 @@ def main(config: Config) -> int | None:
         highlighter = None
         if config.refining and config.highlighter is not None:
             highlighter = FlawMap(load_highlighter(config.highlighter)).to(place)
-        flaws = Flaws(config.embedding, finest(model, config.height, config.width), config.seed)
+        flaws = Flaws(config.embedding, finest(model, *size_of(config)), config.seed)
         if config.refining and config.reverse_weight:
             wrap(model.network, flaws, config.reverse_weight)
         world = World(model.network, flaws.to(place)).requires_grad_(True).train()
@@ -114,7 +114,7 @@ def main(config: Config) -> int | None:
 
 def check(config: Config) -> Path:
     """The base's folder; `UserError` for what cannot work, before anything heavy."""
-    check_size(config.base, config.height, config.width)
+    checked_size(config.base, config.height, config.width)
     folder = locate(config.base)
     if not folder.is_dir():
         raise UserError(f"{folder} is a single file: save its pipeline as a folder first.")
@@ -146,12 +146,16 @@ def open_model(config: Config, place: torch.device) -> tuple[DiffusionModel, Rea
     model.encoders_to(place)
     prompted = not isinstance(model, Unconditional)
     images = read_offline(config.data, config.limit, captioned=prompted)
-    size = config.height, config.width
+    size = size_of(config)
     cache = cache_offline(config.out / "cache", model, config.base, images, *size)
     rows = RealRows(cache, images.captions, place, hold=False)
     model.drop_text_encoders()
     model.to(place)
     return model, rows
+
+
+def size_of(config: Config) -> tuple[int, int]:
+    return usual_size(config.base, config.height, config.width)
 
 
 def finest(model: DiffusionModel, height: int, width: int) -> tuple[int, int]:
@@ -232,14 +236,15 @@ def drawn(
     text: Conditioning = split_rows(rows.rows(asked))[1]
     place, flaws = next(learner.model.parameters()).device, learner.model.flaws
     known, flaws.map = flaws.map, None
+    height, width = size_of(config)
     with learner.averaged():
         images = sample(
             model,
             text,
             seeds,
             steps=config.map_steps,
-            height=config.height,
-            width=config.width,
+            height=height,
+            width=width,
             batch=config.batch,
             precision=autocast(place.type, config.mixed_precision),
         )
