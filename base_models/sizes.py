@@ -9,6 +9,7 @@ from typing import Any
 from base_models import unconditional
 from base_models.latents import check_places, check_sides
 from base_models.load import FAMILIES, check_base, config_folder, locate, pipeline_class
+from core.errors import UserError
 from core.storage import read_json
 
 LARGE = 1024
@@ -64,6 +65,16 @@ def check_size(base: str, height: int, width: int) -> None:
     grain = family.grain(_halvings(path, family.autoencoder)) * _halvings(path, family.halving)
     check_sides(height, width, grain)
     check_places(height, width, _config(path, "transformer").get("pos_embed_max_size"), grain)
+
+
+def check_steps(base: str, steps: int) -> None:
+    """Raise `UserError` for more steps than the base knows levels of noise; a flow's are any."""
+    folder = config_folder(locate(base, weights=False))
+    said = read_json(folder / "scheduler" / "scheduler_config.json")
+    known = said.get("num_train_timesteps")
+    flow = str(said.get("_class_name")).startswith("FlowMatch")
+    if known is not None and not flow and steps > known:
+        raise UserError(f"{base} was trained on {known} levels of noise: ask for fewer steps.")
 
 
 def _halvings(path: Path, part: str | None) -> int:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import core.config
 from base_models.load import load_base
 from base_models.sample import autocast, sample
-from base_models.sizes import checked_size, usual_size, usual_steps
+from base_models.sizes import check_steps, checked_size, usual_size, usual_steps
 from core.contracts import Detector
 from core.errors import UserError
 from core.heatmap import Map
@@ -125,6 +125,7 @@ def main(config: Config) -> None:
         check_writable(config.out)
     if config.base is not None:
         checked_size(config.base, config.height, config.width)
+        check_steps(config.base, config.steps or 1)
     place = device(config.device)
     detector = freeze(open_detector(config.detector)).to(place)
     sheets = Surest(config.sheet), Surest(config.sheet)
@@ -205,6 +206,8 @@ def table(real: Side, samples: Side) -> Table:
 
 
 def _chosen(folder: Path, limit: int) -> list[Path]:
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: name a folder of images.")
     paths = list_images(folder, deep=True)
     return [paths[i] for i in spread(len(paths), limit)]
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from base_models.load import check_prompts, load_base
 from base_models.sample import decode
-from base_models.sizes import checked_size
+from base_models.sizes import check_steps, checked_size
 from base_models.trajectory import Trajectory
 from core.config import Config as BaseConfig
 from core.contracts import ArtifactMap, DiffusionModel, Images
@@ -100,6 +100,7 @@ def main(config: Config, judge: Judge | None = None) -> None:
         raise UserError(f"--out {config.out} is no .json file: name one.")
     check_file(config.out)
     size = checked_size(config.base, config.height, config.width)
+    check_steps(config.base, config.sampling_steps)
     check_prompts(config.base, config.prompts is not None)
     for t_d in config.t_d:
         check_window(Window(t_d=t_d), config.sampling_steps)

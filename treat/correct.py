@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from base_models.load import check_prompts
-from base_models.sizes import checked_size
+from base_models.sizes import check_steps, checked_size
 from core.errors import UserError
 from core.images import write_image
 from core.inputs import hold
@@ -65,6 +65,7 @@ def main(
 ) -> int | None:
     """Draw both arms, judge, compare, report; see `treat.evaluate.main` for the judge."""
     size = checked_size(config.base, config.height, config.width)
+    check_steps(config.base, config.sampling_steps)
     check_prompts(config.base, config.prompts is not None)
     place, given = device(config.device), judge
     itself = config.detector in (DYNAMICS, UNCERTAINTY)

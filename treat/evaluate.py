@@ -14,7 +14,7 @@ from torch import Tensor
 
 from base_models.guidance import check_guidance
 from base_models.quantise import check_quantisation
-from base_models.sizes import checked_size, usual_steps
+from base_models.sizes import check_steps, checked_size, usual_steps
 from core.contracts import ArtifactMap, Detector, Images
 from core.errors import UserError
 from core.heatmap import overlay
@@ -125,9 +125,11 @@ def sampling(config: Config, arms: Mapping[str, Adapter | None]) -> Sampling:
     Raises `UserError` for a base that is damaged or cannot draw so, and for arms that disagree.
     """
     asked = {name: getattr(config, name) or trained(arms, name) for name in DRAWN_BY}
+    steps = asked["sampling_steps"] or usual_steps(config.base)
+    check_steps(config.base, steps)
     return Sampling(
         config.base,
-        asked["sampling_steps"] or usual_steps(config.base),
+        steps,
         *checked_size(config.base, asked["height"], asked["width"]),
         config.batch,
         str(device(config.device)),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import core.config
 from base_models.load import FAMILIES, check_base, load_base, locate
-from base_models.sizes import check_size
+from base_models.sizes import check_size, check_steps
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.heatmap import read_map
@@ -141,6 +141,7 @@ def check(config: Config, files: Sequence[Path], masks: Sequence[Path]) -> tuple
                     "bring images and masks to one size."
                 )
     check_size(config.base, first[0], first[1])
+    check_steps(config.base, config.sampling_steps)
     return first[0], first[1]
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import core.config
 from base_models.load import load_base
-from base_models.sizes import checked_size, usual_steps
+from base_models.sizes import check_steps, checked_size, usual_steps
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.images import round_to_8bit, write_image
@@ -67,6 +67,7 @@ def main(config: Config) -> None:
     """Redraw what is not there yet."""
     size = checked_size(config.base, config.height, config.width)
     steps = config.sampling_steps or usual_steps(config.base)
+    check_steps(config.base, steps)
     start = steps // 2 if config.start is None else config.start
     if start >= steps:
         raise UserError(f"start is {start} of {steps} sampling_steps: give a smaller one.")

@@ -25,7 +25,7 @@ from base_models.layout import decoder_in_channels_last
 from base_models.load import load_base
 from base_models.quantise import check_quantisation, quantise
 from base_models.sample import Precision, autocast
-from base_models.sizes import check_size
+from base_models.sizes import check_size, check_steps
 from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel, Latents, Schedule
 from core.errors import UserError
@@ -191,6 +191,7 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
     prompts = split(config).train
     for size in every_size(config):
         check_size(config.base, *size)
+    check_steps(config.base, config.sampling_steps)
     check_guidance(config.base, config.guidance, config.learn_empty)
     check_sharding(config.quantise, config.compile_blocks)
     check_quantisation(config.quantise)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from base_models.sizes import checked_size, own_size, usual_size, usual_steps
+from base_models.sizes import check_steps, checked_size, own_size, usual_size, usual_steps
 from core.errors import UserError
 from miniature.bases import base_folder
 from tests.base_models.families import CASES
@@ -50,6 +50,14 @@ def test_a_size_that_is_asked_for_is_checked(tmp_path):
     base = str(save_tiny(tmp_path / "tiny"))
     with pytest.raises(UserError, match="divide by 4"):
         checked_size(base, 6, None)
+
+
+def test_there_are_no_more_steps_than_levels_of_noise():
+    base = str(base_folder("ddpm"))
+    check_steps(base, 1000)
+    check_steps(str(base_folder("newest")), 1001)  # a flow's are any
+    with pytest.raises(UserError, match="1000 levels of noise"):
+        check_steps(base, 1001)
 
 
 def test_the_steps_of_a_family(tmp_path):

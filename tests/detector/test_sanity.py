@@ -151,6 +151,7 @@ def test_a_base_draws_its_own(world, tmp_path, capsys):
         (["--real", "dark", "--base", "base"], "belong together"),
         (["--real", "none", "--samples", "bright"], "does not exist"),
         (["--real", "base", "--samples", "bright"], "no image in"),
+        (["--real", "prompts.txt", "--samples", "bright"], "is a file"),
         (["--real", "dark", "--base", "base", "--prompts", "none.txt"], "cannot read the prompts"),
         (["--real", "dark", "--base", "none", "--prompts", "prompts.txt"], "no base model"),
     ],
