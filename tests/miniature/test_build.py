@@ -238,7 +238,7 @@ def test_a_grade_that_fewer_steps_have_passed_by_is_taken_where_the_build_goes_o
     tmp_path: Path, monkeypatch
 ):
     monkeypatch.setattr(stages, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
-    looks = iter([False] * 12 + [True] * 100)
+    looks = iter([False] * 19 + [True] * 100)  # in the network's fourth update
     monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
     assert build.main(config(tmp_path, steps=1000)) == PAUSED
     monkeypatch.setattr(Run, "interrupted", property(lambda run: False))
