@@ -7,6 +7,8 @@ the grid's ends is valid. `miniature.paint` turns a `Scenes` batch into pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 
 import torch
 from jaxtyping import Float, Int
@@ -211,10 +213,9 @@ def prompts(batch: Scenes) -> list[str]:
     ]
 
 
+@cache
 def all_prompts() -> dict[str, tuple[str, dict[str, str]]]:
     """Every prompt of the world: prompt -> (category, stated factors)."""
-    from itertools import product
-
     table = {}
     for name, category in CATEGORIES.items():
         values = [category.factors[factor] for factor in category.stated]

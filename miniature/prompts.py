@@ -70,27 +70,22 @@ def balanced(prompts: Sequence[str], n: int, seed: int) -> list[str]:
 
 def category_of(prompt: str) -> str:
     """The category that a prompt of the world names."""
-    if prompt not in _table():
+    if prompt not in all_prompts():
         raise UserError(
             f"The miniature world has no prompt {prompt!r}: use those of "
             "`diffdoctor miniature render` (they are in its prompts.jsonl)."
         )
-    return _table()[prompt][0]
+    return all_prompts()[prompt][0]
 
 
 def stated(prompt: str) -> dict[str, str]:
     """The factors that a prompt of the world states."""
     category_of(prompt)
-    return _table()[prompt][1]
-
-
-@cache
-def _table() -> dict[str, tuple[str, dict[str, str]]]:
-    return all_prompts()
+    return all_prompts()[prompt][1]
 
 
 def _values(prompt: str) -> set[tuple[str, str]]:
-    return set(_table()[prompt][1].items())
+    return set(all_prompts()[prompt][1].items())
 
 
 def _rank(prompt: str) -> str:

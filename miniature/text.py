@@ -5,6 +5,7 @@ pooled vector, and from the mean of T5's tokens, every stated factor (and every 
 must be told. Then they are frozen and shared by all grades, as large models' text encoders are.
 """
 
+import functools
 import string
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,11 @@ def adopt(reader: Any, folder: Path, tokenizer: Any) -> set[str]:
     return set(tokenizer.get_vocab()) - set(rows)
 
 
-def grammar_words() -> set[str]:
+@functools.cache
+def grammar_words() -> frozenset[str]:
     """The words of all prompts but those that signs spell."""
     spelled = {word.lower() for word in CATEGORIES["sign"].kinds["word"]}
-    return {w for p in all_prompts() for w in p.replace(",", "").split()} - spelled
+    return frozenset(w for p in all_prompts() for w in p.replace(",", "").split()) - spelled
 
 
 def make_clip() -> CLIPTextModel:

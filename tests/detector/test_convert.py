@@ -1,9 +1,14 @@
 """The same network in every layout gives the same logits; what does not fit is named."""
 
+import contextlib
 import json
 import os
 import pickle
 import re
+import subprocess
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -13,7 +18,7 @@ from core.config import run_program
 from core.errors import UserError
 from core.seeds import generator
 from core.storage import sha256_file
-from detector import convert
+from detector import convert, pickled
 from detector.key_layouts import transformers_to_smp
 from detector.pickled import read_pickled
 from detector.segformer import (
@@ -118,11 +123,39 @@ WRITERS = {
 }
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """The child that reads is a fork of this process: it need not load torch again."""
+    given = SimpleNamespace(run=fork, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(pickled, "subprocess", given)
+
+
+def fork(words, **_):
+    """`subprocess.run` of `python -P -m detector.pickled SOURCE TARGET`."""
+    assert words[1:4] == ["-P", "-m", "detector.pickled"]
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                with contextlib.redirect_stderr(said):
+                    code = pickled.main(*map(Path, words[4:]))
+                said.flush()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        said.seek(0)
+        code = os.waitstatus_to_exitcode(status)
+        return subprocess.CompletedProcess(words, code, stderr=said.read())
+
+
 def run(source, out, *words):
     run_program(convert.main, convert.Config, [str(source), "--out", str(out), *words])
     return out
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_layout_gives_the_same_logits(own, tmp_path, name, capsys):
     write, layout = WRITERS[name]
@@ -144,6 +177,7 @@ def test_every_layout_gives_the_same_logits(own, tmp_path, name, capsys):
     assert f"layout of {layout}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("variant", ["nano", "mit_b1"])
 def test_the_variant_is_read_from_the_shapes(tmp_path, variant):
     detector = SegformerDetector(SegformerConfig(variant=variant))
@@ -157,6 +191,7 @@ def test_every_variant_has_a_shape_of_its_own():
     assert all(shapes.count(shape) == 1 for shape in shapes)
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_same_weights_may_be_converted_again_and_no_others(own, tmp_path):
     source = write_released(own, tmp_path)
     out = run(source, tmp_path / "out")
@@ -198,6 +233,7 @@ def _bare(state):
     state["segformer.encoder.patch_embeddings.0.proj.weight"] = torch.tensor(1.0)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("change", "words", "cure"),
     [
@@ -215,8 +251,8 @@ def _bare(state):
         (lambda state: state.update(note="dear"), [], "holds more than weights"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, capsys, change, words, cure):
-    state = old_names(network("mit_b0").network.state_dict())
+def test_what_does_not_fit_is_named(own, tmp_path, capsys, change, words, cure):
+    state = {name: t.clone() for name, t in old_names(own.network.state_dict()).items()}
     change(state)
     torch.save(state, tmp_path / "weights.bin")
     refused(tmp_path / "weights.bin", tmp_path / "out", capsys, cure, *words)
@@ -261,6 +297,7 @@ def test_what_lies_in_the_current_folder_is_not_run(own, tmp_path, monkeypatch):
     assert not (here / "ran").exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_damaged_files_are_named(own, tmp_path, capsys):
     whole = write_released(own, tmp_path).read_bytes()
     expanded = {"segformer.encoder.x": torch.zeros(1).expand(10**12)}

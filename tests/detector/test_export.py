@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 
@@ -17,6 +18,7 @@ from detector import export_graph
 from detector.segformer import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    VARIANTS,
     SegformerConfig,
     SegformerDetector,
     upsample,
@@ -34,6 +36,20 @@ CONFIGS = {
     "smp": SegformerConfig(backend="smp", variant="mit_b0", input_size=64),
     "smp, another encoder": SegformerConfig(backend="smp", variant="resnet18"),
 }
+ONNX = {"nano", "smp"}
+"""Those that are written as ONNX too."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    """One block a stage: every operation of a network, and half as much to trace."""
+    depths = {"depths": [1, 1, 1, 1]}
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("nano", "mit_b0"):
+            patched.setitem(VARIANTS, name, VARIANTS[name] | depths)
+        mit_b0 = smp.encoders.encoders["mit_b0"]
+        patched.setitem(mit_b0, "params", mit_b0["params"] | depths)
+        yield
 
 
 def lively(config):
@@ -53,31 +69,51 @@ def written(folder, config, **options):
     return load_detector(folder / "run"), folder / "out"
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
-def world(request, tmp_path_factory):
-    return written(tmp_path_factory.mktemp("d"), CONFIGS[request.param])
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    made = {}
+    for name, config in CONFIGS.items():
+        onnx = ["onnx"] if name in ONNX and not export_graph.missing_for_onnx() else []
+        formats = ("transformers", "program", *onnx)
+        made[name] = written(tmp_path_factory.mktemp("d"), config, formats=formats)
+    return made
+
+
+@pytest.fixture(params=list(CONFIGS))
+def world(request, worlds):
+    return worlds[request.param]
 
 
 @torch.no_grad()
-def test_the_cards_snippet_draws_the_map_without_this_project(world, tmp_path):
-    detector, out = world
-    code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[1]
-    assert len([line for line in code.splitlines() if line]) == 15
+def test_the_cards_snippets_draw_the_map_without_this_project(worlds, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
-    (tmp_path / "detector.pt2").write_bytes((out / "detector.pt2").read_bytes())
-    without = (
-        "import sys\nassert not {'detector', 'core', 'treat', 'transformers'} & set(sys.modules)"
-    )
-    program = "\n".join([code, without, "np.save('heat.npy', heat.numpy())"])
+    for name, (_, out) in worlds.items():
+        code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[1]
+        assert len([line for line in code.splitlines() if line]) == 15
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.fromarray(pixels).save(folder / "picture.png")
+        (folder / "detector.pt2").write_bytes((out / "detector.pt2").read_bytes())
+        (folder / "snippet.py").write_text(code + "\nnp.save('heat.npy', heat.numpy())")
+    program = f"""
+import os, sys
+for folder in {[str(tmp_path / name) for name in worlds]}:
+    os.chdir(folder)
+    exec(open("snippet.py").read(), {{}})
+    assert not {{'detector', 'core', 'treat', 'transformers'}} & set(sys.modules)
+"""
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
-    here, there = detector(images)[0, 0], torch.from_numpy(np.load(tmp_path / "heat.npy"))
-    assert here.std() > 1e-3 and torch.allclose(here, there, atol=1e-5)
-    assert (tmp_path / "artifacts.png").is_file()
+    for name, (detector, _) in worlds.items():
+        here, there = (
+            detector(images)[0, 0],
+            torch.from_numpy(np.load(tmp_path / name / "heat.npy")),
+        )
+        assert here.std() > 1e-3 and torch.allclose(here, there, atol=1e-5), name
+        assert (tmp_path / name / "artifacts.png").is_file()
 
 
 @torch.no_grad()
@@ -119,14 +155,14 @@ def test_own_files_are_the_runs_own(world):
     assert torch.equal(load_detector(out)(images), detector(images))
 
 
-@pytest.mark.parametrize("name", ["nano", "smp"])
+@pytest.mark.parametrize("world", sorted(ONNX), indirect=True)
 @torch.no_grad()
-def test_onnx_gives_the_same_logits(name, tmp_path):
+def test_onnx_gives_the_same_logits(world):
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library)
     import onnxruntime
 
-    detector, out = written(tmp_path, CONFIGS[name], formats=("onnx",))
+    detector, out = world
     session = onnxruntime.InferenceSession(out / "detector.onnx")
     for batch, rows, columns in ((1, 2, 2), (3, 4, 5)):
         cell = detector.multiple
@@ -136,7 +172,8 @@ def test_onnx_gives_the_same_logits(name, tmp_path):
         map = torch.sigmoid(upsample(detector.logits_at(images), images.shape[-2:]))
         assert np.abs(heat - map.numpy()).max() <= 1e-4
     assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "detector.json", "detector.onnx", "detector.safetensors",
+        "README.md", "detector.json", "detector.onnx", "detector.pt2", "detector.safetensors",
+        "transformers",
     ]  # fmt: skip
 
 
@@ -149,6 +186,9 @@ def test_without_onnx_one_sentence_names_the_extra(tmp_path, monkeypatch):
 
 def test_without_onnx_the_default_is_all_else(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export_graph, "find_spec", lambda name: None)
+    monkeypatch.setattr(export, "exported", lambda detector: "graph")
+    for name in ("write_program", "write_onnx"):
+        monkeypatch.setattr(export, name, lambda graph, detector, path: path.write_text(graph))
     _, out = written(tmp_path, CONFIGS["nano"], formats=None)
     assert {"transformers", "detector.pt2"} < {path.name for path in out.iterdir()}
     assert not (out / "detector.onnx").exists()

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,11 @@ from transformers import T5EncoderModel
 from base_models.load import load_base
 from core.errors import UserError
 from core.run import PAUSED, Run
-from miniature import build, stages, text
+from miniature import build, kolors, stages, text
 from miniature.bases import GRADES, base_folder
 from miniature.families import FAMILIES
 from miniature.flux import Flux
-from miniature.law import all_prompts
+from miniature.law import CATEGORIES, all_prompts
 from miniature.text import T5_LENGTH, adopt
 
 RESULTS = {
@@ -41,6 +42,23 @@ def config(folder: Path, **changes) -> build.Config:
     few = {"vae_steps": 1, "decoder_steps": 1, "read_steps": 1, "pool": 120, "steps": 8, "batch": 4}
     places = {"out": folder / "bases", "run": folder / "run", "threads": 1}
     return build.Config(**(few | places | changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_faces():
+    """Two values of all that a face can be: 356 prompts to read, not 1,686."""
+    face = CATEGORIES["face"]
+    kinds = {name: values[:2] for name, values in face.kinds.items()}
+    layers = {name: dict(list(palette.items())[:2]) for name, palette in face.layers.items()}
+    caches = all_prompts, text.grammar_words, kolors.pieces_folder
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(CATEGORIES, "face", replace(face, kinds=kinds, layers=layers))
+        for cached in caches:
+            cached.cache_clear()
+        assert len(all_prompts()) == 356
+        yield
+    for cached in caches:
+        cached.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +238,7 @@ def test_a_grade_that_fewer_steps_have_passed_by_is_taken_where_the_build_goes_o
     tmp_path: Path, monkeypatch
 ):
     monkeypatch.setattr(stages, "vae_images", lambda seed: torch.zeros(16, 3, 64, 64).byte())
-    looks = iter([False] * 12 + [True] * 100)
+    looks = iter([False] * 19 + [True] * 100)  # in the network's fourth update
     monkeypatch.setattr(Run, "interrupted", property(lambda run: next(looks, True)))
     assert build.main(config(tmp_path, steps=1000)) == PAUSED
     monkeypatch.setattr(Run, "interrupted", property(lambda run: False))
