@@ -20,11 +20,12 @@ from transformers import T5EncoderModel
 from base_models.load import load_base
 from core.errors import UserError
 from core.run import PAUSED, Run
-from miniature import build, kolors, stages, text
+from miniature import build, kolors, oracle, stages, text
 from miniature.bases import GRADES, base_folder
 from miniature.families import FAMILIES
 from miniature.flux import Flux
 from miniature.law import CATEGORIES, all_prompts
+from miniature.prompts import split
 from miniature.text import T5_LENGTH, adopt
 
 RESULTS = {
@@ -50,7 +51,8 @@ def few_faces():
     face = CATEGORIES["face"]
     kinds = {name: values[:2] for name, values in face.kinds.items()}
     layers = {name: dict(list(palette.items())[:2]) for name, palette in face.layers.items()}
-    caches = all_prompts, text.grammar_words, kolors.pieces_folder
+    caches = (all_prompts, text.grammar_words, kolors.pieces_folder, split,
+              oracle.proposals, oracle.categories)  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(CATEGORIES, "face", replace(face, kinds=kinds, layers=layers))
         for cached in caches:
