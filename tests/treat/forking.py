@@ -11,7 +11,10 @@ import signal
 import sys
 import traceback
 
+import torch.utils.tensorboard  # noqa: F401 - what a run loads late, once for all children
+
 import core.config
+from tests.tiny import flux  # noqa: F401 - the same
 from treat import train
 
 

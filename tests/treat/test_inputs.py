@@ -20,10 +20,29 @@ def built(tmp_path_factory):
     return build(tmp_path_factory.mktemp("built") / "world")
 
 
+def copied(built):
+    """What a test may change, as it was built and at the same place in every test."""
+    shutil.rmtree(built.parent / "copy", ignore_errors=True)
+    return shutil.copytree(built, built.parent / "copy")
+
+
 @pytest.fixture
-def world(built, tmp_path):
-    """A copy that a test may change."""
-    return shutil.copytree(built, tmp_path / "world")
+def world(built):
+    return copied(built)
+
+
+@pytest.fixture(scope="module")
+def first(built):
+    """A run of one step."""
+    out = built.parent / "run"
+    assert train.main(config(copied(built), out, steps=1)) == 0
+    return out
+
+
+@pytest.fixture
+def run(first, world, tmp_path):
+    """Its copy, to go on with."""
+    return shutil.copytree(first, tmp_path / "run")
 
 
 def reverse_lines(world):
@@ -59,18 +78,16 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_another_input_is_refused_until_the_former_is_back(name, built, world, tmp_path):
+def test_another_input_is_refused_until_the_former_is_back(name, built, world, run):
     change, option = CHANGES[name]
-    assert train.main(config(world, tmp_path / "run", steps=1)) == 0
-    figures, goes_on = losses(tmp_path / "run"), config(world, tmp_path / "run", steps=2)
+    figures, goes_on = losses(run), config(world, run, steps=2)
     change(world)
     with pytest.raises(UserError, match=f"other contents of {option} than lie there now"):
         train.main(goes_on)
-    assert losses(tmp_path / "run") == figures
-    shutil.rmtree(world)
-    shutil.copytree(built, world)  # other times of change, the same contents
+    assert losses(run) == figures
+    copied(built)  # other times of change, the same contents
     assert train.main(goes_on) == 0
-    assert sorted(losses(tmp_path / "run")) == [0, 1, 2]
+    assert sorted(losses(run)) == [0, 1, 2]
 
 
 def test_every_setting_that_names_an_input_is_noted(world, tmp_path):
@@ -105,24 +122,22 @@ def test_before_the_first_checkpoint_nothing_binds(world, tmp_path, monkeypatch)
     assert losses(tmp_path / "run") == losses(tmp_path / "fresh")
 
 
-def test_a_run_from_before_there_was_a_note_goes_on(world, tmp_path):
-    assert train.main(config(world, tmp_path / "run", steps=1)) == 0
-    (tmp_path / "run" / NOTE).unlink()
+def test_a_run_from_before_there_was_a_note_goes_on(world, run):
+    (run / NOTE).unlink()
     reverse_lines(world)
     with pytest.raises(UserError, match=r"other settings \(batch differ\)"):  # nobody knows of what
-        train.main(config(world, tmp_path / "run", steps=2, batch=2))
-    assert train.main(config(world, tmp_path / "run", steps=2)) == 0
+        train.main(config(world, run, steps=2, batch=2))
+    assert train.main(config(world, run, steps=2)) == 0
     reverse_lines(world)
     with pytest.raises(UserError, match="other contents of --prompts"):
-        train.main(config(world, tmp_path / "run", steps=3))
+        train.main(config(world, run, steps=3))
 
 
-def test_a_damaged_note_says_what_to_do(world, tmp_path):
-    assert train.main(config(world, tmp_path / "run", steps=1)) == 0
+def test_a_damaged_note_says_what_to_do(world, run):
     for content in ("{", "[]"):
-        (tmp_path / "run" / NOTE).write_text(content)
+        (run / NOTE).write_text(content)
         with pytest.raises(UserError, match=r"inputs.json is damaged: remove it"):
-            train.main(config(world, tmp_path / "run", steps=2))
+            train.main(config(world, run, steps=2))
 
 
 def test_the_images_of_an_update_stay_as_many(world, tmp_path, monkeypatch):

@@ -143,6 +143,7 @@ def test_asked_to_stop_in_the_middle_it_pauses(fresh, world, whole, tmp_path):
     settings = wanted(world, tmp_path / "middle")
     moment = partial(until, settings.out, 3)
     assert fresh.run(settings, moment, signal.SIGTERM) == PAUSED
+    assert "the same command resumes" in fresh.said(settings)
     assert 3 <= newest(settings.out) == logged(settings.out) < STEPS
     assert fresh.run(settings) == 0
     assert (digest(settings.out, STEPS), losses(settings.out)) == whole[:2]

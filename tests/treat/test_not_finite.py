@@ -3,11 +3,14 @@
 A site is a place where a value, or the gradient at it, is spoilt from one update to another.
 """
 
+import copy
+
 import pytest
 import torch
 from torch.utils._pytree import tree_map
 
 from core.errors import UserError
+from core.processes import this_process
 from tests.treat.setting import build, config, losses
 from treat import drawings, step, terms, train
 from treat.offline import RealRows
@@ -43,6 +46,14 @@ BAD = {2, 4, 5, 6}
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def opened(world, tmp_path_factory):
+    """What a run opens: base, texts, real images, and detectors."""
+    given, place = config(world, tmp_path_factory.mktemp("opened")), this_process()
+    model = train.open_model(given, place, place.device)
+    return model, train.open_detectors(given, place.device, None)
 
 
 def spoilt(found, how):
@@ -118,9 +129,14 @@ def follow(monkeypatch):
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_a_bad_update_changes_nothing_and_three_in_a_row_end_it(world, tmp_path, monkeypatch, site):
-    settings = config(world, tmp_path, steps=9, checkpoint_every=1, watch_every=0)
+def test_a_bad_update_changes_nothing_and_three_in_a_row_end_it(
+    world, opened, tmp_path, monkeypatch, site
+):
+    settings = config(world, tmp_path, steps=9, watch_every=0)
     with monkeypatch.context() as patch:
+        patch.setattr(train, "check", lambda *_: None)
+        patch.setattr(train, "open_model", lambda *_: copy.deepcopy(opened[0]))
+        patch.setattr(train, "open_detectors", lambda *_: opened[1])
         met, states = plant(patch, site, BAD), follow(patch)
         with pytest.raises(UserError, match="3 updates in a row were not finite, .* step 6 of se"):
             train.main(settings)

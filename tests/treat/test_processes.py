@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command, launch_command_parser
 
 from core.errors import UserError
 from core.wishes import ask
@@ -34,32 +35,55 @@ def world(tmp_path_factory):
     return build(tmp_path_factory.mktemp("world"))
 
 
-def launch(processes, world, out, menu="redraws", steps=2, images=2, **environment):
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words += ["--nproc_per_node", str(processes), "-m", "tests.treat.two", str(world), str(out)]
-    words += [menu, str(steps), str(images)]
-    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
-    done = subprocess.run(
-        words, env={**os.environ, **own}, capture_output=True, text=True, timeout=60 * (5 + steps)
+@pytest.fixture(scope="module")
+def launch():
+    """Processes of `tests.treat.two`; what each of them leaves."""
+    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "tests.treat.two"],
+        env={**os.environ, **own},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [
-        safetensors.torch.load_file(f"{out}-rank{rank}.safetensors") for rank in range(processes)
-    ]
+    assert parent.stdout.readline()  # its libraries are loaded
+
+    def launch(processes, world, out, menu="redraws", steps=2, images=2, **environment):
+        given = {"world": str(world), "out": str(out), "menu": menu}
+        given |= {"steps": steps, "images": images}
+        called = {"processes": processes, "environment": environment, "given": given}
+        print(json.dumps(called), file=parent.stdin, flush=True)
+        assert json.loads(parent.stdout.readline()) == [0] * processes
+        return [
+            safetensors.torch.load_file(f"{out}-rank{rank}.safetensors")
+            for rank in range(processes)
+        ]
+
+    yield launch
+    parent.stdin.close()
+    parent.wait()
 
 
-def test_two_processes_end_in_the_bits_of_one(world, tmp_path):
-    (one,) = launch(1, world, tmp_path / "one")
+@pytest.fixture(scope="module")
+def whole(launch, world, tmp_path_factory):
+    """What one process ends in, and its figures."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    (one,) = launch(1, world, out)
+    return one, losses(out)
+
+
+def test_two_processes_end_in_the_bits_of_one(launch, world, whole, tmp_path):
+    one, figures = whole
     first, second = launch(2, world, tmp_path / "two")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(first[name], one[name]) for name in first)
-    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+    assert losses(tmp_path / "two") == figures
     assert any(tensor.any() for name, tensor in one.items() if "lora_B" in name)
 
 
 @pytest.mark.trial
 @pytest.mark.parametrize("menu", ["redraws", "chain"])
-def test_twenty_steps_of_two_processes_end_in_the_bits_of_one(world, tmp_path, menu):
+def test_twenty_steps_of_two_processes_end_in_the_bits_of_one(launch, world, tmp_path, menu):
     (one,) = launch(1, world, tmp_path / "one", menu, steps=20)
     first, second = launch(2, world, tmp_path / "two", menu, steps=20)
     assert max(losses(tmp_path / "one")) == 20
@@ -75,7 +99,7 @@ def apart(one, two):
 
 @pytest.mark.trial
 @pytest.mark.parametrize("images", [4, 8])
-def test_the_gradient_of_half_batches_is_that_of_the_whole(world, tmp_path, images):
+def test_the_gradient_of_half_batches_is_that_of_the_whole(launch, world, tmp_path, images):
     if not (world / "start").is_dir():
         train.main(config(world, world / "start", steps=2, watch_every=0))
     given = {"menu": "gradient", "steps": 20, "images": images}
@@ -88,15 +112,15 @@ def test_the_gradient_of_half_batches_is_that_of_the_whole(world, tmp_path, imag
     assert apart(one, other).min() > 1e-2  # control: half of the images
 
 
-def test_a_run_goes_on_with_another_number_of_processes(world, tmp_path):
-    (whole,) = launch(1, world, tmp_path / "whole")
+def test_a_run_goes_on_with_another_number_of_processes(launch, world, whole, tmp_path):
+    one, figures = whole
     launch(2, world, tmp_path / "moved", steps=1)
     (moved,) = launch(1, world, tmp_path / "moved")
-    assert all(torch.equal(moved[name], weights) for name, weights in whole.items())
-    assert losses(tmp_path / "moved") == losses(tmp_path / "whole")
+    assert all(torch.equal(moved[name], weights) for name, weights in one.items())
+    assert losses(tmp_path / "moved") == figures
 
 
-def test_a_network_that_is_shared_out_learns_the_same(world, tmp_path):
+def test_a_network_that_is_shared_out_learns_the_same(launch, world, tmp_path):
     whole = launch(2, world, tmp_path / "whole", "chain")
     (tmp_path / "shared").mkdir()
     ask(tmp_path / "shared", "sample")  # which all of them draw
@@ -114,7 +138,7 @@ def test_a_network_that_is_shared_out_learns_the_same(world, tmp_path):
         assert (tmp_path / f"shared/pictures/step-0000000{step}.png").is_file()
 
 
-def test_what_stands_beside_is_noted_by_the_main_process_alone(world, tmp_path):
+def test_what_stands_beside_is_noted_by_the_main_process_alone(launch, world, tmp_path):
     train.main(config(world, world / "beside", steps=1))
     first, second = launch(2, world, tmp_path / "two", "beside", steps=1)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -145,33 +169,29 @@ def test_accelerate_reads_every_configuration(name):
     assert (read.fsdp_config or {}).get("fsdp_version") == (2 if name == "fsdp2" else None)
 
 
-def test_accelerate_says_to_each_process_what_shares_the_network_out(tmp_path):
+def launched(name, words, capfd):
+    """What a program says that accelerate starts by a configuration."""
+    given = ["--config_file", str(CONFIGS / f"{name}.yaml"), *map(str, words)]
+    capfd.readouterr()
+    launch_command(launch_command_parser().parse_args(given))
+    return capfd.readouterr().out
+
+
+def test_accelerate_says_to_each_process_what_shares_the_network_out(tmp_path, capfd):
     (tmp_path / "said.py").write_text("import json, os; print(json.dumps(dict(os.environ)))")
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    words += [str(CONFIGS / "fsdp2.yaml"), "--num_processes", "1", str(tmp_path / "said.py")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = json.loads(launched("fsdp2", ["--num_processes", 1, tmp_path / "said.py"], capfd))
     assert {name: said.get(name) for name in SHARED} == SHARED
 
 
-def test_accelerate_starts_several_processes_on_the_cpu(tmp_path):
+def test_accelerate_starts_several_processes_on_the_cpu(tmp_path, monkeypatch, capfd):
     said = "from core.processes import this_process\nplace = this_process()\n"
     said += "print(place.num_processes, place.process_index, place.device.type, place.backend)\n"
     (tmp_path / "said.py").write_text(said)
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    words += [str(CONFIGS / "many_cpus.yaml"), str(tmp_path / "said.py")]
-    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=120, cwd=ROOT, env={**os.environ, **own}
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["2 0 cpu gloo", "2 1 cpu gloo"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    said = launched("many_cpus", [tmp_path / "said.py"], capfd)
+    assert sorted(said.splitlines()) == ["2 0 cpu gloo", "2 1 cpu gloo"]
 
 
-def test_accelerate_launches_the_program():
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    words += [str(ROOT / "accelerate_configs" / "cpu.yaml"), "-m", "treat.train", "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "--sampling-steps" in done.stdout
+def test_accelerate_launches_the_program(capfd):
+    assert "--sampling-steps" in launched("cpu", ["-m", "treat.train", "--help"], capfd)

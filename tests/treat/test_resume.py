@@ -2,10 +2,9 @@
 
 import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from core.run import PAUSED, Run
 from tests.treat.setting import build, config, digest, losses
 from treat import train
 
-STEPS = 6
+STEPS = 5
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,16 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(Run, "interrupted", property(interrupted))
 
 
+@pytest.fixture(scope="module")
+def half(world, tmp_path_factory):
+    """A run that was stopped after its third step."""
+    out = tmp_path_factory.mktemp("half") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 3)
+        assert train.main(config(world, out, steps=STEPS)) == PAUSED
+    return out
+
+
 def test_stopped_and_resumed_at_random_steps(world, reference, tmp_path, monkeypatch):
     seed = random.randrange(2**31)
     print("seed", seed)
@@ -58,28 +67,23 @@ def test_stopped_and_resumed_at_random_steps(world, reference, tmp_path, monkeyp
         assert (digest(out, STEPS), losses(out)) == reference
 
 
-def test_control_a_resume_without_the_optimizer_differs(world, reference, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        train.main(config(world, out, steps=STEPS))
+def test_control_a_resume_without_the_optimizer_differs(
+    world, reference, half, tmp_path, monkeypatch
+):
+    out = shutil.copytree(half, tmp_path / "run")
     monkeypatch.setattr(train.Update, "restore", lambda *_: None)
     train.main(config(world, out, steps=STEPS))
     assert digest(out, STEPS) != reference[0]
 
 
-def test_damaged_rows_of_the_cache_are_computed_anew(world, reference, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    settings = config(world, out, steps=STEPS)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        assert train.main(settings) == PAUSED
+def test_damaged_rows_of_the_cache_are_computed_anew(world, reference, half, tmp_path):
+    out = shutil.copytree(half, tmp_path / "run")
     flipped, cut = sorted(out.glob("cache/*/rows-*.safetensors"))
     content = bytearray(flipped.read_bytes())
     content[-2] ^= 0x40
     flipped.write_bytes(content)
     cut.write_bytes(cut.read_bytes()[:-100])
-    assert train.main(settings) == 0
+    assert train.main(config(world, out, steps=STEPS)) == 0
     assert (digest(out, STEPS), losses(out)) == reference
 
 
@@ -92,18 +96,9 @@ def run_program(settings, folder):
     return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def test_a_signal_and_a_fresh_process(world, reference, tmp_path):
-    out = tmp_path / "run"
-    settings = config(world, out, steps=STEPS, checkpoint_every=1)
-    child = run_program(settings, tmp_path)
-    while child.poll() is None and not checkpoint.steps(out / "checkpoints"):
-        time.sleep(0.05)
-    child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == PAUSED, said
-    assert "the same command resumes" in said
-    assert checkpoint.steps(out / "checkpoints")[-1] < STEPS
-    child = run_program(settings, tmp_path)
+def test_in_a_fresh_process(world, reference, half, tmp_path):
+    out = shutil.copytree(half, tmp_path / "run")
+    child = run_program(config(world, out, steps=STEPS), tmp_path)
     _, said = child.communicate(timeout=120)
     assert child.returncode == 0, said
     assert (digest(out, STEPS), losses(out)) == reference

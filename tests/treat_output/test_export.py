@@ -3,14 +3,14 @@
 import json
 import shutil
 import struct
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
 import torch
+from diffusers import FluxPipeline
 
 from core import checkpoint
 from core.errors import UserError
@@ -24,22 +24,6 @@ from treat.arms import Draw, Sampling, draw_images, encode, load_arm
 from treat.lora import add_lora, lora_parameters, lora_state
 
 PROMPTS, SEEDS = ["a hand", "a face, blue eyes"], [3, 4]
-PLAIN = f"""
-import sys, torch, numpy as np
-from diffusers import FluxPipeline
-base, lora, out = sys.argv[1:4]
-pipeline = FluxPipeline.from_pretrained(base)
-if lora:
-    pipeline.load_lora_weights(lora, weight_name="pytorch_lora_weights.safetensors")
-pipeline.set_progress_bar_config(disable=True)
-tokens = pipeline.tokenizer_2.model_max_length
-images = [
-    pipeline(prompt, num_inference_steps=2, height={SIZE}, width={SIZE}, output_type="np",
-             max_sequence_length=tokens, generator=torch.Generator().manual_seed(seed)).images[0]
-    for prompt, seed in zip({PROMPTS!r}, {SEEDS!r})
-]
-np.save(out, (np.stack(images) * 255).round().astype(np.uint8), allow_pickle=False)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -84,21 +68,26 @@ def ours(model, base):
     return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def plain(base, lora, out):
-    import numpy as np
+def plain(base, lora=None):
+    """What diffusers draws by itself; in a process of its own: `test_fresh_process`."""
+    pipeline = FluxPipeline.from_pretrained(base)
+    if lora:
+        pipeline.load_lora_weights(lora, weight_name=export.WEIGHTS)
+    pipeline.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "height": SIZE, "width": SIZE, "output_type": "np"}
+    call["max_sequence_length"] = pipeline.tokenizer_2.model_max_length
+    images = [
+        pipeline(prompt, generator=torch.Generator().manual_seed(seed), **call).images[0]
+        for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
+    ]
+    return (np.stack(images) * 255).round().astype(np.uint8)
 
-    words = [sys.executable, "-c", PLAIN, str(base), str(lora), str(out)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "unexpected keys" not in done.stderr and "missing keys" not in done.stderr
-    return np.load(out, allow_pickle=False)
 
-
-def test_fp32_file_gives_the_trainers_images_in_a_fresh_process(base, network, run, tmp_path):
+def test_a_plain_pipeline_draws_the_trainers_images_by_the_fp32_file(base, network, run, tmp_path):
     export.main(export.Config(run=run, out=tmp_path / "lora", dtype="fp32"))
     mine = ours(network, base)
-    assert (plain(base, tmp_path / "lora", tmp_path / "a.npy") == mine).all()
-    assert (plain(base, "", tmp_path / "b.npy") != mine).any()  # the adapter does something
+    assert (plain(base, tmp_path / "lora") == mine).all()
+    assert (plain(base) != mine).any()  # the adapter does something
 
 
 def test_bf16_file_is_the_masters_rounded(run, network, tmp_path):

@@ -21,15 +21,18 @@ ARCHITECTURES = {
     "flux": "schnell", "flux, guidance embedded": "dev", "sdxl": "sdxl", "sd": "sd1",
     "sd, v": "sd2-768", "sd3": "sd3", "kolors": "kolors",
 }  # fmt: skip
-STEPS, SEEDS = 3, (3, 4)
+STEPS, SEEDS = 2, (3, 4)
 PROGRAM = """
 import json, sys
 import diffusers, safetensors.torch, torch
 from peft.tuners.lora import LoraLayer
 
+opened = ""
 for job in json.loads(sys.argv[1]):
-    pipeline = getattr(diffusers, job["pipeline"]).from_pretrained(job["base"])
-    pipeline.set_progress_bar_config(disable=True)
+    if job["base"] != opened:
+        opened = job["base"]
+        pipeline = getattr(diffusers, job["pipeline"]).from_pretrained(opened)
+        pipeline.set_progress_bar_config(disable=True)
     if job["file"]:
         pipeline.load_lora_weights(job["folder"], weight_name=job["file"])
     found = {}
@@ -42,6 +45,8 @@ for job in json.loads(sys.argv[1]):
     seeds = [torch.Generator().manual_seed(seed) for seed in job["seeds"]]
     found["images"] = pipeline(generator=seeds, output_type="pt", **job["call"]).images.contiguous()
     safetensors.torch.save_file(found, job["out"])
+    if job["file"]:
+        pipeline.unload_lora_weights()
 strangers = {"treat", "base_models", "core", "detector"} & set(sys.modules)
 assert not strangers, strangers
 """
