@@ -1,16 +1,28 @@
 """What a base can draw, and what it draws where nothing is said; no weights are read.
 
-Of a Hub id the configs are fetched.
+Of a Hub id the configs are fetched. All raise `UserError` for configs that are missing or damaged.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from base_models import unconditional
 from base_models.latents import check_places, check_sides
-from base_models.load import FAMILIES, check_base, config_folder, locate, pipeline_class
+from base_models.load import (
+    FAMILIES,
+    check_base,
+    config_folder,
+    locate,
+    pipeline_class,
+    read_parts,
+)
 from core.errors import UserError
 from core.storage import read_json
+
+C = TypeVar("C", bound=BaseModel)
 
 LARGE = 1024
 """Pixels on a side where no config says any."""
@@ -22,12 +34,12 @@ def usual_size(base: str, height: int | None, width: int | None) -> tuple[int, i
     """(height, width) in pixels: those given, and in place of None the base's own.
 
     Stable Diffusion's, SDXL's and Kolors' networks name the latents that they learnt; FLUX's takes
-    any, so its autoencoder's pixels are taken. Raises `UserError` for configs that are damaged.
+    any, so its autoencoder's pixels are taken.
     """
-    if height is None or width is None:
-        own = own_size(locate(base, weights=False))
-        return height or own[0], width or own[1]
-    return height, width
+    if height is not None and width is not None:
+        return height, width
+    own = own_size(locate(base, weights=False))
+    return own[0] if height is None else height, own[1] if width is None else width
 
 
 def checked_size(base: str, height: int | None, width: int | None) -> tuple[int, int]:
@@ -37,17 +49,21 @@ def checked_size(base: str, height: int | None, width: int | None) -> tuple[int,
     return size
 
 
+def of_size(config: C, size: tuple[int, int], **further: Any) -> C:
+    """Settings that say the size, and whatever else was found: so a run's note holds it."""
+    return config.model_copy(update={"height": size[0], "width": size[1], **further})
+
+
 def own_size(path: Path) -> tuple[int, int]:
     """What the configs of a base say that it learnt: (height, width) in pixels."""
     autoencoder = FAMILIES[check_base(path, weights=False)].autoencoder
     for network in NETWORKS:
-        cells = _config(path, network).get("sample_size")
+        cells = _sample_size(_config(path, network), f"{path}/{network}")
         if cells is not None:
-            height, width = [cells, cells] if isinstance(cells, int) else cells
             cell = _halvings(path, autoencoder)
-            return height * cell, width * cell
-    side = _config(path, autoencoder).get("sample_size", LARGE)
-    return side, side
+            return cells[0] * cell, cells[1] * cell
+    said = _sample_size(_config(path, autoencoder), f"{path}/{autoencoder}")
+    return said or (LARGE, LARGE)
 
 
 def usual_steps(base: str) -> int:
@@ -69,11 +85,14 @@ def check_size(base: str, height: int, width: int) -> None:
 
 def check_steps(base: str, steps: int) -> None:
     """Raise `UserError` for more steps than the base knows levels of noise; a flow's are any."""
-    folder = config_folder(locate(base, weights=False))
-    said = read_json(folder / "scheduler" / "scheduler_config.json")
-    known = said.get("num_train_timesteps")
-    flow = str(said.get("_class_name")).startswith("FlowMatch")
-    if known is not None and not flow and steps > known:
+    path = config_folder(locate(base, weights=False)) / "scheduler" / "scheduler_config.json"
+    said = read_json(path)
+    if str(said.get("_class_name")).startswith("FlowMatch"):
+        return
+    known = said.get("num_train_timesteps", 1000)
+    if type(known) is not int:
+        raise UserError(f"{path} is damaged (num_train_timesteps): copy or download it again.")
+    if steps > known:
         raise UserError(f"{base} was trained on {known} levels of noise: ask for fewer steps.")
 
 
@@ -82,7 +101,18 @@ def _halvings(path: Path, part: str | None) -> int:
     return unconditional.halvings({"block_out_channels": [0], **_config(path, part)})
 
 
+def _sample_size(config: Mapping[str, Any], part: str) -> tuple[int, int] | None:
+    said = config.get("sample_size")
+    if said is None:
+        return None
+    sides = said if isinstance(said, list) else [said, said]
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise UserError(f"{part}/config.json is damaged (sample_size): copy or download it again.")
+    return sides[0], sides[1]
+
+
 def _config(path: Path, part: str | None) -> dict[str, Any]:
-    """A part's config.json; empty for a part that the base lacks."""
-    file = config_folder(path) / (part or "") / "config.json"
-    return read_json(file) if part and file.is_file() else {}
+    """A part's config.json; empty for a part that its pipeline does not name."""
+    if part not in read_parts(path)[2]:
+        return {}
+    return read_json(config_folder(path) / str(part) / "config.json")

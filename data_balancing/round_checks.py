@@ -34,7 +34,7 @@ def check(config: Config) -> None:
     """Every input, before the first image is drawn; raises `UserError`."""
     digest(config.detector)
     drawing = config.draw
-    check_drawing(config.base, drawing.height, drawing.width, drawing.guidance)
+    check_drawing(config.base, drawing.height, drawing.width, drawing.guidance, drawing.steps)
     check_writable(config.out)
     if config.endpoint is not None:
         check_address(config.endpoint)

@@ -21,7 +21,7 @@ from base_models.foreign import Draw, check_foreign, open_foreign
 from base_models.guidance import check_guidance
 from base_models.load import FAMILIES, load_base, locate, pipeline_class
 from base_models.sample import sample
-from base_models.sizes import checked_size, usual_size, usual_steps
+from base_models.sizes import check_steps, checked_size, usual_size, usual_steps
 from core.contracts import Images
 from core.digests import model_name
 from core.errors import UserError
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
     """Draw what is not there yet."""
     lines = read_prompt_lines(config.prompts)
     check_writable(config.out)
-    known = check_drawing(config.base, config.height, config.width, config.guidance)
+    known = check_drawing(config.base, config.height, config.width, config.guidance, config.steps)
     size: Size = config.height, config.width
     if known:
         size = usual_size(config.base, *size)
@@ -104,7 +104,13 @@ def main(config: Config) -> None:
     print(f"{config.out}: {len(missing)} new images of {len(plan)}")
 
 
-def check_drawing(base: str, height: int | None, width: int | None, guidance: float | None) -> bool:
+def check_drawing(
+    base: str,
+    height: int | None,
+    width: int | None,
+    guidance: float | None,
+    steps: int | None = None,
+) -> bool:
     """Whether the base is of a family here; raises `UserError` for one that cannot draw so."""
     path = Path(base).expanduser()
     family = FAMILIES.get(pipeline_class(path)) if path.is_dir() else None
@@ -114,6 +120,7 @@ def check_drawing(base: str, height: int | None, width: int | None, guidance: fl
     if family is not None and not family.prompted:
         raise UserError(f"{path} takes no prompt: give a base that draws what it is asked for.")
     checked_size(base, height, width)
+    check_steps(base, steps or usual_steps(base))
     check_guidance(base, guidance)
     return True
 

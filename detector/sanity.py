@@ -125,7 +125,7 @@ def main(config: Config) -> None:
         check_writable(config.out)
     if config.base is not None:
         checked_size(config.base, config.height, config.width)
-        check_steps(config.base, config.steps or 1)
+        check_steps(config.base, config.steps or usual_steps(config.base))
     place = device(config.device)
     detector = freeze(open_detector(config.detector)).to(place)
     sheets = Surest(config.sheet), Surest(config.sheet)

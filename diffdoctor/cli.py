@@ -97,7 +97,7 @@ def obey(words: list[str]) -> int:
 def run(command: Command, name: str, options: Sequence[str]) -> int:
     """Hand the program its options; `core.config` parses, reports and exits.
 
-    It is imported once its options are understood, where its settings come without it.
+    Where its settings have a module of their own, the program is imported once they are understood.
     """
     from core.config import run_program
 

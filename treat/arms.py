@@ -6,7 +6,7 @@ and the same noise; images that are already on disk are not drawn again.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,17 +101,22 @@ def check_origins(arms: Mapping[str, Adapter | None], base: str, guidance: float
             )
 
 
-def trained(arms: Mapping[str, Adapter | None], setting: str) -> Any:
-    """What the arms' runs say of a setting; None where none says anything.
+def trained(arms: Mapping[str, Adapter | None], setting: str) -> int | None:
+    """The number that the arms' runs say of a setting; None where none says any.
 
-    `UserError` where they disagree.
+    `UserError` where they disagree, or one says no number.
     """
-    runs = [adapter.run for adapter in arms.values() if adapter is not None]
-    known = {run[setting] for run in runs if run.get(setting) is not None}
+    known: dict[int, str] = {}
+    for name, adapter in arms.items():
+        said = None if adapter is None else adapter.run.get(setting)
+        if said is not None and not isinstance(said, int):
+            raise UserError(f"the settings of '{name}' are damaged ({setting}): train it again.")
+        if said is not None:
+            known.setdefault(said, name)
     if len(known) > 1:
-        option, values = setting.replace("_", "-"), " and ".join(map(str, sorted(known)))
+        told = " and ".join(f"'{name}' with {setting} {said}" for said, name in known.items())
         raise UserError(
-            f"the adapters were trained with {setting} {values}: give --{option}, with which all "
+            f"{told} were trained otherwise: give --{setting.replace('_', '-')}, with which all "
             "arms shall be drawn."
         )
     return next(iter(known), None)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from base_models.load import check_prompts
-from base_models.sizes import check_steps, checked_size
+from base_models.sizes import check_steps, checked_size, of_size
 from core.errors import UserError
 from core.images import write_image
 from core.inputs import hold
@@ -65,6 +65,7 @@ def main(
 ) -> int | None:
     """Draw both arms, judge, compare, report; see `treat.evaluate.main` for the judge."""
     size = checked_size(config.base, config.height, config.width)
+    config = of_size(config, size)
     check_steps(config.base, config.sampling_steps)
     check_prompts(config.base, config.prompts is not None)
     place, given = device(config.device), judge
@@ -105,7 +106,6 @@ def main(
             return PAUSED
         tables = measure(run, arms, draws, config.batch, reader(judge, flagged, meters, judges))
         summary = summarise(tables, None, config.seed)
-        summary |= {"height": size[0], "width": size[1]}
         summary |= {"judge": judge_name, **records(run.folder, config, len(draws), opened.window)}
         publish(run, config, summary, first_pairs(run.folder, arms, draws[: config.shown], judge),
                 opened.window)  # fmt: skip

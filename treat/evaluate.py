@@ -14,7 +14,7 @@ from torch import Tensor
 
 from base_models.guidance import check_guidance
 from base_models.quantise import check_quantisation
-from base_models.sizes import check_steps, checked_size, usual_steps
+from base_models.sizes import check_steps, checked_size, of_size, usual_steps
 from core.contracts import ArtifactMap, Detector, Images
 from core.errors import UserError
 from core.heatmap import overlay
@@ -72,6 +72,7 @@ def main(
     opened = open_arms(paths, config.step, config.beside)
     check_origins(opened, config.base, config.guidance)
     how = sampling(config, opened)
+    config = of_size(config, (how.height, how.width), sampling_steps=how.steps)
     check_arms(opened, config.base, beside)
     arms = strengths.spread(opened, swept)
     check_control(config.control, paths)
@@ -94,7 +95,6 @@ def main(
             write_atomic(run.folder / f"{name}.csv", figures.as_csv({**keys, **table}))
         summary = summarise(tables, config.control, config.seed)
         summary |= {"judge": judge_name, "prompts": config.prompts.name}
-        summary |= {"sampling_steps": how.steps, "height": how.height, "width": how.width}
         pairs = first_pairs(run.folder, list(arms), draws[: config.shown], judge)
         curves = strengths.curves(swept, summary["arms"])
         curves += [curve for path in paths.values() for curve in run_curves(Path(path), judge)]

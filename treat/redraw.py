@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import core.config
 from base_models.load import load_base
-from base_models.sizes import check_steps, checked_size, usual_steps
+from base_models.sizes import check_steps, checked_size, of_size, usual_steps
 from core.contracts import DiffusionModel, Images
 from core.errors import UserError
 from core.images import round_to_8bit, write_image
@@ -71,6 +71,7 @@ def main(config: Config) -> None:
     start = steps // 2 if config.start is None else config.start
     if start >= steps:
         raise UserError(f"start is {start} of {steps} sampling_steps: give a smaller one.")
+    config = of_size(config, size, sampling_steps=steps, start=start)
     real = read_offline(config.images, config.limit)
     if not len(real):
         raise UserError(f"{config.images} holds no images: name a folder that does.")

@@ -25,7 +25,7 @@ from base_models.layout import decoder_in_channels_last
 from base_models.load import load_base
 from base_models.quantise import check_quantisation, quantise
 from base_models.sample import Precision, autocast
-from base_models.sizes import check_size, check_steps
+from base_models.sizes import check_size, check_steps, of_size, usual_size
 from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel, Latents, Schedule
 from core.errors import UserError
@@ -79,6 +79,7 @@ def main(
     """
     place = this_process()
     given = reward_for or (always(reward) if reward else None)
+    config = of_size(config, usual_size(config.base, config.height, config.width))
     check(config, given, place)
     may = may_change(config.out)
     with Run.start(config, config.out, "treat", place.is_main_process, may) as run:

@@ -1,6 +1,7 @@
 """What a base draws where nothing is said: its own size and its family's steps."""
 
 import json
+import shutil
 
 import pytest
 
@@ -30,13 +31,41 @@ def test_of_flux_the_autoencoder_says_it(tmp_path):
     base = save_tiny(tmp_path / "tiny")
     config = base / "vae/config.json"
     said = json.loads(config.read_text())
-    config.write_text(json.dumps(said | {"sample_size": 48}))
+    change(config, sample_size=48)
     assert usual_size(str(base), None, None) == (48, 48)
     assert usual_size(str(base), 16, None) == (16, 48)
     assert usual_size(str(base), 16, 24) == (16, 24)
     del said["sample_size"]
     config.write_text(json.dumps(said))
     assert usual_size(str(base), None, None) == (1024, 1024)
+
+
+def change(config, **changes):
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+
+
+@pytest.mark.parametrize("said", ["big", "64", [8], [], {}, 8.0, 0, -8, [8, "8"], True], ids=str)
+def test_a_size_that_is_none_is_damage(tmp_path, said):
+    base = save_tiny(tmp_path / "tiny")
+    change(base / "vae/config.json", sample_size=said)
+    with pytest.raises(UserError, match=r"vae/config.json is damaged .sample_size."):
+        usual_size(str(base), None, None)
+
+
+@pytest.mark.parametrize("part", ["vae", "transformer"])
+def test_a_config_that_is_missing_is_named(tmp_path, part):
+    base = save_tiny(tmp_path / "tiny")
+    (base / part / "config.json").unlink()
+    for height in (None, 64):
+        with pytest.raises(UserError, match=f"{part}/config.json is missing"):
+            checked_size(str(base), height, height)
+
+
+def test_levels_that_are_no_number_are_damage(tmp_path):
+    base = shutil.copytree(base_folder("ddpm"), tmp_path / "base")
+    change(base / "scheduler/scheduler_config.json", num_train_timesteps="many")
+    with pytest.raises(UserError, match="num_train_timesteps"):
+        check_steps(str(base), 2)
 
 
 def test_a_single_files_configs_lie_beside_it(tmp_path):

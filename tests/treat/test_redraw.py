@@ -1,5 +1,7 @@
 """Images redrawn by a model: a perfect one changes nothing, each image has its own noise."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,17 @@ def test_folders_of_something_else_are_not_touched(setting):
     assert sorted(path.name for path in setting.images.iterdir()) == [
         "0.png", "0.txt", "1.png", "1.txt",
     ]  # fmt: skip
+
+
+def test_what_was_not_said_is_noted(setting):
+    asked = {"height": None, "width": None, "sampling_steps": None, "start": None, "limit": 1}
+    unsaid = setting.model_copy(update=asked)
+    program.main(unsaid)
+    note = json.loads((setting.out / "redraw.json").read_text())
+    assert [note[name] for name in ("height", "sampling_steps", "start")] == [SIZE, 4, 2]
+    program.main(unsaid.model_copy(update={"height": SIZE, "sampling_steps": 4}))  # the same
+    with pytest.raises(UserError, match="other settings"):
+        program.main(unsaid.model_copy(update={"height": 2 * SIZE}))
 
 
 def test_a_start_beyond_the_last_step_is_refused(setting):

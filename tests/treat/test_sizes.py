@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from core.config import read_yaml
 from core.errors import UserError
 from core.images import write_image
 from tests.tiny import SIZE
@@ -53,6 +54,17 @@ def test_as_likely_as_it_has_images(tmp_path):
     few, many = (RealRows(RowCache(tmp_path, n), ["a"] * n, torch.device("cpu")) for n in (2, 6))
     drawn = Counter(len(drawn_from([many, few], seed).train) for seed in range(80))
     assert drawn == {2: 20, 6: 60}
+
+
+def test_a_size_that_was_not_said_is_the_bases_and_noted(world, tmp_path):
+    unsaid = config(world, tmp_path, steps=1, height=None, width=None)
+    assert train.main(unsaid) == 0
+    noted = read_yaml(tmp_path / "config.yaml")
+    assert (noted["height"], noted["width"]) == (SIZE, SIZE)
+    said = unsaid.model_copy(update={"height": SIZE, "width": SIZE, "steps": 2})
+    assert train.main(said) == 0  # the same run
+    with pytest.raises(UserError, match="height differ"):
+        train.main(said.model_copy(update={"height": 2 * SIZE}))
 
 
 def test_every_size_is_drawn_learnt_in_and_resumed(world, tmp_path, monkeypatch):

@@ -217,8 +217,11 @@ def test_arms_are_drawn_as_they_were_trained(files, tmp_path):
     own = json.loads((files / "tiny/vae/config.json").read_text())["sample_size"]
     assert evaluate.sampling(asked, {"base": None})[1:4] == (4, own, own)
     arms["other"] = Adapter({}, 1, run | {"sampling_steps": 30})
-    with pytest.raises(UserError, match="sampling_steps 3 and 30: give --sampling-steps"):
+    told = "'run' with sampling_steps 3 and 'other' with sampling_steps 30 .* give --sampling-steps"
+    with pytest.raises(UserError, match=told):
         evaluate.sampling(asked, arms)
+    with pytest.raises(UserError, match="settings of 'run' are damaged .height."):
+        evaluate.sampling(asked, {"base": None, "run": Adapter({}, 1, {"height": "tall"})})
     given = asked.model_copy(update={"sampling_steps": 2})
     assert evaluate.sampling(given, arms).steps == 2
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import core.config
 from base_models.load import FAMILIES, check_base, load_base, locate
 from base_models.sample import autocast, sample
-from base_models.sizes import checked_size, usual_size
+from base_models.sizes import check_size, check_steps, of_size, usual_size
 from base_models.unconditional import Unconditional
 from core import checkpoint
 from core.contracts import Conditioning, DiffusionModel, Images
@@ -67,6 +67,7 @@ class World(nn.Module):
 
 def main(config: Config) -> int | None:
     """Train to the end, or until a signal: then save and return `PAUSED`."""
+    config = of_size(config, usual_size(config.base, config.height, config.width))
     folder = check(config)
     with Run.start(config, config.out, "self-refine") as run:
         hold(run, digests(config, folder))
@@ -114,7 +115,8 @@ def main(config: Config) -> int | None:
 
 def check(config: Config) -> Path:
     """The base's folder; `UserError` for what cannot work, before anything heavy."""
-    checked_size(config.base, config.height, config.width)
+    check_size(config.base, *size_of(config))
+    check_steps(config.base, config.map_steps)
     folder = locate(config.base)
     if not folder.is_dir():
         raise UserError(f"{folder} is a single file: save its pipeline as a folder first.")
