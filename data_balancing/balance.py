@@ -48,7 +48,7 @@ class Config(core.config.Config):
     q: float = Field(0.05, gt=0, lt=1)
     """Share of the categories found that may be found by chance."""
     size: int | None = Field(None, ge=32)
-    """Side, in pixels, at which the detector sees every image; its own without."""
+    """Side, in pixels, at which the detector sees every image. None: its own."""
     pictures: int = Field(6, ge=0, le=50)
     """Images shown of each category that stands out."""
     batch: int = Field(8, ge=1)

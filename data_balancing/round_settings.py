@@ -16,9 +16,9 @@ class Drawing(core.config.Config):
     """How images are synthesised; see `diffdoctor data synthesize --help`."""
 
     height: int | None = Field(default=None, ge=8)
-    """In pixels; the base's own without."""
+    """In pixels. None: the base's own."""
     width: int | None = Field(default=None, ge=8)
-    """In pixels; the base's own without."""
+    """In pixels. None: the base's own."""
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Sampler steps: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
     guidance: float | None = Field(default=None, ge=0)

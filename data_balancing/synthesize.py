@@ -55,9 +55,9 @@ class Config(core.config.Config):
     seed: int = Field(0, ge=0)
     """Another one gives other images of the same prompts."""
     height: int | None = Field(None, ge=8)
-    """Pixels; the base's own without."""
+    """Pixels. None: the base's own."""
     width: int | None = Field(None, ge=8)
-    """Pixels; the base's own without."""
+    """Pixels. None: the base's own."""
     steps: int | None = Field(None, ge=1, le=1000)
     """Sampler steps: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
     guidance: float | None = Field(None, ge=0)

@@ -71,9 +71,9 @@ class Config(core.config.Config):
     steps: int | None = Field(None, ge=1)
     """Sampler steps: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
     height: int | None = Field(None, ge=8)
-    """Of what the base draws, in pixels; its own without."""
+    """Of what the base draws, in pixels. None: its own."""
     width: int | None = Field(None, ge=8)
-    """Of what the base draws, in pixels; its own without."""
+    """Of what the base draws, in pixels. None: its own."""
     batch: int = Field(1, ge=1)
     """Images drawn at once."""
     base_dtype: Literal["float32", "bfloat16"] = "bfloat16"

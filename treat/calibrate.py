@@ -79,9 +79,9 @@ class Config(BaseConfig):
     sampling_steps: int = Field(default=25, ge=2)
     """Of the base; what is found holds for these."""
     height: int | None = Field(default=None, ge=1)
-    """Of what is drawn, in pixels; the base's own without."""
+    """Of what is drawn, in pixels. None: the base's own."""
     width: int | None = Field(default=None, ge=1)
-    """Of what is drawn, in pixels; the base's own without."""
+    """Of what is drawn, in pixels. None: the base's own."""
     batch: int = Field(default=8, ge=1)
     """Images drawn at once."""
     t_d: tuple[Share, ...] = Field((1.0, 0.9, 0.8, 0.7, 0.6), min_length=1)

@@ -48,9 +48,9 @@ class Config(core.config.Config):
     sampling_steps: int = Field(default=25, ge=2)
     """Sampler steps; the paper's 25."""
     height: int | None = Field(default=None, ge=1)
-    """Pixels; the base's own without."""
+    """Pixels. None: the base's own."""
     width: int | None = Field(default=None, ge=1)
-    """Pixels; the base's own without."""
+    """Pixels. None: the base's own."""
     batch: int = Field(default=8, ge=1)
     """Images drawn and judged at once."""
     shown: int = Field(default=12, ge=0)

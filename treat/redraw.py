@@ -47,14 +47,14 @@ class Config(core.config.Config):
     limit: int | None = Field(None, ge=1)
     """Use at most so many images."""
     height: int | None = Field(None, ge=8)
-    """In pixels; the base's own without. Images are scaled and cut to it."""
+    """In pixels. None: the base's own. Images are scaled and cut to it."""
     width: int | None = Field(None, ge=8)
-    """In pixels; the base's own without."""
+    """In pixels. None: the base's own."""
     sampling_steps: int | None = Field(None, ge=1)
     """Of a whole drawing: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
     start: int | None = Field(None, ge=0)
     """The step at which images enter: 0 leaves little of them, the last one changes little. Half of
-    the steps without."""
+    the steps where none is said."""
     batch: int = Field(8, ge=1)
     """Images redrawn at once."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -69,9 +69,9 @@ class Config(core.config.Config):
     """Micro-batches of an update."""
 
     height: int | None = Field(None, ge=8)
-    """Of what is drawn, in pixels; the base's own without. See `sizes`."""
+    """Of what is drawn, in pixels. None: the base's own. See `sizes`."""
     width: int | None = Field(None, ge=8)
-    """Of what is drawn, in pixels; the base's own without."""
+    """Of what is drawn, in pixels. None: the base's own."""
     sizes: tuple[Sides, ...] = ()
     """Further sizes, each HEIGHTxWIDTH: an update draws images of one of all, and a real image is
     fitted to the one nearest to its shape. What is watched has `height` and `width`; so have the

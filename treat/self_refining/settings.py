@@ -27,9 +27,9 @@ class Config(core.config.Config):
     limit: int | None = Field(None, ge=1)
     """Use at most so many images."""
     height: int | None = Field(None, ge=8)
-    """Of the images, in pixels; the base's own without."""
+    """Of the images, in pixels. None: the base's own."""
     width: int | None = Field(None, ge=8)
-    """Of the images, in pixels; the base's own without."""
+    """Of the images, in pixels. None: the base's own."""
     steps: int = Field(10_000, ge=1)
     """Updates of both phases; the paper has 500,000."""
     refine_share: float = Field(0.5, ge=0, le=1)
