@@ -61,7 +61,7 @@ class Config(core.config.Config):
     steps: int | None = Field(None, ge=1, le=1000)
     """Sampler steps: 4 of FLUX schnell, 28 of dev and 25 of any other, unless given."""
     guidance: float | None = Field(None, ge=0)
-    """The base's own without."""
+    """None: the base's own."""
     batch: int = Field(4, ge=1)
     """Images drawn at once."""
     shard_size: int = Field(100, ge=1)
