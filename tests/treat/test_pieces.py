@@ -43,8 +43,9 @@ def plain(world, tmp_path_factory):
 
 
 def settings(world, out, **changes):
+    """Of a reward whose gradient is as large as that of the real images."""
     given = {"steps": STEPS, "batch": 4, "accumulation": 2, "guard": "off", "watch_every": 0}
-    return config(world, out, **(given | {"learning_rate": 1e-3} | changes))
+    return config(world, out, **(given | {"learning_rate": 1e-3, "pixel_weight": 100} | changes))
 
 
 def fits(monkeypatch, name, most, times=10**9, start=0):
