@@ -65,6 +65,7 @@ def main(
     how floats, integers and texts are read). Returns an exit code when interrupted.
     """
     paths = named(config.adapters)
+    checked_size(config.base, config.height, config.width)
     check_guidance(config.base, config.guidance)
     check_quantisation(config.quantise)
     beside = read_adapter(config.beside) if config.beside else None
