@@ -152,7 +152,7 @@ def fuzz(tmp_path, count, seed):
 
 
 def test_mutated_headers_never_crash(tmp_path):
-    assert 0 < fuzz(tmp_path, 1000, seed=1) < 1000
+    assert 0 < fuzz(tmp_path, 2500, seed=1) < 2500
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def anything(draw):
 def test_files_of_no_mind_never_crash(tmp_path):
     path, draw = tmp_path / "any.safetensors", random.Random(4)
     console, counts = Console(file=io.StringIO(), force_terminal=True), Counter()
-    for _ in range(400):
+    for _ in range(600):
         path.write_bytes(anything(draw))
         with safetensors.safe_open(path, framework="pt"):
             report = verify.examine(path)
