@@ -4,13 +4,26 @@ All raise `UserError`. Whatever is read here is read again when it is needed: a 
 claimed for a mistake could not be used with its correction.
 """
 
-from base_models.sizes import usual_size
+from typing import TypeVar
+
+from base_models.sizes import usual_size, usual_steps
+from core.config import from_mapping
 from core.errors import UserError
 from data_balancing.annotator_command import check_command
 from detector.data import open_labelled
 from detector.storage import check_segformer, digest, open_detector
 from treat.offline import check_pictures, read_offline
 from treat.settings import Config
+
+C = TypeVar("C", bound=Config)
+
+
+def whole(config: C) -> C:
+    """The settings with what they leave to the base: its own size, and its usual steps."""
+    height, width = usual_size(config.base, config.height, config.width)
+    steps = config.sampling_steps or usual_steps(config.base)
+    found = {"height": height, "width": width, "sampling_steps": steps}
+    return from_mapping(type(config), {**dict(config), **found}, config.base)
 
 
 def check_detectors(config: Config) -> None:

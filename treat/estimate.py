@@ -39,7 +39,7 @@ from detector.segformer import freeze
 from detector.storage import Single, read_description, untrained
 from treat import settings
 from treat.cache import CHUNK
-from treat.checks import every_size
+from treat.checks import every_size, whole
 from treat.drawings import drawings
 from treat.image_reward import outline_of_reward
 from treat.lora import add_lora, lora_parameters
@@ -115,16 +115,17 @@ def estimate(config: settings.Config) -> Estimate:
     if config.pixel_weight and config.detector is None:
         raise UserError(settings.NO_DETECTOR)
     check_guidance(config.base, config.guidance, config.learn_empty)
+    config = whole(config)
     number = config.redraws or config.gradient_steps
     one = count(config, 1)
     two = count(config, 2) if config.rewarded and number > 1 else one
     phases = {name: extended(cost, two.phases[name], number) for name, cost in one.phases.items()}
     if DRAWING in phases:  # counted with fewer steps
         forward = one.phases[DRAWING].flops // (2 if config.redraws else 1)
-        passes = config.sampling_steps + config.redraws
+        passes = config.total_steps + config.redraws
         phases[DRAWING] = Cost(phases[DRAWING].peak, passes * forward)
         if LOCK in phases:
-            more = (config.sampling_steps - 1) * forward
+            more = (config.total_steps - 1) * forward
             phases[LOCK] = Cost(one.phases[LOCK].peak, one.phases[LOCK].flops + more)
     return Estimate(one.resident, phases)
 

@@ -76,8 +76,8 @@ class Config(core.config.Config):
     """Further sizes, each HEIGHTxWIDTH: an update draws images of one of all, and a real image is
     fitted to the one nearest to its shape. What is watched has `height` and `width`; so have the
     real images that are looked at, if any are near to it."""
-    sampling_steps: int = Field(4, ge=1)
-    """T, the steps of one drawing."""
+    sampling_steps: int | None = Field(None, ge=1)
+    """T, the steps of one drawing. None: 4 of FLUX.1-schnell, 28 of dev, 25 of any other family."""
     last: Steps = None
     """K, the steps that carry gradient: a number (3), or their share of T (0.25, the default),
     rounded up."""
@@ -214,15 +214,15 @@ class Config(core.config.Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":
-        if self.gradient_steps > self.sampling_steps:
-            raise ValueError(
-                f"last is {self.last}, more than the {self.sampling_steps} sampling_steps"
-            )
+        total = self.sampling_steps or math.inf  # until the base has been asked
         listed = () if isinstance(self.learning, str) else self.learning
-        if listed and (max(listed) >= self.sampling_steps or len(set(listed)) < len(listed)):
+        if isinstance(self.last, int) and self.last > total:
+            raise ValueError(f"last is {self.last}, more than the {total} sampling_steps")
+        if len(set(listed)) < len(listed):
+            raise ValueError(f"learning names a step twice: {', '.join(map(str, listed))}")
+        if listed and max(listed) >= total:
             raise ValueError(
-                f"learning names steps of 0 to {self.sampling_steps - 1}, each once, not "
-                f"{', '.join(map(str, listed))}"
+                f"learning names steps of 0 to {total - 1}, not {', '.join(map(str, listed))}"
             )
         if self.redraws and self.lock_weight:
             raise ValueError(
@@ -241,7 +241,7 @@ class Config(core.config.Config):
             )
         if self.image_weight and self.image_reward is None:
             raise ValueError("image_weight needs an image_reward: name its folder")
-        if self.redraws and (0 in listed or self.sampling_steps == 1):
+        if self.redraws and (0 in listed or total == 1):
             raise ValueError(
                 "a redraw of step 0 begins with noise alone, which says nothing of the image: "
                 "list later steps in learning, or set redraws to 0"
@@ -300,11 +300,18 @@ class Config(core.config.Config):
         }
 
     @property
+    def total_steps(self) -> int:
+        """T, of settings that are whole (`treat.checks.whole`)."""
+        if self.sampling_steps is None:
+            raise ValueError("sampling_steps are the base's own: ask treat.checks.whole for them")
+        return self.sampling_steps
+
+    @property
     def gradient_steps(self) -> int:
         """K; where the steps are listed, their number."""
         if not isinstance(self.learning, str):
             return len(self.learning)
-        return number_of(self.last, self.sampling_steps)
+        return number_of(self.last, self.total_steps)
 
 
 def number_of(last: int | float | None, total: int) -> int:

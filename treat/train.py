@@ -25,7 +25,7 @@ from base_models.layout import decoder_in_channels_last
 from base_models.load import load_base
 from base_models.quantise import check_quantisation, quantise
 from base_models.sample import Precision, autocast
-from base_models.sizes import check_size, check_steps, of_size, usual_size
+from base_models.sizes import check_size, check_steps
 from core import seeds as seeding
 from core.contracts import Detector, DiffusionModel, Latents, Schedule
 from core.errors import UserError
@@ -35,7 +35,7 @@ from detector.ensemble import ensemble
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import open_detector
 from treat.adapter import check_adapters, fuse, pin, read_adapter, take_up
-from treat.checks import check_detectors, check_offline, check_refreshes, every_size
+from treat.checks import check_detectors, check_offline, check_refreshes, every_size, whole
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
 from treat.estimate import check_fits
@@ -79,7 +79,7 @@ def main(
     """
     place = this_process()
     given = reward_for or (always(reward) if reward else None)
-    config = of_size(config, usual_size(config.base, config.height, config.width))
+    config = whole(config)
     check(config, given, place)
     may = may_change(config.out)
     with Run.start(config, config.out, "treat", place.is_main_process, may) as run:
@@ -88,13 +88,13 @@ def main(
         model, texts, real = open_model(config, place, device)
         run.event("info", f"{len(texts.train)} prompts teach, {len(texts.held)} are watched")
         sizes = every_size(config)
-        schedules = [model.schedule(config.sampling_steps, *size) for size in sizes]
+        schedules = [model.schedule(config.total_steps, *size) for size in sizes]
         precision = autocast(device.type, config.mixed_precision)
         places = Places(config.seed, config.batch, config.accumulation)
         update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
         pieces = Pieces(update, run.event, may_halve=not sharded())
         detectors, scorer = open_detectors(config, device, given), open_scorer(config, device)
-        sampler = Sampler(model, texts, config.sampling_steps, *sizes[0], config.batch, precision)
+        sampler = Sampler(model, texts, config.total_steps, *sizes[0], config.batch, precision)
         held = real[0] if real else None
         watcher = Watcher(sampler, detectors, scorer, held, config.seed, config.threshold)
         ledger = open_ledger(config, run, update, watcher)
@@ -173,7 +173,7 @@ def reward_term(
 def learning_steps(config: Config, step: int) -> list[int]:
     """Of one update; the same in every micro-batch and process."""
     seed = seeding.mix(config.seed, STEPS, step)
-    found = choose(config.learning, config.gradient_steps, config.sampling_steps, seed)
+    found = choose(config.learning, config.gradient_steps, config.total_steps, seed)
     return drawn_among(found, config.redraws, seed) if config.redraws else found
 
 
@@ -192,7 +192,7 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
     prompts = split(config).train
     for size in every_size(config):
         check_size(config.base, *size)
-    check_steps(config.base, config.sampling_steps)
+    check_steps(config.base, config.total_steps)
     check_guidance(config.base, config.guidance, config.learn_empty)
     check_sharding(config.quantise, config.compile_blocks)
     check_quantisation(config.quantise)

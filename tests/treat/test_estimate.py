@@ -112,6 +112,8 @@ def test_linear_in_the_steps_that_learn(world, changes):
 def test_every_step_of_the_drawing_is_paid(world):
     one, six = (counted(world, sampling_steps=steps)[estimate.DRAWING] for steps in (1, 6))
     assert six.flops == 6 * one.flops and six.peak == one.peak
+    own = counted(world, sampling_steps=None)[estimate.DRAWING]
+    assert own == counted(world)[estimate.DRAWING]  # four, of a base like schnell
     redrawn = counted(world, sampling_steps=6, redraws=2)[estimate.DRAWING]
     assert redrawn.flops == 8 * one.flops
 

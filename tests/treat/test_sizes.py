@@ -56,12 +56,13 @@ def test_as_likely_as_it_has_images(tmp_path):
     assert drawn == {2: 20, 6: 60}
 
 
-def test_a_size_that_was_not_said_is_the_bases_and_noted(world, tmp_path):
-    unsaid = config(world, tmp_path, steps=1, height=None, width=None)
+def test_a_drawing_that_was_not_told_is_the_bases_and_noted(world, tmp_path):
+    own = {"height": SIZE, "width": SIZE, "sampling_steps": 4}
+    unsaid = config(world, tmp_path, steps=1, **dict.fromkeys(own))
     assert train.main(unsaid) == 0
     noted = read_yaml(tmp_path / "config.yaml")
-    assert (noted["height"], noted["width"]) == (SIZE, SIZE)
-    said = unsaid.model_copy(update={"height": SIZE, "width": SIZE, "steps": 2})
+    assert {name: noted[name] for name in own} == own
+    said = unsaid.model_copy(update={**own, "steps": 2})
     assert train.main(said) == 0  # the same run
     with pytest.raises(UserError, match="height differ"):
         train.main(said.model_copy(update={"height": 2 * SIZE}))

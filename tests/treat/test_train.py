@@ -187,6 +187,13 @@ def test_a_mistyped_hub_id_does_not_take_the_folder(world, tmp_path, monkeypatch
     assert train.main(config(world, tmp_path / "run", steps=1, watch_every=0)) == 0
 
 
+def test_what_does_not_suit_the_bases_own_steps_is_refused_before_anything(world, tmp_path):
+    for changes in ({"last": 5}, {"learning": [4]}):
+        with pytest.raises(UserError, match=f"{world / 'base'}: .* 5, more than the 4|0 to 3"):
+            train.main(config(world, tmp_path / "run", sampling_steps=None, **changes))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -194,7 +201,7 @@ def test_a_mistyped_hub_id_does_not_take_the_folder(world, tmp_path, monkeypatch
         ({"last": 1.5}, "last\n.*a number of steps .3., or their share"),
         ({"last": True}, "last"),
         ({"learning": [2]}, "0 to 1"),
-        ({"learning": [1, 1]}, "each once"),
+        ({"learning": [1, 1]}, "a step twice: 1, 1"),
         ({"learning": []}, "learning"),
         ({"learning": [1], "last": 1}, "leave last out"),
         ({"redraws": 1}, "lock_weight"),
