@@ -76,7 +76,7 @@ def sources(config: Config) -> set[str]:
 
 def has_unlabelled(folder: Path) -> bool:
     store = ShardStore(folder)
-    return any(unlabelled(store, i) for i in range(len(store)))
+    return any(unlabelled(store, [i]) for i in range(len(store)))
 
 
 def check_held_out(held_out: Path, labelled: tuple[Path, ...]) -> None:

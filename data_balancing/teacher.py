@@ -6,6 +6,7 @@ Legend: b batch, h w pixels, y x cells at the network's stride.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from core.contracts import Images
 from core.errors import UserError
 from core.image_files import encode_png
 from core.images import from_uint8
+from core.samples import Record
 from core.shards import ShardStore, ShardWriter
 from data_balancing.batches import Decoded, batches, decoded
 from detector.measure import device
@@ -41,7 +43,8 @@ def label_shard(store: Path, shard: str, out: Path, teacher: Teacher) -> tuple[i
     """How many samples were labelled, and how many had been; all of a shard or none of it."""
     source = opened_store(store)
     own = [i for i in source.shards()[shard] if source.keys[i] not in teacher.left_out]
-    positions = [i for i in own if unlabelled(source, i)]
+    records = unlabelled(source, own)
+    positions = list(records)
     with ShardWriter(out, max(1, len(positions)), Path(shard).stem) as writer:
         if writer.committed or not positions:
             return 0, len(positions)
@@ -49,18 +52,18 @@ def label_shard(store: Path, shard: str, out: Path, teacher: Teacher) -> tuple[i
         for batch in batches(decoded(source, positions, teacher.batch), teacher.batch):
             masks = labels(detector, batch, teacher)
             for one, mask in zip(batch, masks, strict=True):
-                record = source.record(one.position).model_copy(
-                    update={"source": "pseudo", "teacher": teacher.sha256}
-                )
+                update = {"source": "pseudo", "teacher": teacher.sha256}
+                record = records[one.position].model_copy(update=update)
                 said = record.model_dump_json().encode()
                 members = {one.kind: one.content, "mask.png": encode_png(mask), "json": said}
                 writer.write_encoded(record.key, members)
     return len(positions), 0
 
 
-def unlabelled(store: ShardStore, i: int) -> bool:
-    """A real photograph needs no mask: nothing in it is an artifact."""
-    return not store.has_mask(i) and store.record(i).source != "real"
+def unlabelled(store: ShardStore, positions: Sequence[int]) -> dict[int, Record]:
+    """Which of these need a mask: a real photograph needs none, nothing in it is an artifact."""
+    records = {i: store.record(i) for i in positions if not store.has_mask(i)}
+    return {i: record for i, record in records.items() if record.source != "real"}
 
 
 @functools.lru_cache(maxsize=1)
