@@ -29,8 +29,8 @@ from benchmarks.full_shapes import fill
 from core.seeds import generator
 from detector.segformer import SegformerConfig, SegformerDetector, freeze
 from miniature import text
-from treat.adapter import METADATA, TRANSFORMER, UNET, WEIGHTS
 from treat.lora import add_lora, lora_parameters, lora_state
+from treat.lora_files.names import METADATA, TRANSFORMER, UNET, WEIGHTS
 
 PROMPT = "a left hand, dark skin, over snow"
 TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]

@@ -26,7 +26,7 @@ from benchmarks.footprint import Footprint
 from benchmarks.peer_worlds import PROMPT
 from benchmarks.side_by_side import Task, noise_seed, write, write_gradient
 from core.errors import UserError
-from treat.adapter import WEIGHTS
+from treat.lora_files.names import WEIGHTS
 
 SCRIPT = "train_diffusion_model"
 UNUSED = {

@@ -30,7 +30,7 @@ from miniature.bases import DETECTORS, base_folder
 from miniature.law import SIZE
 from miniature.meters import NAME, Bench
 from miniature.prompts import split
-from treat.adapter import WEIGHTS
+from treat.lora_files.names import WEIGHTS
 from treat.train import Config as Treatment
 
 CONTROL = {"pixel_weight": 0.0, "lock_weight": 0.0}

@@ -24,17 +24,14 @@ from core.config import read_yaml
 from core.errors import UserError
 from core.storage import write_atomic
 from treat.lora import add_lora, check_lora_state, load_lora_state
+from treat.lora_files.names import METADATA, TRANSFORMER, UNET, WEIGHTS
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
-METADATA = "lora_adapter_metadata"
 STEM = "adapter"
 """The file of a treat checkpoint that holds the LoRA masters."""
 PECULIAR = ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora")
 """Settings of peft by which modules have strengths of their own, or more than a pair."""
 DEFAULT = 8
 """peft's `r` and `lora_alpha` where nothing is said."""
-TRANSFORMER, UNET = "transformer.", "unet."
-"""What diffusers puts before the names of the denoiser's modules."""
 
 
 @dataclass(frozen=True)

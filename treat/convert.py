@@ -13,15 +13,13 @@ import tyro
 from torch import Tensor
 
 import core.config
-from base_models.load import locate, read_parts
 from core.errors import UserError
 from core.storage import check_writable, read_json, write_atomic
-from treat.adapter import METADATA
-from treat.export_header import LEGACY, digest
 from treat.lora_files.checks import checks
 from treat.lora_files.content import Content
 from treat.lora_files.faults import FAULTS, gathered
 from treat.lora_files.file import Damage, check_readable, read_lora_file
+from treat.lora_files.names import METADATA
 from treat.lora_files.plain import (
     PACKED,
     Plain,
@@ -31,7 +29,7 @@ from treat.lora_files.plain import (
     peft_tensors,
     read_plain,
 )
-from treat.lora_files.values import values
+from treat.lora_files.values import kohya_hashes, values
 
 BLOCKING = (
     "unknown-name", "base-weight", "unknown-role", "no-module", "mixed", "helper", "dora",
@@ -133,6 +131,8 @@ def told(base: str | None, content: Content) -> tuple[str, int]:
     """The family, and how many layers a level of its UNet has."""
     family, layers = content.family, 2
     if base is not None:
+        from base_models.load import locate, read_parts  # diffusers: only where a base is named
+
         pipeline, folder, _ = read_parts(locate(base, weights=False))
         family = base_family(pipeline, base, content)
         if is_unet(family):
@@ -203,7 +203,6 @@ def rehashed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict
     if not any(name in metadata for name in HASHES):
         return said
     training = {name: text for name, text in said.items() if name.startswith("ss_")}
-    file = safetensors.torch.save(dict(tensors), metadata=training)
-    whole = digest(file[8 + int.from_bytes(file[:8], "little") :])
-    new = dict(zip(HASHES, (whole, digest(file[LEGACY])[:8], "0x" + whole), strict=True))
+    whole, legacy = kohya_hashes(tensors, training)
+    new = dict(zip(HASHES, (whole, legacy, "0x" + whole), strict=True))
     return said | {name: text for name, text in new.items() if name in metadata}

@@ -23,13 +23,14 @@ from core.errors import UserError
 from core.hub import check_push, push
 from core.storage import alone, check_room, check_writable, write_atomic
 from treat import merge, single_file, verify
-from treat.adapter import METADATA, UNET, WEIGHTS, Adapter
+from treat.adapter import Adapter
 from treat.arms import NOTE
 from treat.combine import Part, check_bases, combined, read_parts
 from treat.export_card import KOHYA, MADE_BY, PICTURE, card, merged_card
 from treat.export_header import Labels, filled, header, mixture, provenance
 from treat.export_settings import Config
 from treat.lora_files.base import Base
+from treat.lora_files.names import METADATA, UNET, WEIGHTS
 from treat.lora_files.values import LARGE, measured
 from treat.lora_kinds import Kind, kind_of, kohya_named
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import yaml
 
-from treat.adapter import UNET, WEIGHTS, Adapter
+from treat.adapter import Adapter
 from treat.combine import Part
 from treat.export_header import Labels, beside
+from treat.lora_files.names import UNET, WEIGHTS
 from treat.lora_kinds import Kind
 
 KOHYA = "comfyui_lora.safetensors"

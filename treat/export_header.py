@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 from torch import Tensor
 
 from detector.storage import digest as detector_digest
-from treat.adapter import METADATA, WEIGHTS, Adapter
+from treat.adapter import Adapter
 from treat.combine import KEPT, Part
+from treat.lora_files.names import METADATA, WEIGHTS
+from treat.lora_files.values import kohya_hashes
 from treat.lora_kinds import Kind
-
-LEGACY = slice(0x100000, 0x110000)
-"""The bytes that kohya's first hash reads."""
 
 
 class Labels(NamedTuple):
@@ -42,9 +40,7 @@ def header(
 ) -> dict[str, str]:
     """What readers find before the tensors: all strings, no path, nothing secret."""
     training = kohya(adapter, kind, file_name)
-    # kohya's hashes are taken over a file that carries the training entries only.
-    file = safetensors.torch.save(dict(tensors), metadata=filled(training))
-    whole = digest(file[8 + int.from_bytes(file[:8], "little") :])
+    whole, legacy = kohya_hashes(tensors, filled(training))
     return filled(
         {
             "format": "pt",
@@ -52,7 +48,7 @@ def header(
             **modelspec(labels, adapter, kind, whole, parts),
             **training,
             "sshs_model_hash": whole,
-            "sshs_legacy_hash": digest(file[LEGACY])[:8],
+            "sshs_legacy_hash": legacy,
             **provenance(adapter, figures),
             **mixture(parts),
         }

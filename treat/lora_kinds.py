@@ -10,7 +10,8 @@ from torch import Tensor
 from base_models.load import locate, read_parts, repository
 from core.errors import UserError
 from core.storage import read_json
-from treat.adapter import TRANSFORMER, UNET, Adapter
+from treat.adapter import Adapter
+from treat.lora_files.names import TRANSFORMER, UNET
 from treat.names import Architecture
 
 

@@ -22,13 +22,12 @@ import core.config
 from core.errors import UserError
 from core.run import plain
 from core.storage import write_atomic
-from treat.adapter import WEIGHTS
 from treat.lora_files.base import Base, against
 from treat.lora_files.checks import checks
 from treat.lora_files.content import Content
 from treat.lora_files.faults import HEADER, Finding, gathered
 from treat.lora_files.file import Damage, check_readable, read_lora_file
-from treat.lora_files.names import NAMINGS
+from treat.lora_files.names import NAMINGS, WEIGHTS
 from treat.lora_files.readers import READERS, SOURCES, Verdict, keeps_strays, verdict
 from treat.lora_files.values import hashes, values
 

@@ -54,6 +54,19 @@ for name in sys.argv[1:]:
     assert found == [*(f"{name} False" for name in LIGHT), "redraw True"]
 
 
+def test_a_lora_file_is_looked_at_without_diffusers():
+    """Nor with peft, before a file has its entry; `treat.adapter` is the control."""
+    program = """
+import sys, treat.convert, treat.verify
+brought = {"diffusers", "peft", "transformers"} & {*sys.modules}
+import treat.adapter
+print(len(brought), "diffusers" in sys.modules)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True"]
+
+
 @pytest.mark.parametrize("name", LIGHT)
 def test_settings_that_come_alone_are_the_programs(name):
     command = LIGHT[name]

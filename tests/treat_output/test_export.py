@@ -19,9 +19,10 @@ from detector.storage import digest as detector_digest
 from detector.storage import save_detector
 from tests.tiny import SIZE, save_tiny
 from treat import export, export_header
-from treat.adapter import TRANSFORMER, Adapter, attach, read_adapter
+from treat.adapter import Adapter, attach, read_adapter
 from treat.arms import Draw, Sampling, draw_images, encode, load_arm
 from treat.lora import add_lora, lora_parameters, lora_state
+from treat.lora_files.names import TRANSFORMER
 
 PROMPTS, SEEDS = ["a hand", "a face, blue eyes"], [3, 4]
 

@@ -11,8 +11,9 @@ from tests.base_models.families import CASES
 from tests.chain import inputs, with_adapters
 from tests.tiny import SIZE
 from treat import export
-from treat.adapter import TRANSFORMER, UNET, Adapter, read_adapter
+from treat.adapter import Adapter, read_adapter
 from treat.lora import lora_state
+from treat.lora_files.names import TRANSFORMER, UNET
 from treat.lora_kinds import KINDS, kind_of
 
 KIND = {"sdxl": "sdxl", "sd": "sd1", "kolors": "kolors"}

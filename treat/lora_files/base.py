@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from base_models.outline import open_outline
 from treat.lora_files.content import Content
 from treat.lora_files.faults import Found
 from treat.lora_files.flux import fused, underscored
@@ -24,6 +23,8 @@ class Base:
     """The denoiser of a base, on the meta device."""
 
     def __init__(self, base: str):
+        from base_models.outline import open_outline  # diffusers: only where a base is named
+
         networks = open_outline(base, torch.float32)[1]
         self.name = "unet" if "unet" in networks else "transformer"
         network = networks[self.name]

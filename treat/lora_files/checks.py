@@ -4,19 +4,16 @@ No weight is looked at here: that is `treat.lora_files.values`.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator
 
-from peft import LoraConfig
-
-from treat.adapter import METADATA
 from treat.lora_files.content import Content, misread
 from treat.lora_files.faults import Found
-from treat.lora_files.names import UNKNOWN, Module, meant
+from treat.lora_files.names import METADATA, UNKNOWN, Module, meant
 
 WEIGHTS, ODD = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"), ("F64", "F8_E4M3", "F8_E5M2")
-FIELDS = {field.name for field in dataclasses.fields(LoraConfig)}
 PATH = re.compile(r"""(?:^|[\s"'=(\[,])(?:/(?:[^/\s"',]+/)+|~/|[A-Za-z]:\\)[^\s"',]*""")
 """An absolute path of two parts at least; a web address has its slashes after a colon."""
 SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,})")
@@ -181,10 +178,17 @@ def adapter_metadata(content: Content) -> Iterator[Found]:
     if not content.settings and content.naming.startswith(("peft", "old", "down")):
         yield "metadata-prefix", METADATA, ""
         return
-    for name in content.settings:
-        if name not in FIELDS:
-            yield "metadata-field", METADATA, name
+    for name in sorted(content.settings.keys() - known_settings()):
+        yield "metadata-field", METADATA, name
     yield from _scale_said(content)
+
+
+@functools.cache
+def known_settings() -> set[str]:
+    """Of the installed peft."""
+    from peft import LoraConfig  # seconds, and few files have such an entry
+
+    return {field.name for field in dataclasses.fields(LoraConfig)}
 
 
 def _scale_said(content: Content) -> Iterator[Found]:

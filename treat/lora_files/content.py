@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from treat.adapter import METADATA
 from treat.lora_files.file import LoraFile
-from treat.lora_files.names import UNKNOWN, Module, dotted, modules
+from treat.lora_files.names import METADATA, UNKNOWN, Module, dotted, modules
 
 Family = str
 """`flux`, `sd3`, `sdxl`, `sd1`, `sd2`, `unet` or `transformer` (of these which is not told)."""

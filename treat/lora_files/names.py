@@ -8,6 +8,12 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import NamedTuple
 
+WEIGHTS = "pytorch_lora_weights.safetensors"
+"""The file in a folder that diffusers opens."""
+METADATA = "lora_adapter_metadata"
+"""Entry of a file's header that holds peft's settings."""
+TRANSFORMER, UNET = "transformer.", "unet."
+"""What diffusers puts before the names of the denoiser's modules."""
 ENDINGS = {
     ".lora_A.weight": ("peft", "A"),
     ".lora_B.weight": ("peft", "B"),

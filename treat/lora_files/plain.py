@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from treat.adapter import TRANSFORMER, UNET
 from treat.lora_files import flux
 from treat.lora_files.content import Content
-from treat.lora_files.names import dotted, from_sgm
+from treat.lora_files.names import TRANSFORMER, UNET, dotted, from_sgm
 
 PACKED = "diffdoctor.packed_ranks"
 """Metadata: ranks of what stands in one fused module, so that it can be taken apart again."""

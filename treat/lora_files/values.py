@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -120,6 +121,13 @@ def hashes(file: LoraFile) -> Iterator[Found]:
     begin = LEGACY[0] - 8 - training_header(file)
     if legacy and begin >= 0 and legacy.lower() != digest(file, begin, LEGACY[1] - LEGACY[0])[:8]:
         yield "hash", "sshs_legacy_hash", ""
+
+
+def kohya_hashes(tensors: Mapping[str, Tensor], training: Mapping[str, str]) -> tuple[str, str]:
+    """kohya's hash of the tensors and its first one, over a file with its training entries only."""
+    file = safetensors.torch.save(dict(tensors), metadata=dict(training))
+    whole = hashlib.sha256(file[8 + int.from_bytes(file[:8], "little") :]).hexdigest()
+    return whole, hashlib.sha256(file[slice(*LEGACY)]).hexdigest()[:8]
 
 
 def digest(file: LoraFile, begin: int, count: int | None) -> str:
