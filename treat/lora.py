@@ -29,15 +29,29 @@ class LeanLinear(Linear):
     a CPU. Where B is 0 the values are the frozen layer's but for rounding.
     """
 
+    casts: tuple[Tensor, ...] | None = None
+    """Both halves as a pass without gradient last cast them; `casts_kept` lets them stay."""
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        dtype, (a, b) = _computed_in(x), _pair(self)
+        dtype = _computed_in(x)
         rows = x.reshape(-1, x.shape[-1]).to(dtype)  # m i
         out = self.base_layer(rows)  # m o
-        low = F.linear(rows, a.to(dtype)).to(out.dtype)  # m r
-        turned = b.t().to(out.dtype, memory_format=torch.contiguous_format)  # r o
+        a, turned = self._cast(dtype, out.dtype)  # r i, r o
+        low = F.linear(rows, a).to(out.dtype)  # m r
         return out.addmm_(low, turned).view(*x.shape[:-1], out.shape[-1])
+
+    def _cast(self, dtype: torch.dtype, out: torch.dtype) -> tuple[Tensor, ...]:
+        free = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        kept = None if free else self.casts
+        if kept:
+            return kept
+        a, b = _pair(self)
+        found = a.to(dtype), b.t().to(out, memory_format=torch.contiguous_format)
+        if kept is not None:
+            self.casts = found
+        return found
 
 
 class LeanConv2d(Conv2d):
@@ -143,6 +157,19 @@ def adapter_off(network: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+@contextmanager
+def casts_kept(network: nn.Module) -> Iterator[None]:
+    """Within, no adapter may change: passes without gradient cast each of a linear layer once."""
+    layers = [layer for layer in _layers(network) if isinstance(layer, LeanLinear)]
+    for layer in layers:
+        layer.casts = ()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.casts = None
 
 
 def _layers(network: nn.Module) -> list[LoraLayer]:

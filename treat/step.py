@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from base_models.sample import Precision, around, decode
 from core.contracts import Conditioning, DiffusionModel, Images, Latents, Schedule
+from treat.lora import casts_kept
 
 Loss = Callable[[Images], Float[Tensor, ""]]
 
@@ -72,18 +73,19 @@ def draw(
     """
     latents, tape = noise, []
     first = min(learning, default=chain.schedule.steps)
-    for i in range(chain.schedule.steps):
-        entering, leaving = latents, None
-        learns = i in learning
-        if i < first or (learns and recompute):
-            with torch.no_grad():
-                latents = chain.step(latents, i)
-        else:
-            entering = _leaf(latents, i > first)  # before the first nothing could learn
-            leaving = (chain.learning_step if learns else chain.passing_step)(entering, i)
-            latents = leaving.detach()
-        if i >= first:
-            tape.append(Taped(i, entering, leaving))
+    with casts_kept(chain.model.network):
+        for i in range(chain.schedule.steps):
+            entering, leaving = latents, None
+            learns = i in learning
+            if i < first or (learns and recompute):
+                with torch.no_grad():
+                    latents = chain.step(latents, i)
+            else:
+                entering = _leaf(latents, i > first)  # before the first nothing could learn
+                leaving = (chain.learning_step if learns else chain.passing_step)(entering, i)
+                latents = leaving.detach()
+            if i >= first:
+                tape.append(Taped(i, entering, leaving))
     return latents, tape
 
 

@@ -12,6 +12,7 @@ from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError
 from core.prompts import read_prompts
 from treat.cache import RowCache
+from treat.lora import casts_kept
 from treat.offline import cache_prompts
 
 PICTURES = 8
@@ -90,9 +91,8 @@ class Sampler:
     precision: Callable[[], AbstractContextManager]
 
     def __call__(self, rows: Sequence[int], seeds: Sequence[int]) -> Images:
-        parts = []
-        for at in range(0, len(rows), self.batch):
-            parts.append(
+        with casts_kept(self.model.network):
+            parts = [
                 sample(
                     self.model,
                     self.texts.conditioning(rows[at : at + self.batch]),
@@ -103,5 +103,6 @@ class Sampler:
                     batch=self.batch,
                     precision=self.precision,
                 )
-            )
+                for at in range(0, len(rows), self.batch)
+            ]
         return torch.cat(parts)

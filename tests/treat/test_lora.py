@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft.tuners.lora import Conv2d, Linear
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from base_models.sample import autocast
 from core.errors import UserError
@@ -15,6 +16,7 @@ from treat.lora import (
     LeanLinear,
     adapter_off,
     add_lora,
+    casts_kept,
     load_lora_state,
     lora_parameters,
     lora_state,
@@ -181,6 +183,55 @@ def test_lean_convolutions_give_pefts_values_and_gradients(kind):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         error = (ours - theirs).float().norm() / theirs.float().norm()
         assert error < (1e-6 if kind == "fp32" else 1e-2)
+
+
+class Casts(TorchDispatchMode):
+    """How many tensors were cast."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "autocast"])
+def test_passes_without_gradient_cast_adapters_once(kind):
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(64, 48))
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    add_lora(layer.to(dtype), 4, ["0"], seed=0)
+    weights, x = lora_parameters(layer), torch.randn(5, 64).to(dtype)
+    weights[1].data.normal_()
+
+    def passed():
+        with autocast("cpu", "bf16" if kind == "autocast" else "no")(), Casts() as casts:
+            return layer(x), casts.number
+
+    def learnt():
+        for one in weights:
+            one.grad = None
+        out, casts = passed()
+        (out.float() ** 2).sum().backward()
+        return out.detach(), *(one.grad for one in weights), casts
+
+    with torch.no_grad():
+        plain, each = passed()
+    alone = learnt()
+    with casts_kept(layer):
+        with torch.no_grad():
+            (first, begun), (second, later) = passed(), passed()
+        beside = learnt()
+        with torch.no_grad():
+            (third, last) = passed()
+    assert all(torch.equal(plain, one) for one in (first, second, third))
+    assert begun == each and later == last == each - (0 if kind == "fp32" else 2)
+    assert all(map(torch.equal, alone[:3], beside[:3])) and alone[3] == beside[3]
+    weights[1].data += 1
+    with torch.no_grad():
+        assert not torch.equal(passed()[0], plain)  # nothing stays behind
+        with casts_kept(layer):
+            assert not torch.equal(passed()[0], plain)
 
 
 def test_lean_layers_leave_to_peft_what_is_switched_off(monkeypatch):
