@@ -161,7 +161,8 @@ def adapter_off(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def casts_kept(network: nn.Module) -> Iterator[None]:
-    """Within, no adapter may change: passes without gradient cast each of a linear layer once."""
+    """Within, neither adapters nor precision may change: passes without gradient cast each adapter
+    of a linear layer once. Compiled blocks cast for themselves."""
     layers = [layer for layer in _layers(network) if isinstance(layer, LeanLinear)]
     for layer in layers:
         layer.casts = ()

@@ -20,7 +20,13 @@ def commands(name: str) -> list[str]:
     return [line for line in kept if line.startswith("diffdoctor ") and line != "diffdoctor"]
 
 
-PAGES = ("README.md", "docs/data.md", "docs/service.md", "docs/sister_methods.md")
+PAGES = (
+    "README.md",
+    "docs/data.md",
+    "docs/service.md",
+    "docs/sister_methods.md",
+    "docs/treating.md",
+)
 ALL = [line for name in PAGES for line in commands(name)]
 
 

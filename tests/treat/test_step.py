@@ -63,6 +63,23 @@ def test_so_it_is_with_a_base_in_bf16(recompute):
     assert not equal(plain(model, 3), reference)
 
 
+def test_the_steps_of_a_drawing_cast_the_adapters_once(monkeypatch):
+    model, kept, cast = model_with_adapters(), [], LeanLinear._cast
+    monkeypatch.setattr(
+        LeanLinear, "_cast", lambda s, *a: kept.append(bool(s.casts)) or cast(s, *a)
+    )
+    noise, schedule, text = inputs(model)
+    chain = Chain(model, schedule, text, precision=bf16)
+    layers = [one for one in model.network.modules() if isinstance(one, LeanLinear)]
+    draw(chain, noise, (STEPS - 1,))
+    assert kept == [False] * len(layers) + [True] * (STEPS - 1) * len(layers)
+    assert all(one.casts is None for one in layers)
+    monkeypatch.setattr(model, "step", None)
+    with pytest.raises(TypeError):
+        draw(chain, noise, ())
+    assert all(one.casts is None for one in layers)
+
+
 @pytest.mark.parametrize("options", [{}, {"recompute": False}, {"two_pass": True}], ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("last", [1, 2, STEPS])

@@ -186,7 +186,7 @@ def adapter_metadata(content: Content) -> Iterator[Found]:
 @functools.cache
 def known_settings() -> set[str]:
     """Of the installed peft."""
-    from peft import LoraConfig  # seconds, and few files have such an entry
+    from peft import LoraConfig  # seconds: only where a file has its entry
 
     return {field.name for field in dataclasses.fields(LoraConfig)}
 
