@@ -218,15 +218,15 @@ class Config(core.config.Config):
         listed = () if isinstance(self.learning, str) else self.learning
         if isinstance(self.last, int) and self.last > total:
             raise ValueError(
-                f"last is {self.last}, more than the {total} sampling_steps: lower it, or set more of "
-                "them"
+                f"last is {self.last}, more than the {total} sampling_steps: lower it, or set more "
+                "of them"
             )
         if len(set(listed)) < len(listed):
             raise ValueError(f"learning names a step twice: {', '.join(map(str, listed))}")
         if listed and max(listed) >= total:
             raise ValueError(
-                f"learning names steps of 0 to {total - 1}, as there are {total} sampling_steps, not "
-                f"{', '.join(map(str, listed))}"
+                f"learning names steps of 0 to {total - 1}, as there are {total} sampling_steps, "
+                f"not {', '.join(map(str, listed))}"
             )
         if self.redraws and self.lock_weight:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The real `main`: what it leaves, what each term does, and what it refuses."""
 
 import json
+import re
 
 import huggingface_hub
 import pytest
