@@ -48,7 +48,8 @@ class LeanLinear(Linear):
         if kept:
             return kept
         a, b = _pair(self)
-        found = a.to(dtype), b.t().to(out, memory_format=torch.contiguous_format)
+        turned = b.t().to(out, memory_format=torch.contiguous_format)
+        found = a.to(dtype), turned.contiguous()  # where the dtype stays, `to` copies nothing
         if kept is not None:
             self.casts = found
         return found

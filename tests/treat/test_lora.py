@@ -221,6 +221,7 @@ def test_passes_without_gradient_cast_adapters_once(kind):
     with casts_kept(layer):
         with torch.no_grad():
             (first, begun), (second, later) = passed(), passed()
+        assert layer[0].casts[1].is_contiguous()  # B, turned
         beside = learnt()
         with torch.no_grad():
             (third, last) = passed()
