@@ -56,7 +56,7 @@ QUOTAS: tuple[dict[str, float], ...] = (
     {"human": 0.08, "hard": 0.12, "real": 0.4, "pseudo": 0.4},
 )
 """Of every batch. What each row adds finds more, also where nothing is; renders teach restraint, so
-their share grows with it (docs/numbers.md has the same at .25 in every row)."""
+their share grows with it (docs/numbers.md has rows of .25 each as well)."""
 COLUMNS = {
     "mse": ("test", "mse"),
     "kl_fn": ("test", "kl_fn"),

@@ -213,7 +213,7 @@ class Config(core.config.Config):
     """How much the loss on held-out real images may rise before a step cannot be the best."""
 
     @model_validator(mode="after")
-    def _agree(self) -> "Config":
+    def _steps_agree(self) -> "Config":
         total = self.sampling_steps or math.inf  # until the base has been asked
         listed = () if isinstance(self.learning, str) else self.learning
         if isinstance(self.last, int) and self.last > total:
@@ -228,6 +228,17 @@ class Config(core.config.Config):
                 f"learning names steps of 0 to {total - 1}, as there are {total} sampling_steps, "
                 f"not {', '.join(map(str, listed))}"
             )
+        if listed and self.last is not None:
+            raise ValueError("learning lists the steps: leave last out")
+        if self.redraws and (0 in listed or total == 1):
+            raise ValueError(
+                "a redraw of step 0 begins with noise alone, which says nothing of the image: "
+                "list later steps in learning, or set redraws to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _terms_agree(self) -> "Config":
         if self.redraws and self.lock_weight:
             raise ValueError(
                 "the lock holds an image to the base's own drawing, which a redraw is not: "
@@ -237,19 +248,12 @@ class Config(core.config.Config):
             raise ValueError(
                 "without guidance the empty prompt is not asked: leave --no-learn-empty out"
             )
-        if listed and self.last is not None:
-            raise ValueError("learning lists the steps: leave last out")
         if not self.rewarded and not self.offline_weight:
             raise ValueError(
                 "pixel_weight, image_weight and offline_weight are all 0: nothing would be learnt"
             )
         if self.image_weight and self.image_reward is None:
             raise ValueError("image_weight needs an image_reward: name its folder")
-        if self.redraws and (0 in listed or total == 1):
-            raise ValueError(
-                "a redraw of step 0 begins with noise alone, which says nothing of the image: "
-                "list later steps in learning, or set redraws to 0"
-            )
         if self.lock_weight and not self.pixel_weight:
             raise ValueError(
                 "the lock holds what a detector does not mark, and without pixel_weight none "
