@@ -184,8 +184,13 @@ def test_accelerate_says_to_each_process_what_shares_the_network_out(tmp_path, c
 
 
 def test_accelerate_starts_several_processes_on_the_cpu(tmp_path, monkeypatch, capfd):
-    said = "from core.processes import this_process\nplace = this_process()\n"
-    said += "print(place.num_processes, place.process_index, place.device.type, place.backend)\n"
+    said = """
+import sys
+from core.processes import this_process
+place = this_process()
+words = (place.num_processes, place.process_index, place.device.type, place.backend)
+sys.stdout.write(" ".join(map(str, words)) + "\\n")  # at once: unbuffered, words would mix
+"""
     (tmp_path / "said.py").write_text(said)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
