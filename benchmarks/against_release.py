@@ -3,13 +3,13 @@
     python -m benchmarks.against_release --release CHECKOUT --packages DIR --json FILE
 
 The release is `ali-vilab/DiffDoctor`; DIR holds what its script imports and this project does not
-(`pip install --no-deps --target DIR einops ml_collections inflect jaraco.functools
-more_itertools typeguard contextlib2 six`). Both open the same random FLUX of `benchmarks.peer_worlds`, the same LoRA (rank
-8; queries, keys, values and outputs) and the same detector at 512 pixels: 1024 pixels, four steps,
-one image, fp32, one thread, no offline term on either side. Theirs is its script's own training
-loop (`benchmarks.release_step`), which carries gradient through all four steps and keeps only what
-enters each block; ours is `treat.train.learn` with the update (`benchmarks.our_step`). Each variant
-has a process of its own; how it is measured: `benchmarks.footprint`.
+(`pip install --no-deps --target DIR einops ml_collections inflect jaraco.functools more_itertools
+typeguard contextlib2 six`). Both open the same random FLUX of `benchmarks.peer_worlds`, the same
+LoRA (rank 8; queries, keys, values and outputs) and the same detector at 512 pixels: 1024 pixels,
+four steps, one image, fp32, one thread, no offline term on either side. Theirs is its script's own
+training loop (`benchmarks.release_step`), which carries gradient through all four steps and keeps
+only what enters each block; ours is `treat.train.learn` with the update (`benchmarks.our_step`).
+Each variant has a process of its own; how it is measured: `benchmarks.footprint`.
 
 The release takes its loss on the detector's 512-pixel grid, this project on the image's: the
 gradient is compared as it comes and, besides, with ours on that grid too.

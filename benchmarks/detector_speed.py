@@ -29,6 +29,7 @@ from benchmarks.footprint import MB, resident
 from benchmarks.pseudo_label import fill, timed
 from benchmarks.stopwatch import GIB, clean_up, machine, peaks
 from core.errors import UserError
+from core.explain import unknown_name
 from core.run import plain
 from core.storage import write_atomic
 from data_balancing.teacher import Teacher
@@ -86,7 +87,7 @@ def settings_of(config: Config) -> train.Config:
     """What `detector train` would be asked for; raises `UserError` for a preset that is none."""
     known, files = core.config.presets(train.Config), []
     if config.preset is not None and config.preset not in known:
-        raise UserError(core.config.unknown_name(config.preset, known, "the presets"))
+        raise UserError(unknown_name(config.preset, known, "the presets"))
     if config.preset is not None and train.Config.presets is not None:
         files = [train.Config.presets / f"{config.preset}.yaml"]
     words = ["--data", "none", "--out", "none", "--size", str(config.side)]

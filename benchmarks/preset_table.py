@@ -25,6 +25,7 @@ from rich.table import Table
 import core.config
 from benchmarks.full_shapes import B5, FULL
 from core.errors import UserError
+from core.explain import unknown_name
 from core.run import plain
 from core.storage import write_atomic
 from detector.segformer import SegformerConfig, SegformerDetector
@@ -113,7 +114,7 @@ def chosen(only: tuple[str, ...]) -> list[str]:
     known = core.config.presets(settings.Config)
     for name in only:
         if name not in known:
-            raise UserError(core.config.unknown_name(name, known, "--only"))
+            raise UserError(unknown_name(name, known, "--only"))
     return [name for name in known if not only or name in only]
 
 

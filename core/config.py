@@ -5,9 +5,7 @@ command line (tyro), its HTTP body and its documentation. Settings stop at the p
 """
 
 import contextlib
-import difflib
 import io
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from pydantic import (
 )
 
 from core.errors import UserError
+from core.explain import complaint, explain, one_line, unknown_word
 from core.storage import may_write
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -95,14 +94,6 @@ def told(sentence: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-COMMAND_LINE = "the command line"
-NO_KIND = re.compile(
-    r"Error parsing (?P<option>\S+): no type matching (?P<kinds>.+) could be instantiated "
-    r"from \[(?P<given>.*?)\]\. Got errors"
-)
-"""tyro's complaint of words that are none of several kinds."""
-MISSING = re.compile(r"^\W {4,5}(\S.*?) *\W$", re.MULTILINE)
-"""In tyro's box, what it misses; the meaning stands below, further in."""
 C = TypeVar("C", bound=BaseModel)
 
 
@@ -118,8 +109,7 @@ def load_config(
     Raises `UserError` with one sentence for an unknown key, a missing or an invalid value.
     """
     paths = [files] if isinstance(files, Path) else files
-    given = {name: value for path in paths for name, value in read_yaml(path).items()}
-    where = ", ".join(map(str, paths))
+    given, where = read_all(paths), ", ".join(map(str, paths))
     if not overrides and paths:
         return from_mapping(cls, given, where)
     default = _partial(cls, given, where) if given else tyro.MISSING
@@ -159,7 +149,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(text)
         twice = _repeated(yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is no valid YAML ({_one_line(str(error))}); mend it.") from error
+        raise UserError(f"{path} is no valid YAML ({one_line(str(error))}); mend it.") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -169,6 +159,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_all(paths: Iterable[Path]) -> dict[str, Any]:
+    """The values of several files in one mapping; later ones win."""
+    return {name: value for path in paths for name, value in read_yaml(path).items()}
+
+
 def _repeated(node: yaml.Node | None) -> str | None:
     """The first name that stands twice in one mapping, which YAML readers let pass."""
     if not isinstance(node, yaml.MappingNode):
@@ -176,48 +171,6 @@ def _repeated(node: yaml.Node | None) -> str | None:
     names = [key.value for key, _ in node.value]
     again = next((name for i, name in enumerate(names) if name in names[:i]), None)
     return again or next(filter(None, (_repeated(value) for _, value in node.value)), None)
-
-
-def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
-    """The first fault of a validation error as one sentence with its cure."""
-    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    fault = faults[0]
-    name = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return unknown_name(name, _names(cls), where)
-    if fault["type"] == "missing":
-        option = f"--{_dashed(name)}" if name not in _positionals(cls) else "a plain argument"
-        return f"{name!r} is missing in {where}; give it there or as {option}."
-    if fault["type"] == "too_short":
-        bounds = fault.get("ctx", {})
-        least, given = bounds.get("min_length"), bounds.get("actual_length")
-        option = f"--{_dashed(name)}" if name not in _positionals(cls) else "plain arguments"
-        return (
-            f"{name!r} in {where} has {given}, and needs {least} at least; give them as {option}."
-        )
-    message = fault["msg"].removeprefix("Value error, ")
-    if not name:
-        return f"{where}: {_one_line(message)}"
-    given = _without_paths(fault["input"])
-    name = "--json" if (name, where) == ("json_file", COMMAND_LINE) else name
-    return f"{name!r} in {where} is {given!r}: {_one_line(message)}."
-
-
-def _without_paths(given: Any) -> Any:
-    """A value as it was typed: paths, also those of a list, as texts."""
-    if isinstance(given, tuple | list):
-        return [_without_paths(one) for one in given]
-    return str(given) if isinstance(given, Path) else given
-
-
-def unknown_name(name: str, known: Iterable[str], where: str) -> str:
-    """One sentence for a name that does not exist, with the closest one that does."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not close:  # a nested name given without its prefix, or the other way round
-        close = [full for full in known if full.split(".")[-1] == name.split(".")[-1]][:1]
-    cure = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}."
-    return f"unknown name {name!r} in {where}; {cure}"
 
 
 def run_program(
@@ -233,9 +186,9 @@ def run_program(
     """
     try:
         paths, words = _split_config(list(sys.argv[1:] if argv is None else argv))
-        code = main(load_config(cls, [_found(cls, path) for path in paths], words, prog))
+        code = main(load_config(cls, [found(cls, path) for path in paths], words, prog))
     except UserError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         print("error: interrupted", file=sys.stderr)
@@ -267,8 +220,8 @@ def presets(cls: type[BaseModel]) -> list[str]:
     return [] if folder is None else sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def _found(cls: type[BaseModel], path: Path) -> Path:
-    """A file as it is; else the preset of that name."""
+def found(cls: type[BaseModel], path: Path) -> Path:
+    """A file as it is; else the preset of that name; raises `UserError` where there is neither."""
     known = presets(cls)
     if not known or path.exists() or path.parent != Path() or path.suffix:
         return path
@@ -298,11 +251,11 @@ def _partial(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
 def _parse_words(cls: type[C], words: list[str], default: Any, prog: str | None) -> C:
     """tyro, with its boxes turned into one sentence."""
-    complaint = io.StringIO()
+    box = io.StringIO()
     files = ", ".join(["FILE.yaml", *presets(cls)])
     description = f"{cls.__doc__ or ''}\n\nSettings may also come first: --config {files}."
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(box):
             config, left = tyro.cli(
                 cls,
                 args=words,
@@ -315,67 +268,7 @@ def _parse_words(cls: type[C], words: list[str], default: Any, prog: str | None)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_complaint(cls, words, stop, complaint.getvalue())) from stop
+        raise UserError(complaint(cls, words, stop, box.getvalue())) from stop
     if left:
-        raise UserError(_unknown_word(cls, left) or f"unexpected argument {left[0]!r}; see --help.")
+        raise UserError(unknown_word(cls, left) or f"unexpected argument {left[0]!r}; see --help.")
     return config
-
-
-def _complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: str) -> str:
-    unknown = _unknown_word(cls, words)
-    if unknown:
-        return unknown
-    cause = stop.__context__
-    while cause is not None and not isinstance(cause, ValidationError):
-        cause = cause.__context__
-    if cause is not None:
-        return explain(cause, cls, COMMAND_LINE)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours, where stdout is a terminal
-    rows = [row.strip(" │╰─╯") for row in plain.splitlines()[1:]]  # the first is the box's title
-    absent = MISSING.findall(plain.split("For full helptext")[0]) if "Missing from" in plain else []
-    if absent:
-        return f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing; see --help."
-    text = _one_line(" ".join(row for row in rows if not set(row) <= {"-"}))
-    text = text.split("Argument helptext:")[0].split("For full helptext")[0].strip()
-    choice = NO_KIND.match(text)
-    if choice:  # tyro goes on with Python's own names for the kinds
-        kinds = choice["kinds"].replace("{None}|", "").replace("{[", "").replace("]}", "")
-        text = f"{choice['option']} takes {kinds.replace('|', ' or ')}, not {choice['given']}"
-    return f"{text.rstrip('.:')}; see --help."
-
-
-def _unknown_word(cls: type[BaseModel], words: list[str]) -> str | None:
-    """A sentence for the first `--option` that the settings do not have."""
-    renamed = {getattr(one, "name", None) for f in cls.model_fields.values() for one in f.metadata}
-    known = {_dashed(name) for name in _names(cls)} | (renamed - {None}) | {"config", "help"}
-    for word in words:
-        name = _dashed(word.split("=")[0].lstrip("-"))
-        positive = ".".join([*name.split(".")[:-1], name.split(".")[-1].removeprefix("no-")])
-        if word.startswith("--") and name not in known and positive not in known:
-            return unknown_name(f"--{name}", [f"--{k}" for k in known], COMMAND_LINE)
-    return None
-
-
-def _names(cls: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all settings, nested ones included."""
-    names = []
-    for name, field in cls.model_fields.items():
-        names.append(prefix + name)
-        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                names += _names(inner, f"{prefix}{name}.")
-    return names
-
-
-def _positionals(cls: type[BaseModel]) -> set[str]:
-    """Settings given by their place on the command line (`tyro.conf.Positional`)."""
-    fields = cls.model_fields.items()
-    return {name for name, field in fields if tyro.conf.Positional in field.metadata}
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -21,8 +21,8 @@ from pydantic import Field, ValidationError, field_validator
 from tqdm import tqdm
 
 import core.config
-from core.config import unknown_name
 from core.errors import UserError
+from core.explain import unknown_name
 from core.samples import Record, Sample, safe_key
 from core.shards import ShardStore, ShardWriter, check_members, encoded
 from core.storage import alone, check_writable, read_json, write_atomic

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from base_models.load import locate
-from core.config import unknown_name
 from core.digests import data_digest, model_name
 from core.errors import UserError
+from core.explain import unknown_name
 from core.shards import ShardStore, filled
 from core.storage import check_writable, write_atomic
 from data_balancing.annotator_command import check_command

@@ -24,8 +24,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 import core.config
-from core.config import unknown_name
 from core.errors import UserError
+from core.explain import unknown_name
 from core.samples import Record
 from core.shards import ShardStore, ShardWriter, filled
 from core.storage import check_file, check_writable, write_atomic

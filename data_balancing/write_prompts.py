@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import core.config
 from core.errors import UserError
+from core.explain import unknown_name
 from core.seeds import mix
 from core.storage import append_line, check_file, read_json
 from data_balancing.asking import Endpoint, Message, Model, Unanswered, ask
@@ -236,7 +237,7 @@ def request(
 def _checked(names: list[str], taxonomy: Taxonomy, where: str) -> list[str]:
     for name in names:
         if name not in taxonomy.parents:
-            raise UserError(core.config.unknown_name(name, taxonomy.parents, where))
+            raise UserError(unknown_name(name, taxonomy.parents, where))
     return names
 
 

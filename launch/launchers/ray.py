@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.config import unknown_name
 from core.errors import UserError
+from core.explain import unknown_name
 from launch.folder import LOG, asked_to_stop, is_held
 from launch.launchers.contract import Liveness, Unreachable, job_name
 

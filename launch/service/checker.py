@@ -22,8 +22,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-import core.config
 from core.errors import UserError
+from core.explain import explain
 from launch import archives
 from launch.launchers.contract import environment
 
@@ -182,7 +182,7 @@ def check(config: str, settings: dict[str, Any], inputs: list[str], words: list[
     except ValidationError as error:
         fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         param = ".".join(map(str, fault["loc"])) or None
-        raise Fault(core.config.explain(error, cls, "the settings"), param) from error
+        raise Fault(explain(error, cls, "the settings"), param) from error
 
 
 def schema(config: str, allowed: list[str]) -> Any:

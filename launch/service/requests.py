@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.config import unknown_name
+from core.explain import unknown_name
 from launch.methods import METHODS, Method
 from launch.service.checker import Checker, Fault
 from launch.service.shelf import Files
