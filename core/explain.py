@@ -27,12 +27,12 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     if fault["type"] == "extra_forbidden":
         return unknown_name(name, _names(cls), where)
     if fault["type"] == "missing":
-        option = f"--{_dashed(name)}" if name not in _positionals(cls) else "a plain argument"
+        option = f"--{_dashed(name)}" if name not in positionals(cls) else "a plain argument"
         return f"{name!r} is missing in {where}; give it there or as {option}."
     if fault["type"] == "too_short":
         bounds = fault.get("ctx", {})
         least, given = bounds.get("min_length"), bounds.get("actual_length")
-        option = f"--{_dashed(name)}" if name not in _positionals(cls) else "plain arguments"
+        option = f"--{_dashed(name)}" if name not in positionals(cls) else "plain arguments"
         return (
             f"{name!r} in {where} has {given}, and needs {least} at least; give them as {option}."
         )
@@ -107,10 +107,10 @@ def _names(cls: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def _positionals(cls: type[BaseModel]) -> set[str]:
-    """Settings given by their place on the command line (`tyro.conf.Positional`)."""
+def positionals(cls: type[BaseModel]) -> list[str]:
+    """Settings given by their place on the command line (`tyro.conf.Positional`), in order."""
     fields = cls.model_fields.items()
-    return {name for name, field in fields if tyro.conf.Positional in field.metadata}
+    return [name for name, field in fields if tyro.conf.Positional in field.metadata]
 
 
 def _dashed(name: str) -> str:

@@ -23,7 +23,7 @@ AnyPicture = Float[Tensor, "3 _ _"]
 Levels = UInt8[np.ndarray, "b h w 3"]
 
 
-def read_image(path: Path) -> Picture:
+def read_image(path: Path | str) -> Picture:
     """One RGB picture in [0, 1], EXIF orientation applied, alpha laid on white.
 
     Raises `UserError` naming the file, as `core.image_files.open_image` does.
@@ -45,7 +45,7 @@ def read_images(paths: Sequence[Path]) -> Images:
     return torch.stack(pictures)
 
 
-def write_image(path: Path, image: Picture) -> None:
+def write_image(path: Path | str, image: Picture) -> None:
     """Write an 8-bit PNG (values clamped to [0, 1], rounded); whole or not at all."""
     write_atomic(Path(path), encode_png(to_uint8(image[None])[0]))
 

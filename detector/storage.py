@@ -109,8 +109,9 @@ def check_segformer(folder: Path) -> SegformerConfig:
     return config
 
 
-def open_detector(folder: Path) -> Single | Ensemble:
+def open_detector(folder: Path | str) -> Single | Ensemble:
     """Whatever detector a folder holds, as above; of a flaw highlighter its map."""
+    folder = Path(folder)
     config = read_description(folder).config
     if isinstance(config, SegformerConfig):
         return load_detector(folder)
