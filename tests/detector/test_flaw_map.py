@@ -97,7 +97,11 @@ def test_a_folder_gives_the_same_maps_and_is_no_segformer(tmp_path):
 
 
 def test_published_weights_of_a_vgg_are_taken(tmp_path):
-    theirs = torchvision.models.vgg11(weights=None)
+    with torch.device("meta"):  # its classifier alone has 124 million weights
+        theirs = torchvision.models.vgg11(weights=None)
+        theirs.classifier = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    for weights in theirs.to_empty(device="cpu").parameters():
+        torch.nn.init.normal_(weights)
     torch.save(theirs.state_dict(), tmp_path / "vgg11.pth")
     network = highlighter(variant="vgg11")
     load_pretrained(network, tmp_path / "vgg11.pth")

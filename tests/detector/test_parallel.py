@@ -1,8 +1,5 @@
 """Several processes (gloo): equal across ranks to the bit, with the gradient of one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +8,14 @@ import torch
 
 from core.config import load_config, presets, run_program
 from core.errors import UserError
+from core.run import PAUSED
 from detector import train
 from detector.augmentation import Augmentation
 from detector.parallel import Share
 from detector.segformer import SegformerConfig, SegformerDetector, checkpoint_blocks
 from tests.detector.test_train import losses, settings, tensors
 from tests.detector.toy import toy_shards
+from tests.forked import served
 
 PLAIN = Augmentation(adversarial=0).model_dump()
 
@@ -26,22 +25,21 @@ def shards(tmp_path_factory):
     return toy_shards(tmp_path_factory.mktemp("data") / "shards", 24)
 
 
-def launch(processes, config, stop=0):
+@pytest.fixture(scope="module")
+def launch():
     """The program on so many processes; the state and gradients of each."""
-    out = Path(config.out).with_suffix(".ranks")
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    words += [str(processes), "-m", "tests.detector.two", config.model_dump_json(), str(out)]
-    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*words, str(stop)],
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (done.returncode == 0) == (stop == 0), done.stderr[-3000:]
-    ranks = [out.with_name(f"{out.name}-rank{rank}.safetensors") for rank in range(processes)]
-    return [safetensors.torch.load_file(path) for path in ranks if path.is_file()]
+    with served("tests.detector.two") as call:
+
+        def launch(processes, config, stop=0):
+            out = Path(config.out).with_suffix(".ranks")
+            given = {"settings": config.model_dump_json(), "out": str(out), "stop": stop}
+            assert call(processes, given) == [PAUSED if stop else 0] * processes
+            ranks = [
+                out.with_name(f"{out.name}-rank{rank}.safetensors") for rank in range(processes)
+            ]
+            return [safetensors.torch.load_file(path) for path in ranks]
+
+        yield launch
 
 
 def apart(a, b):
@@ -58,7 +56,7 @@ def wished(shards, out, **changes):
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_the_gradient_is_one_processs(shards, tmp_path, number):
+def test_the_gradient_is_one_processs(launch, shards, tmp_path, number):
     (one,) = launch(1, wished(shards, tmp_path / "one"))
     ranks = launch(number, wished(shards, tmp_path / "run"))
     assert all(torch.equal(ranks[0][n], each[n]) for each in ranks for n in ranks[0])
@@ -67,7 +65,7 @@ def test_the_gradient_is_one_processs(shards, tmp_path, number):
         torch.testing.assert_close(ranks[0][name], one[name], rtol=1e-5, atol=1e-7)
 
 
-def test_stochastic_depth_is_one_processs(shards, tmp_path):
+def test_stochastic_depth_is_one_processs(launch, shards, tmp_path):
     deep = {"variant": "mit_b0", "size": 64, "steps": 1, "alignment": 0.0}
     (one,) = launch(1, wished(shards, tmp_path / "one", **deep))
     first, second = launch(2, wished(shards, tmp_path / "two", **deep))
@@ -76,7 +74,7 @@ def test_stochastic_depth_is_one_processs(shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_with_everything_on_ranks_stay_equal_and_a_resume_is_exact(shards, tmp_path):
+def test_with_everything_on_ranks_stay_equal_and_a_resume_is_exact(launch, shards, tmp_path):
     taught = {"alignment_sound": 2, "checkpoint_blocks": True, "variant": "mit_b0", "size": 32}
     first, second = launch(2, settings(shards, tmp_path / "whole", **taught))
     assert all(torch.equal(first[name], second[name]) for name in first)

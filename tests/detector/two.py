@@ -1,7 +1,6 @@
 """What each process does in `test_parallel`: a training whose gradients go into a file."""
 
 import json
-import sys
 
 import safetensors.torch
 import torch
@@ -9,9 +8,10 @@ import torch
 from core.processes import several, this_process
 from core.run import Run
 from detector import train
+from tests.forked import serve
 
 
-def main(settings: str, out: str, stop: str) -> int:
+def main(settings: str, out: str, stop: int) -> int:
     torch.set_num_threads(1)
     config = train.Config.model_validate(json.loads(settings))
     rank = this_process().process_index if several() else 0
@@ -32,8 +32,8 @@ def main(settings: str, out: str, stop: str) -> int:
         return clip(parameters, largest)
 
     train._initial, torch.nn.utils.clip_grad_norm_ = own_start, noted
-    if int(stop) and rank:
-        Run.interrupted = property(lambda _: len(seen) >= int(stop))
+    if stop and rank:
+        Run.interrupted = property(lambda _: len(seen) >= stop)
     code = train.main(config)
     state = {name: t.contiguous() for name, t in learners[0].state_dict().items()}
     safetensors.torch.save_file({**state, **seen}, f"{out}-rank{rank}.safetensors")
@@ -41,4 +41,4 @@ def main(settings: str, out: str, stop: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:]))
+    serve(main, patience=300)

@@ -56,6 +56,7 @@ def test_compiled_blocks_take_the_same_step(tmp_path):
         assert compiled[figure] == pytest.approx(plain[figure], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_block_is_compiled_and_shares_what_is_made_of_its_kind(tmp_path):
     torch._dynamo.reset()
     frames = torch._dynamo.utils.counters["frames"]

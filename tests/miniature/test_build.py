@@ -274,7 +274,8 @@ def test_guided_families_learn_without_some_captions(tmp_path: Path, family: str
     assert dropped == pytest.approx(share, abs=0.02 if share else 0)
 
 
-@pytest.mark.parametrize("faster", [{"bf16": True}, pytest.param({"compile": True}, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("faster", [{"bf16": True}, {"compile": True}])
 def test_a_faster_build_learns_the_same_within_rounding(
     built: Path, tmp_path: Path, monkeypatch, faster: dict[str, bool]
 ):

@@ -35,5 +35,6 @@ def test_loss_lives_on_any_device_and_under_autocast(saved):
     unets.check_devices(Kolors(), saved[0])
 
 
+@pytest.mark.slow
 def test_readers_learn_to_read():
     unets.check_teaching(Kolors(), steps=6)

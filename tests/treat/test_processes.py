@@ -1,9 +1,6 @@
 """Two processes (gloo) against one: the adapters are equal across ranks, and to one process's."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +12,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 
 from core.errors import UserError
 from core.wishes import ask
+from tests.forked import served
 from tests.treat.setting import build, config, losses
 from tests.treat.two import GRADIENTS, HELD
 from treat import shard, train
@@ -38,30 +36,18 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def launch():
     """Processes of `tests.treat.two`; what each of them leaves."""
-    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    parent = subprocess.Popen(
-        [sys.executable, "-m", "tests.treat.two"],
-        env={**os.environ, **own},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert parent.stdout.readline()  # its libraries are loaded
+    with served("tests.treat.two") as call:
 
-    def launch(processes, world, out, menu="redraws", steps=2, images=2, **environment):
-        given = {"world": str(world), "out": str(out), "menu": menu}
-        given |= {"steps": steps, "images": images}
-        called = {"processes": processes, "environment": environment, "given": given}
-        print(json.dumps(called), file=parent.stdin, flush=True)
-        assert json.loads(parent.stdout.readline()) == [0] * processes
-        return [
-            safetensors.torch.load_file(f"{out}-rank{rank}.safetensors")
-            for rank in range(processes)
-        ]
+        def launch(processes, world, out, menu="redraws", steps=2, images=2, **environment):
+            given = {"world": str(world), "out": str(out), "menu": menu}
+            given |= {"steps": steps, "images": images}
+            assert call(processes, given, **environment) == [0] * processes
+            return [
+                safetensors.torch.load_file(f"{out}-rank{rank}.safetensors")
+                for rank in range(processes)
+            ]
 
-    yield launch
-    parent.stdin.close()
-    parent.wait()
+        yield launch
 
 
 @pytest.fixture(scope="module")

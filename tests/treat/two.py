@@ -1,16 +1,6 @@
-"""What each process does in `test_processes`: a treatment, then its adapter into a file.
+"""What each process does in `test_processes`: a treatment, then its adapter into a file."""
 
-Run as a program with the libraries loaded once: calls in, a JSON line each, and their processes
-start in no time, each with what a launcher says to it; answers with their exit codes.
-"""
-
-import json
-import os
-import signal
-import socket
-import sys
 import time
-import traceback
 from pathlib import Path
 
 import safetensors.torch
@@ -18,6 +8,7 @@ import torch
 import torch.utils.tensorboard  # noqa: F401 - what a run loads late, once for all processes
 
 from core.processes import this_process
+from tests.forked import serve
 from tests.treat.setting import config
 from treat import train
 from treat.lora import lora_state
@@ -86,40 +77,5 @@ def frozen(network):
     return [weights for weights in network.parameters() if not weights.requires_grad]
 
 
-def call(processes: int, environment: dict, given: dict) -> list[int]:
-    """Exit codes of as many processes, in the order they ended; one that fails ends the others."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    place |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), **environment}
-    left, codes = {fork(rank, place, given) for rank in range(processes)}, []
-    while left:
-        child, status = os.wait()
-        left.remove(child)
-        codes.append(os.waitstatus_to_exitcode(status))
-        for other in left if status else ():
-            os.kill(other, signal.SIGKILL)
-    return codes
-
-
-def fork(rank: int, place: dict, given: dict) -> int:
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        signal.alarm(60 * (5 + given["steps"]))
-        os.dup2(2, 1)  # the answers' way
-        os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
-        main(**given)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
 if __name__ == "__main__":
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(json.dumps(call(**json.loads(line))), flush=True)
+    serve(main, patience=60 * 30)

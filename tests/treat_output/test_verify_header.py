@@ -214,7 +214,7 @@ def anything(draw):
 def test_files_of_no_mind_never_crash(tmp_path):
     path, draw = tmp_path / "any.safetensors", random.Random(4)
     console, counts = Console(file=io.StringIO(), force_terminal=True), Counter()
-    for _ in range(600):
+    for _ in range(200):
         path.write_bytes(anything(draw))
         with safetensors.safe_open(path, framework="pt"):
             report = verify.examine(path)
