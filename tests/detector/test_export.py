@@ -38,6 +38,10 @@ CONFIGS = {
 }
 ONNX = {"nano", "smp"}
 """Those that are written as ONNX too."""
+QUICK = ("nano", "enlarged")
+"""To trace a network takes seconds."""
+WORLDS = [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS if n not in QUICK)]
+every = pytest.mark.parametrize("world", WORLDS, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,52 +74,38 @@ def written(folder, config, **options):
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory):
-    made = {}
-    for name, config in CONFIGS.items():
-        onnx = ["onnx"] if name in ONNX and not export_graph.missing_for_onnx() else []
-        formats = ("transformers", "program", *onnx)
-        made[name] = written(tmp_path_factory.mktemp("d"), config, formats=formats)
-    return made
+def world(request, tmp_path_factory):
+    name = request.param
+    onnx = ["onnx"] if name in ONNX and not export_graph.missing_for_onnx() else []
+    formats = ("transformers", "program", *onnx)
+    return written(tmp_path_factory.mktemp("d"), CONFIGS[name], formats=formats)
 
 
-@pytest.fixture(params=list(CONFIGS))
-def world(request, worlds):
-    return worlds[request.param]
-
-
+@every
 @torch.no_grad()
-def test_the_cards_snippets_draw_the_map_without_this_project(worlds, tmp_path):
+def test_the_cards_snippet_draws_the_map_without_this_project(world, tmp_path):
+    detector, out = world
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    for name, (_, out) in worlds.items():
-        code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[1]
-        assert len([line for line in code.splitlines() if line]) == 15
-        folder = tmp_path / name
-        folder.mkdir()
-        Image.fromarray(pixels).save(folder / "picture.png")
-        (folder / "detector.pt2").write_bytes((out / "detector.pt2").read_bytes())
-        (folder / "snippet.py").write_text(code + "\nnp.save('heat.npy', heat.numpy())")
-    program = f"""
-import os, sys
-for folder in {[str(tmp_path / name) for name in worlds]}:
-    os.chdir(folder)
-    exec(open("snippet.py").read(), {{}})
-    assert not {{'detector', 'core', 'treat', 'transformers'}} & set(sys.modules)
+    code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line]) == 15
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    (tmp_path / "detector.pt2").write_bytes((out / "detector.pt2").read_bytes())
+    code += """
+import sys
+np.save("heat.npy", heat.numpy())
+assert not {"detector", "core", "treat", "transformers"} & set(sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env={}, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
-    for name, (detector, _) in worlds.items():
-        here, there = (
-            detector(images)[0, 0],
-            torch.from_numpy(np.load(tmp_path / name / "heat.npy")),
-        )
-        assert here.std() > 1e-3 and torch.allclose(here, there, atol=1e-5), name
-        assert (tmp_path / name / "artifacts.png").is_file()
+    here = detector(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0, 0]
+    there = torch.from_numpy(np.load(tmp_path / "heat.npy"))
+    assert here.std() > 1e-3 and torch.allclose(here, there, atol=1e-5)
+    assert (tmp_path / "artifacts.png").is_file()
 
 
+@every
 @torch.no_grad()
 def test_plain_transformers_opens_its_folder(world):
     from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
@@ -140,6 +130,7 @@ def test_plain_transformers_opens_its_folder(world):
     assert plain.config.id2label == {0: "artifact"}
 
 
+@every
 def test_the_program_holds_no_pickle(world):
     with zipfile.ZipFile(world[1] / "detector.pt2") as archive:
         for entry in archive.infolist():
@@ -148,6 +139,7 @@ def test_the_program_holds_no_pickle(world):
                 assert entry.file_size == 0, entry.filename
 
 
+@every
 def test_own_files_are_the_runs_own(world):
     detector, out = world
     assert digest(out) and load_detector(out).config == detector.config
@@ -155,7 +147,9 @@ def test_own_files_are_the_runs_own(world):
     assert torch.equal(load_detector(out)(images), detector(images))
 
 
-@pytest.mark.parametrize("world", sorted(ONNX), indirect=True)
+@pytest.mark.parametrize(
+    "world", [one for one in WORLDS if getattr(one, "values", [one])[0] in ONNX], indirect=True
+)
 @torch.no_grad()
 def test_onnx_gives_the_same_logits(world):
     for library in ("onnx", "onnxscript", "onnxruntime"):
