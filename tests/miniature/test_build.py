@@ -93,7 +93,11 @@ def test_grades_differ_and_share_their_autoencoder(built: Path):
 
 @pytest.mark.parametrize(
     ("before", "stage"),
-    [(0, "vae"), (2, "readers"), (3, "pool"), (16, "network"), (28, "decoder")],
+    [
+        (2, "readers"),
+        (16, "network"),
+        *(pytest.param(*one, marks=SLOW) for one in ((0, "vae"), (3, "pool"), (28, "decoder"))),
+    ],
 )
 def test_stopped_in_any_stage_it_resumes_exactly(
     before: int, stage: str, built: Path, tmp_path: Path, monkeypatch
