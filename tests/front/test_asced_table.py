@@ -105,12 +105,12 @@ def test_controls_mend_as_much_elsewhere():
 
 def test_rows_have_one_seed_and_their_order_goes_round(tmp_path):
     """Plain sampling is the same to the bit wherever it stands in a batch's order."""
-    config = settings(tmp_path, rows=("score_clipping",), images=16)
+    config = settings(tmp_path, rows=("score_clipping",), images=4)
     asked, oracle = asced_table.ask(config), Bench()
     read = reader(oracle.judge, oracle.flagged, oracle.meters, {})
     makers = {"nothing": lambda model: lambda moment: moment.unchanged()}
     with Run.start(config, tmp_path / "run", "test") as run:
-        plan = asced_draw.Plan(asked.base, asked.draws, 4, 8, "cpu")
+        plan = asced_draw.Plan(asked.base, asked.draws, 4, 2, "cpu")
         assert asced_draw.draw_rows(run, plan, makers, read)
         orders = [list(json.loads(path.read_text())["seconds"])
                   for path in sorted((run.folder / "batches").iterdir())]  # fmt: skip
