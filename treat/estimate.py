@@ -8,51 +8,38 @@ a GPU adds (its context, gaps between what was freed), the optimizer's own step,
 between updates: looks, pictures, refreshes of the detector.
 """
 
-import functools
 import json
 import math
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import core.config
-from base_models.checkpointing import recompute_blocks
-from base_models.guidance import check_guidance, guidance_options
+from base_models.guidance import check_guidance
 from base_models.load import locate, read_parts
-from base_models.outline import open_outline
-from base_models.quantise import outline_quantised
-from base_models.sample import autocast
-from core.contracts import Latents
-from core.counting import Cost, DryRun, norms_in_float32
+from core.counting import Cost
 from core.errors import UserError
 from core.memory import machine_memory
 from core.run import plain
 from core.storage import write_atomic
-from detector.ensemble import Ensemble, ensemble
-from detector.segformer import freeze
-from detector.storage import Single, read_description, untrained
 from treat import settings
-from treat.cache import CHUNK
 from treat.checks import every_size, whole
-from treat.drawings import drawings
-from treat.image_reward import outline_of_reward
-from treat.lora import add_lora, lora_parameters
-from treat.offline import LATENTS, images_at_once
+from treat.phases import (
+    DRAWING,
+    LEARNING,
+    LOCK,
+    OFFLINE,
+    PROMPTS,
+    REAL,
+    REWARD,
+    Estimate,
+    count,
+)
 from treat.shard import sharded
-from treat.step import Chain, latent_gradient, replay
-from treat.terms import RewardTerm, Score, lock_to_base, offline_term
-from treat.update import Update
-from treat.views import Views
 
-PROMPTS, REAL, DRAWING, LOCK = "prompts encoded", "real images encoded", "drawing", "base drawn"
-REWARD, LEARNING, OFFLINE, OPTIMIZER = "reward", "learning", "offline term", "optimizer"
-"""The phases, in their order."""
 ONCE = (PROMPTS, REAL)
 GIB = 2**30
 PRESETS = {
@@ -65,20 +52,6 @@ AMPLE = 2**16
 """Bytes a pixel of a micro-batch, for each step whose graph is kept: the miniature takes 2**13."""
 SUSTAINED = 1e14
 """Operations a second for which the hours are told: a round number, no device's own."""
-Costs = dict[str, Cost]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes that stay, by what holds them; and the cost of each phase of one micro-batch."""
-
-    resident: dict[str, int]
-    phases: Costs
-
-    @property
-    def peak(self) -> int:
-        """Bytes."""
-        return max(cost.peak for cost in self.phases.values())
 
 
 class Config(settings.Config):
@@ -117,8 +90,7 @@ def estimate(config: settings.Config) -> Estimate:
     check_guidance(config.base, config.guidance, config.learn_empty)
     config = whole(config)
     number = config.redraws or config.gradient_steps
-    one = count(config, 1)
-    two = count(config, 2) if config.rewarded and number > 1 else one
+    one, two = count(config, 1, 2) if config.rewarded and number > 1 else count(config, 1) * 2
     phases = {name: extended(cost, two.phases[name], number) for name, cost in one.phases.items()}
     if DRAWING in phases:  # counted with fewer steps
         forward = one.phases[DRAWING].flops // (2 if config.redraws else 1)
@@ -198,101 +170,6 @@ def extended(one: Cost, two: Cost, number: int) -> Cost:
     more = number - 1
     peak = one.peak + more * (two.peak - one.peak)
     return Cost(peak, one.flops + more * (two.flops - one.flops))
-
-
-def count(config: settings.Config, number: int) -> Estimate:
-    """One micro-batch that is drawn in `number` steps, all learning, or redrawn so many times."""
-    dry, phases, resident = DryRun(), {}, {}
-    tally = dry.tally
-    dtype = getattr(torch, config.base_dtype)
-    guiding = guidance_options(config.guidance, config.learn_empty)
-    model, networks = open_outline(config.base, dtype, **guiding)
-    recompute_blocks(model, config.checkpoint_blocks, config.checkpoint_decoder)
-    add_lora(model.network, config.rank, model.lora_targets(config.targets), config.seed)
-    outline_quantised(model.network, config.quantise)
-    if config.mixed_precision == "bf16" and config.base_dtype == "float32":  # else: no autocast
-        norms_in_float32(model.network)
-        norms_in_float32(model.vae)
-    sides = max(every_size(config), key=math.prod)
-    with dry.counting():
-        for name in [name for name in networks if networks[name] is not model.network]:
-            resident[name] = dry.materialise(networks.pop(name))
-        with tally.work(phases, PROMPTS):
-            model.encode_prompts(["a prompt"] * CHUNK)
-        texts = model.encode_prompts(["a prompt"] * config.batch)
-        if config.offline:
-            with tally.work(phases, REAL):
-                model.encode(torch.empty(images_at_once(*sides), 3, *sides))
-        model.drop_text_encoders()
-        resident["network"] = dry.materialise(model.network)
-    folders = (config.detector, *config.further_detectors) if config.pixel_weight else ()
-    detectors = [outline_of(folder) for folder in folders if folder]
-    if config.second_detector:  # which only looks, and is elsewhere meanwhile
-        outline_of(config.second_detector)
-    scorer = outline_of_reward(config.image_reward, dtype) if config.image_reward else None
-    steps = 1 if config.redraws else number
-    schedule = model.schedule(steps, *sides)  # of real numbers
-    chain = Chain(model, schedule, texts, config.gamma, autocast("cpu", config.mixed_precision))
-    with dry.counting():
-        before = tally.live
-        update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
-        moments = [torch.empty_like(weight) for weight in update.weights for _ in range(2)]
-        resident["optimizer"] = tally.live - before
-        if scorer is not None and config.image_weight:
-            resident["image reward"] = dry.materialise(scorer)
-        seeds = list(range(config.batch))
-        noise = model.noise(seeds, *sides)
-        if config.rewarded:
-            term = RewardTerm(**config.pixel_numbers)
-            if detectors:
-                resident["detector"] = sum(map(dry.materialise, detectors))
-                term.detector = ensemble(detectors)
-            if scorer is not None and config.image_weight:
-                said = functools.partial(scorer, prompts=["a prompt"] * config.batch)
-                term.score = Score(config.image_weight, said)
-            count_reward(config, chain, noise, term, number, functools.partial(tally.work, phases))
-        if config.offline_weight:
-            with tally.work(phases, OFFLINE):
-                offline_term(model, {LATENTS: noise, **texts}, seeds, chain.precision).backward()
-        with tally.work(phases, OPTIMIZER):
-            update.collect(1.0, {})
-        del moments
-    return Estimate(resident, phases)
-
-
-def count_reward(
-    config: settings.Config,
-    chain: Chain,
-    noise: Latents,
-    term: RewardTerm,
-    number: int,
-    work: Callable[[str], AbstractContextManager],
-) -> None:
-    """The phases of what is drawn and rewarded, as `treat.train` has them."""
-    detector = term.detector
-    if detector is not None:
-        term.detector = Views(detector, config.views, [config.seed] * config.batch)
-        if config.lock_weight:
-            with work(LOCK):
-                term.lock = lock_to_base(chain, noise, detector, **config.lock_numbers)
-    seeds = [config.seed] * len(noise) if config.redraws else None
-    learning = [0] * number if config.redraws else list(range(number))
-    drawn = drawings(chain, noise, learning, seeds, config.recompute)
-    while True:
-        with work(DRAWING):
-            drawing = next(drawn, None)
-        if drawing is None:
-            break
-        with work(REWARD):
-            pull = latent_gradient(chain, drawing.latents, term, config.two_pass_decode)
-        with work(LEARNING):
-            replay(chain, drawing.tape, pull * drawing.factor)
-
-
-def outline_of(folder: Path) -> Single | Ensemble:
-    """A detector's network on the meta device, by its description alone."""
-    with torch.device("meta"):
-        return freeze(untrained(read_description(folder).config))
 
 
 def table(found: Estimate) -> Table:

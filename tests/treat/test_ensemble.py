@@ -9,7 +9,7 @@ from detector.ensemble import Ensemble, ensemble
 from detector.storage import load_detector
 from tests.tiny import SIZE
 from tests.treat.setting import build, config, losses
-from treat import estimate, train
+from treat import phases, train
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_treatment_learns_from_both(world, tmp_path):
     assert train.main(alone) == train.main(both) == 0
     first, second = (losses(tmp_path / name)[1]["pixel"] for name in ("alone", "both"))
     assert first != second
-    held = {name: estimate.count(c, 1).resident for name, c in (("one", alone), ("two", both))}
+    held = {name: phases.count(c, 1)[0].resident for name, c in (("one", alone), ("two", both))}
     assert held["two"]["detector"] == 2 * held["one"]["detector"]
 
 

@@ -17,11 +17,11 @@ from detector.storage import load_detector
 from tests.base_models.families import CASES
 from tests.tiny import SIZE
 from tests.treat.setting import build, config
-from treat import estimate
+from treat import estimate, phases
 from treat.lora import add_lora
 from treat.settings import Config
 from treat.step import Chain
-from treat.terms import RewardTerm
+from treat.terms import RewardTerm, lock_to_base
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,17 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def counted_once():
     """Several tests count the same: an update of so many steps, however many a drawing has."""
-    known, count = {}, estimate.count
+    known, count = {}, phases.count
 
-    def once(given, number):
-        key = given.model_dump_json(exclude={"out", "json_file", "sampling_steps"}), number
+    def once(given, *numbers):
+        key = given.model_dump_json(exclude={"out", "json_file", "sampling_steps"}), numbers
         if key not in known:
-            known[key] = count(given, number)
+            known[key] = count(given, *numbers)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "count", once)
+        patch.setattr(phases, "count", once)
         yield
 
 
@@ -80,8 +81,11 @@ def compare(given, folder):
     with tally:
         work = functools.partial(tally.work, costs)
         term = RewardTerm(**given.pixel_numbers, detector=detector)
-        estimate.count_reward(given, chain, noise, term, number, work)
-    found = estimate.count(given, number)
+        if given.lock_weight:
+            with work(phases.LOCK):
+                term.lock = lock_to_base(chain, noise, detector, **given.lock_numbers)
+        phases.count_reward(given, chain, noise, term, number, work)
+    (found,) = phases.count(given, number)
     stays = sum(size for name, size in found.resident.items() if "text_encoder" not in name)
     for name, cost in costs.items():
         assert found.phases[name].flops == cost.flops, name
@@ -106,33 +110,47 @@ def test_as_with_real_tensors_in_every_family(world, tmp_path, case):
 @pytest.mark.parametrize("changes", [{"recompute": False}, {"redraws": 3}], ids=str)
 def test_linear_in_the_steps_that_learn(world, changes):
     given = settings(world, last=3, **changes)
-    extended, whole = estimate.estimate(given), estimate.count(given, 3)
-    for name in (estimate.REWARD, estimate.LEARNING):
+    extended, (whole,) = estimate.estimate(given), phases.count(given, 3)
+    for name in (phases.REWARD, phases.LEARNING):
         assert extended.phases[name].peak == pytest.approx(whole.phases[name].peak, rel=0.005)
         assert extended.phases[name].flops == pytest.approx(whole.phases[name].flops, rel=0.005)
 
 
+@pytest.mark.parametrize("changes", [{"lock_weight": 1.0}, {"redraws": 2}], ids=str)
+def test_counted_together_they_cost_what_each_does_alone(world, changes):
+    given = settings(world, **changes)
+    together = phases.count(given, 1, 2)
+    for found, alone in zip(
+        together, [*phases.count(given, 1), *phases.count(given, 2)], strict=True
+    ):
+        assert found.resident == alone.resident and list(found.phases) == list(alone.phases)
+        for name, cost in alone.phases.items():
+            assert found.phases[name].flops == cost.flops
+            assert found.phases[name].peak == pytest.approx(cost.peak, abs=64)  # scalars
+    assert together[0].phases != together[1].phases
+
+
 def test_every_step_of_the_drawing_is_paid(world):
-    one, six = (counted(world, sampling_steps=steps)[estimate.DRAWING] for steps in (1, 6))
+    one, six = (counted(world, sampling_steps=steps)[phases.DRAWING] for steps in (1, 6))
     assert six.flops == 6 * one.flops and six.peak == one.peak
-    own = counted(world, sampling_steps=None)[estimate.DRAWING]
-    assert own == counted(world)[estimate.DRAWING]  # four, of a base like schnell
-    redrawn = counted(world, sampling_steps=6, redraws=2)[estimate.DRAWING]
+    own = counted(world, sampling_steps=None)[phases.DRAWING]
+    assert own == counted(world)[phases.DRAWING]  # four, of a base like schnell
+    redrawn = counted(world, sampling_steps=6, redraws=2)[phases.DRAWING]
     assert redrawn.flops == 8 * one.flops
 
 
 def test_what_saves_memory_saves_it_in_its_phase(world):
-    plain = estimate.count(settings(world), 1).phases
+    plain = phases.count(settings(world), 1)[0].phases
     for change, phase in (
-        ({"checkpoint_blocks": True}, estimate.LEARNING),
-        ({"checkpoint_decoder": True}, estimate.REWARD),
-        ({"batch": 1}, estimate.OFFLINE),
+        ({"checkpoint_blocks": True}, phases.LEARNING),
+        ({"checkpoint_decoder": True}, phases.REWARD),
+        ({"batch": 1}, phases.OFFLINE),
     ):
-        saved = estimate.count(settings(world, **change), 1).phases
+        saved = phases.count(settings(world, **change), 1)[0].phases
         assert saved[phase].peak < plain[phase].peak, change
-    kept = estimate.count(settings(world, recompute=False), 1).phases
-    assert kept[estimate.REWARD].peak > plain[estimate.REWARD].peak
-    assert kept[estimate.LEARNING].flops < plain[estimate.LEARNING].flops
+    kept = phases.count(settings(world, recompute=False), 1)[0].phases
+    assert kept[phases.REWARD].peak > plain[phases.REWARD].peak
+    assert kept[phases.LEARNING].flops < plain[phases.LEARNING].flops
 
 
 def test_weights_are_not_needed(world, tmp_path):
@@ -151,17 +169,17 @@ def test_weights_are_not_needed(world, tmp_path):
 
 def test_text_encoders_are_gone_when_the_updates_start(world, monkeypatch):
     alone = {"pixel_weight": 0.0, "detector": None, "second_detector": None}
-    freed = counted(world, **alone)[estimate.OPTIMIZER].peak
+    freed = counted(world, **alone)[phases.OPTIMIZER].peak
     monkeypatch.setattr(Flux, "drop_text_encoders", lambda self: None)
     found = estimate.estimate(settings(world, **alone, seed=1))  # which is counted anew
     encoders = sum(size for name, size in found.resident.items() if "text_encoder" in name)
-    assert found.phases[estimate.OPTIMIZER].peak - freed == encoders > 0
+    assert found.phases[phases.OPTIMIZER].peak - freed == encoders > 0
 
 
 def test_the_control_needs_no_detector(world):
-    phases = counted(world, pixel_weight=0.0, detector=None)
-    assert set(phases) == {
-        estimate.PROMPTS, estimate.REAL, estimate.OFFLINE, estimate.OPTIMIZER,
+    found = counted(world, pixel_weight=0.0, detector=None)
+    assert set(found) == {
+        phases.PROMPTS, phases.REAL, phases.OFFLINE, phases.OPTIMIZER,
     }  # fmt: skip
     with pytest.raises(UserError, match="give --detector"):
         counted(world, detector=None)
@@ -195,7 +213,7 @@ def test_every_preset_is_read_and_named_for_its_device(world, monkeypatch):
 
 class Huge:
     peak = 10**12
-    phases = {estimate.LEARNING: Cost(10**12, 0)}
+    phases = {phases.LEARNING: Cost(10**12, 0)}
 
 
 def test_only_a_new_run_is_checked(world, tmp_path, monkeypatch):
@@ -231,16 +249,16 @@ def test_the_table_says_where_the_peak_is_and_the_file_says_it_all(world, tmp_pa
     estimate.main(config)
     shown, aside = capsys.readouterr()
     assert not aside  # nothing is loaded, so no bar says so
-    assert "peak" in shown and estimate.LEARNING in shown and "hours" in shown
+    assert "peak" in shown and phases.LEARNING in shown and "hours" in shown
     said = json.loads((tmp_path / "figures.json").read_text())
     found = estimate.estimate(config)
     assert said["resident"] == found.resident
-    assert said["phases"][estimate.REWARD] == list(found.phases[estimate.REWARD])
+    assert said["phases"][phases.REWARD] == list(found.phases[phases.REWARD])
 
 
 def test_what_only_looks_takes_no_room_and_must_be_there(world, tmp_path):
     found = [
-        estimate.count(settings(world, second_detector=second), 1)
+        phases.count(settings(world, second_detector=second), 1)[0]
         for second in (None, world / "second")
     ]
     assert found[0] == found[1] and "detector" in found[0].resident
@@ -250,10 +268,10 @@ def test_what_only_looks_takes_no_room_and_must_be_there(world, tmp_path):
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_a_quantised_network_is_small_and_learns_as_much(world, kind):
-    plain, small = (estimate.count(settings(world, quantise=bits), 1) for bits in ("no", kind))
+    plain, small = (phases.count(settings(world, quantise=bits), 1)[0] for bits in ("no", kind))
     saved = plain.resident["network"] - small.resident["network"]
     assert 0.3 * plain.resident["network"] < saved < 0.75 * plain.resident["network"]
-    for phase in (estimate.DRAWING, estimate.REWARD, estimate.LEARNING, estimate.OFFLINE):
+    for phase in (phases.DRAWING, phases.REWARD, phases.LEARNING, phases.OFFLINE):
         assert small.phases[phase].flops == plain.phases[phase].flops
         assert plain.phases[phase].peak - small.phases[phase].peak == pytest.approx(saved, rel=0.1)
 
@@ -262,9 +280,11 @@ def test_a_base_in_half_precision_computes_in_it_alone(world):
     """Without autocast, in which a GPU has norms in float32."""
     half, cast = (
         [
-            estimate.count(settings(world, base_dtype=kind, mixed_precision=mixed), 1).phases[phase]
+            phases.count(settings(world, base_dtype=kind, mixed_precision=mixed), 1)[0].phases[
+                phase
+            ]
             for mixed in ("no", "bf16")
-            for phase in (estimate.DRAWING, estimate.OFFLINE)
+            for phase in (phases.DRAWING, phases.OFFLINE)
         ]
         for kind in ("bfloat16", "float32")
     )
@@ -273,7 +293,7 @@ def test_a_base_in_half_precision_computes_in_it_alone(world):
 
 def test_bf16_weights_are_half(world):
     full, half = (
-        estimate.count(settings(world, base_dtype=kind), 1).resident["vae"]
+        phases.count(settings(world, base_dtype=kind), 1)[0].resident["vae"]
         for kind in ("float32", "bfloat16")
     )
     assert half == pytest.approx(full / 2, rel=0.01)

@@ -12,7 +12,7 @@ from core.errors import UserError
 from tests.base_models.families import CASES
 from tests.tiny import SIZE
 from tests.treat.setting import build, config, digest
-from treat import estimate, evaluate, export, train
+from treat import estimate, evaluate, export, phases, train
 from treat.adapter import Adapter
 from treat.arms import Draw, Sampling, check_origins, draw_images, encode, load_arm
 
@@ -70,7 +70,7 @@ def test_an_estimate_counts_the_second_half(world, tmp_path):
         estimate.estimate(settings(world, tmp_path / "run", guidance=scale))
         for scale in (None, 1.0)
     )
-    drawing = estimate.DRAWING
+    drawing = phases.DRAWING
     assert own.phases[drawing].flops > 1.5 * unguided.phases[drawing].flops
 
 

@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPProcessor
 from core.errors import UserError
 from tests.tiny.clip import SIDE, save_clip
 from tests.treat.setting import build, config, losses
-from treat import estimate, train
+from treat import phases, train
 from treat.image_reward import load_reward
 
 PROMPTS = ["a hand", "a face, blue"]
@@ -108,10 +108,10 @@ def test_it_guards_the_prompt(world, tmp_path):
 
 def test_its_memory_is_counted(world):
     own = {"image_reward": world / "clip", "image_weight": 1.0}
-    without = estimate.count(config(world, world / "run"), 1)
-    found = estimate.count(config(world, world / "run", **own), 1)
+    without = phases.count(config(world, world / "run"), 1)[0]
+    found = phases.count(config(world, world / "run", **own), 1)[0]
     assert found.resident["image reward"] > 0
-    reward = estimate.REWARD
+    reward = phases.REWARD
     assert found.phases[reward].flops > without.phases[reward].flops
     assert found.phases[reward].peak > without.phases[reward].peak
 
