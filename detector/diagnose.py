@@ -8,8 +8,9 @@ is no readable image is listed in the table and does not stop the others.
 
 import csv
 import io
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,8 @@ class Config(core.config.Config):
     """Images on the contact sheet: those with the surest artifacts."""
     device: str = "auto"
     """`auto`, or a torch device."""
+    json_file: core.config.JsonFile = None
+    """Also write the figures of all images together to this file."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,10 @@ def main(config: Config) -> int | None:
     write_atomic(config.out / "table.csv", to_csv(findings).encode())
     if shown.kept:
         write_image(config.out / "sheet.png", shown.sheet(config.threshold))
-    Console().print(to_table(findings))
+    together = summary(findings)
+    if config.json_file is not None:
+        write_atomic(config.json_file, (json.dumps(together, indent=2) + "\n").encode())
+    Console().print(to_table(findings, together))
     return 1 if all(finding.verdict == "unreadable" for finding in findings) else None
 
 
@@ -119,11 +125,31 @@ def to_csv(findings: Iterable[Finding]) -> str:
     return text.getvalue()
 
 
-def to_table(findings: list[Finding]) -> Table:
-    """Counts and the rows with the surest artifacts, for the terminal."""
-    broken = sum(finding.verdict == "artifact" for finding in findings)
-    lost = sum(finding.verdict == "unreadable" for finding in findings)
-    title = f"{len(findings)} images: {broken} with artifacts, {lost} unreadable"
+def summary(findings: Sequence[Finding]) -> dict[str, float | None]:
+    """Counts, the share of readable images with artifacts, the means of their maps and areas."""
+    read = [finding for finding in findings if finding.verdict != "unreadable"]
+    broken = [finding for finding in read if finding.verdict == "artifact"]
+    return {
+        "images": len(findings),
+        "unreadable": len(findings) - len(read),
+        "with_artifacts": len(broken),
+        "share": _mean([float(finding.verdict == "artifact") for finding in read]),
+        "mean": _mean([finding.mean or 0.0 for finding in read]),
+        "area": _mean([finding.area or 0.0 for finding in read]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def to_table(findings: Sequence[Finding], together: Mapping[str, float | None]) -> Table:
+    """What they are together and the rows with the surest artifacts, for the terminal."""
+    share, area = (together[name] or 0.0 for name in ("share", "area"))
+    title = (
+        f"{together['images']} images: {together['with_artifacts']} with artifacts ({share:.0%}; "
+        f"{area:.1%} of the area in the mean), {together['unreadable']} unreadable"
+    )
     table = Table("image", "verdict", "max", "mean", "area", "note", title=title)
     for finding in sorted(findings, key=lambda f: (f.max is not None, -(f.max or 0)))[:20]:
         table.add_row(*("" if v is None else str(_digits(v, 3)) for v in asdict(finding).values()))

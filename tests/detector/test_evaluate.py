@@ -96,7 +96,31 @@ def test_one_image_of_any_size_and_the_threshold(detector, tmp_path):
 
 def test_no_readable_image_is_a_failure(detector, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    assert run_diagnose(detector, tmp_path / "bad.png", tmp_path / "out") == 1
+    figures = tmp_path / "figures.json"
+    assert run_diagnose(detector, tmp_path / "bad.png", tmp_path / "out", json_file=figures) == 1
+    found = json.loads(figures.read_text())
+    assert (found["images"], found["unreadable"], found["share"]) == (1, 1, None)
+
+
+def test_the_figures_of_all_together_are_those_of_the_table(detector, tmp_path, capsys):
+    folder, out = toy_folder(tmp_path / "f", 4) / "images", tmp_path / "out"
+    (folder / "broken.png").write_bytes(b"no image")
+    peaks = sorted(float(row["max"]) for row in table_of(detector, folder, out) if row["max"])
+    figures, highest = tmp_path / "figures.json", sum(peaks[-2:]) / 2
+    again = table_of(detector, folder, tmp_path / "again", threshold=highest, json_file=figures)
+    read, found = [row for row in again if row["max"]], json.loads(figures.read_text())
+    assert len(read) == len(peaks) == 3 and peaks[-1] > peaks[-2]
+    assert (found["images"], found["unreadable"], found["with_artifacts"]) == (4, 1, 1)
+    assert found["share"] == pytest.approx(1 / 3)
+    for name in ("mean", "area"):
+        own = sum(float(row[name]) for row in read) / 3
+        assert found[name] == pytest.approx(own, abs=1e-6) and found[name] > 0
+    assert "1 with artifacts (33%" in " ".join(capsys.readouterr().out.split())
+
+
+def table_of(detector, folder, out, **changes):
+    run_diagnose(detector, folder, out, **changes)
+    return list(table(out).values())
 
 
 def test_names_that_collide_and_wrong_places_are_refused(detector, tmp_path):
