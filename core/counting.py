@@ -17,6 +17,8 @@ from torch.utils.flop_counter import flop_registry
 
 NUMBER = torch.ops.aten._local_scalar_dense.default
 """What asks a tensor for its number; one without contents has 0, which also means no."""
+DEVICE = torch.ops.prim.device.default
+"""What asks a tensor where it is: more than half of all calls."""
 
 FLOPS: dict[Any, Any] = {
     **flop_registry,
@@ -43,6 +45,8 @@ class Tally(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is NUMBER and isinstance(args[0], FakeTensor):
             return False if args[0].dtype == torch.bool else 0
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # as its own mode would say, only sooner
         out = func(*args, **(kwargs or {}))
         count = FLOPS.get(func._overloadpacket)
         if count:
