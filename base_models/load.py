@@ -92,6 +92,8 @@ def load_base(
     Switches cuDNN's attention off in this process: on an H100, under torch 2.11 with CUDA 13.0, its
     gradient ended FLUX's first backward pass with an illegal memory access.
     """
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"dtype is {dtype!r}; give torch's own, such as torch.bfloat16.")
     torch.backends.cuda.enable_cudnn_sdp(False)
     path = locate(base)
     name = check_base(path)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.contracts import Conditioning, DiffusionModel, Images, Latents
+from core.errors import UserError
 from core.images import round_to_8bit
 
 HALVES = torch.bfloat16, torch.float16
@@ -53,9 +54,16 @@ def sample(
 ) -> Images:
     """One image a seed, clamped and rounded to 8 bits, on the CPU.
 
-    `prompts` may be what `encode_prompts` returned, one row a seed. The batch changes no image's
-    noise; its last bits may follow it through the library's matrix products.
+    Raises `UserError` unless every prompt has its seed. `prompts` may be what `encode_prompts`
+    returned, one row a seed. The batch changes no image's noise; its last bits may follow it
+    through the library's matrix products.
     """
+    if isinstance(prompts, str):
+        raise UserError(f"sample takes a list of prompts: [{prompts!r}].")
+    if not isinstance(prompts, Mapping) and len(prompts) != len(seeds):
+        raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give each prompt its own.")
+    if not seeds or steps < 1:
+        raise UserError("sample draws one image a seed in one step or more: give both.")
     schedule = model.schedule(steps, height, width)
     images = []
     for at in range(0, len(seeds), batch):

@@ -10,6 +10,8 @@ import tyro
 from pydantic import BaseModel, ValidationError
 
 COMMAND_LINE = "the command line"
+CALL = "the call"
+"""From Python, where no option is of help."""
 NO_KIND = re.compile(
     r"Error parsing (?P<option>\S+): no type matching (?P<kinds>.+) could be instantiated "
     r"from \[(?P<given>.*?)\]\. Got errors"
@@ -26,6 +28,8 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return unknown_name(name, _names(cls), where)
+    if fault["type"] == "missing" and where == CALL:
+        return f"{name!r} is missing in {where}; give it."
     if fault["type"] == "missing":
         option = f"--{_dashed(name)}" if name not in positionals(cls) else "a plain argument"
         return f"{name!r} is missing in {where}; give it there or as {option}."

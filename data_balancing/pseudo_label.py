@@ -12,6 +12,8 @@ import json
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -134,13 +136,21 @@ def over_processes(jobs: list[Job], teacher: Teacher, config: Config) -> Iterabl
 
 
 def _pooled(jobs: list[Job], teacher: Teacher, workers: int) -> Iterator[tuple[int, int]]:
+    """Raises `UserError` where a worker cannot begin, or dies."""
     deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with multiprocessing.get_context("spawn").Pool(workers, **deaf) as pool:  # Ctrl-C is for us
-        yield from pool.imap_unordered(_label, [(*job, teacher) for job in jobs])
-
-
-def _label(work: tuple[Any, ...]) -> tuple[int, int]:
-    return label_shard(*work)
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, fresh, **deaf) as pool:  # Ctrl-C is for us
+        labelled = [pool.submit(label_shard, *job, teacher) for job in jobs]
+        try:
+            for one in as_completed(labelled):
+                yield one.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker ended before its shard was done: memory may be short (fewer --workers), "
+                'or a Python script called this outside `if __name__ == "__main__":`.'
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def over_ray(jobs: list[Job], teacher: Teacher, config: Config) -> Iterator[tuple[int, int]]:

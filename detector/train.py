@@ -64,50 +64,51 @@ def main(config: Config) -> int | None:
     check_sizes(config.size, train, valid)
     aligned = _aligned(config, train, [records[i] for i in train.positions])
     quotas = _quotas(config, [records[i] for i in train.positions])
-    detector = _initial(config, train, share)
-    run = Run.start(config, config.out, "detector train", share.main)
-    if share.main:
-        of_data = {"data": config.data, "alignment_data": config.alignment_data}
-        inputs.hold(run, {name: inputs.of_data(folders) for name, folders in of_data.items()})
-    run.event("info", LICENCE_NOTES[detector.config.backend])
-    place = _place(config.device, share)
-    learner = Learner(detector.to(place).train(), config.weight_decay, config.ema, config.optimizer)
-    start = _resume(run, learner, share)
-    for step in run.progress(range(start, config.steps), config.steps, start, "detector"):
-        figures = learn_step(
-            learner,
-            train,
-            config.augmentation,
-            step=step,
-            seed=config.seed,
-            batch=config.batch,
-            rate=_rate(config, step),
-            clip=config.clip,
-            loss=config.loss,
-            size=config.size,
-            autocast=config.mixed_precision == "bf16",
-            alignment=aligned,
-            quotas=quotas,
-            share=share,
+    detector, place = _initial(config, train, share), _place(config.device, share)
+    with Run.start(config, config.out, "detector train", share.main) as run:
+        if share.main:
+            of_data = {"data": config.data, "alignment_data": config.alignment_data}
+            inputs.hold(run, {name: inputs.of_data(folders) for name, folders in of_data.items()})
+        run.event("info", LICENCE_NOTES[detector.config.backend])
+        learner = Learner(
+            detector.to(place).train(), config.weight_decay, config.ema, config.optimizer
         )
-        done, stop = step + 1, share.any(run.interrupted, place)
-        if share.main:  # the others wait where they need it next
-            asked = _asked(run, valid)
-            if valid and (done % config.valid_every == 0 or done == config.steps):
-                figures |= _validate(run, learner, valid, config.size, config.batch, done)
-            elif "sample" in asked:
-                _sample(run, learner, valid, config.size, done)
-            run.log(done, **figures, **in_use(place))
-            due = done % config.checkpoint_every == 0 or done == config.steps
-            if stop or due or "save" in asked:
-                checkpoint.save(run.checkpoints, done, *learner.pack())
-            for wish in sorted(asked):
-                run.event("info", f"{MET[wish]} after step {done}, as asked", step=done)
-        if stop and done < config.steps:
-            return PAUSED
-    if share.main:
-        _finish(run, learner, valid, config, records)
-    return None
+        start = _resume(run, learner, share)
+        for step in run.progress(range(start, config.steps), config.steps, start, "detector"):
+            figures = learn_step(
+                learner,
+                train,
+                config.augmentation,
+                step=step,
+                seed=config.seed,
+                batch=config.batch,
+                rate=_rate(config, step),
+                clip=config.clip,
+                loss=config.loss,
+                size=config.size,
+                autocast=config.mixed_precision == "bf16",
+                alignment=aligned,
+                quotas=quotas,
+                share=share,
+            )
+            done, stop = step + 1, share.any(run.interrupted, place)
+            if share.main:  # the others wait where they need it next
+                asked = _asked(run, valid)
+                if valid and (done % config.valid_every == 0 or done == config.steps):
+                    figures |= _validate(run, learner, valid, config.size, config.batch, done)
+                elif "sample" in asked:
+                    _sample(run, learner, valid, config.size, done)
+                run.log(done, **figures, **in_use(place))
+                due = done % config.checkpoint_every == 0 or done == config.steps
+                if stop or due or "save" in asked:
+                    checkpoint.save(run.checkpoints, done, *learner.pack())
+                for wish in sorted(asked):
+                    run.event("info", f"{MET[wish]} after step {done}, as asked", step=done)
+            if stop and done < config.steps:
+                return PAUSED
+        if share.main:
+            _finish(run, learner, valid, config, records)
+        return None
 
 
 def fine_tune(

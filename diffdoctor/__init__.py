@@ -14,6 +14,7 @@ API = {
     "Chain": "treat.step",
     "Detector": "core.contracts",
     "DiffusionModel": "core.contracts",
+    "PAUSED": "core.run",
     "UserError": "core.errors",
     "add_lora": "treat.lora",
     "draw": "treat.step",
@@ -30,6 +31,7 @@ API = {
     "run": "diffdoctor.programs",
     "sample": "base_models.sample",
     "settings": "diffdoctor.programs",
+    "straight_through_clamp": "treat.pixel_loss",
     "write_image": "core.images",
 }
 

@@ -1,13 +1,13 @@
 """A command's name and settings in, its program run: the command line, from Python."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
-from core.config import Config, found, from_mapping, read_all
+from core.config import Config, found, from_mapping, read_yaml
 from core.errors import UserError
-from core.explain import positionals, unknown_name
+from core.explain import CALL, positionals, unknown_name
 from diffdoctor.commands import COMMANDS, Command
 
 Files = str | Path | Sequence[str | Path]
@@ -16,10 +16,11 @@ Files = str | Path | Sequence[str | Path]
 def run(command: str, /, *places: Any, config: Files = (), **given: Any) -> int:
     """What `diffdoctor COMMAND PLACES --config CONFIG ...` does; its exit code, 0 when done.
 
-    A training that was asked to stop has saved and returns `core.run.PAUSED`: the same call goes
-    on. `places`: what has a place on the command line (a list where that takes several). `config`:
-    YAML files or presets; later ones win over earlier, `given` over all. Settings are named as in
-    YAML: `--sampling-steps 4` is `sampling_steps=4`, `--json F` is `json_file=F`.
+    A training that was asked to stop has saved and returns `PAUSED`: the same call goes on.
+    `places`: what has a place on the command line. `config`: YAML files or presets; later ones win
+    over earlier, `given` over all. Settings are named as in YAML: `--sampling-steps 4` is
+    `sampling_steps=4`, `--no-learn-empty` is `learn_empty=False`, `--json F` is `json_file=F`, and
+    `--augmentation.noise 0` is `augmentation={"noise": 0}`.
     Raises `UserError` with the sentence that the command would end with.
     """
     checked = settings(command, *places, config=config, **given)
@@ -33,10 +34,13 @@ def settings(command: str, /, *places: Any, config: Files = (), **given: Any) ->
     """
     one = _command(command)
     cls = import_module(one.settings or one.module).Config
-    names = [config] if isinstance(config, str | Path) else config
-    files = [found(cls, Path(name)) for name in names]
-    values = read_all(files) | _by_place(cls, places, given) | given
-    return from_mapping(cls, values, ", ".join([*map(str, files), "the call"]))
+    names = [config] if isinstance(config, str | Path) else config or ()
+    values: dict[str, Any] = {}
+    for file in [found(cls, Path(name)) for name in names]:
+        values |= _known(cls, read_yaml(file), str(file))
+    own = _by_place(cls, places, given) | given
+    values |= {name: _plain(cls, name, value) for name, value in own.items()}
+    return from_mapping(cls, _known(cls, values, CALL), CALL)
 
 
 def _command(name: str) -> Command:
@@ -45,13 +49,37 @@ def _command(name: str) -> Command:
     return COMMANDS[name]
 
 
-def _by_place(cls: type[Config], places: Sequence[Any], given: dict[str, Any]) -> dict[str, Any]:
+def _known(cls: type[Config], values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The same, unless a name is wrong: then what holds it is said, and no other."""
+    wrong = next((name for name in values if name not in cls.model_fields), None)
+    if wrong is not None:
+        raise UserError(unknown_name(wrong, cls.model_fields, where))
+    return values
+
+
+def _by_place(cls: type[Config], places: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their places; where the last takes several, what is left over joins it."""
     names = positionals(cls)
+    if len(places) > len(names) > 0 and _several(cls, names[-1]):
+        places = [*places[: len(names) - 1], list(places[len(names) - 1 :])]
     if len(places) > len(names):
         known = f"only {', '.join(names)} by place" if names else "nothing by place"
         raise UserError(f"the call gives {len(places)} by place; this command takes {known}.")
-    found = dict(zip(names, places, strict=False))
-    twice = next((name for name in found if name in given), None)
+    placed = dict(zip(names, places, strict=False))
+    twice = next((name for name in placed if name in given), None)
     if twice:
         raise UserError(f"the call gives {twice!r} by place and by name; keep one.")
-    return found
+    return placed
+
+
+def _plain(cls: type[Config], name: str, value: Any) -> Any:
+    """As it would stand in a file: paths as texts, and a list where several may be given."""
+    if isinstance(value, list | tuple):
+        return [str(one) if isinstance(one, Path) else one for one in value]
+    value = str(value) if isinstance(value, Path) else value
+    return [value] if isinstance(value, str) and _several(cls, name) else value
+
+
+def _several(cls: type[Config], name: str) -> bool:
+    field = cls.model_fields.get(name)
+    return field is not None and get_origin(field.annotation) is tuple

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.contracts import ArtifactMap, Images
+from core.errors import UserError
+from core.explain import unknown_name
 
 EPS = 1e-5
 """Keeps the mean over no pixels at zero."""
@@ -30,6 +32,9 @@ def pixel_loss(
     sigmoid where it is sure, or `log`, -log(1 - p), whose gradient does not (the non-saturating
     loss of Goodfellow et al., arXiv 1406.2661, section 3).
     """
+    for what, known in ((selection, SELECTIONS), (penalty, PENALTIES)):
+        if what not in known:
+            raise UserError(unknown_name(what, known, "the pixel loss"))
     if penalty == "log":
         maps = -torch.log1p(-maps.clamp(max=SUREST))
         threshold = -math.log1p(-threshold)
@@ -73,6 +78,9 @@ SELECTIONS: dict[str, Callable[[Tensor, float], PerImage]] = {
     "all": _all,
     "max": _max,
 }
+
+
+PENALTIES = ("probability", "log")
 
 
 class _Clamp(torch.autograd.Function):

@@ -206,6 +206,8 @@ def check(config: Config, given: DetectorFor | None, place: PartialState) -> Non
     check_refreshes(config)
     if config.image_reward:
         check_reward(config.image_reward)
+    if given is not None and config.detector is not None:
+        raise UserError("A reward is given, and teaches in place of --detector: leave that out.")
     if config.pixel_weight and given is None and config.detector is None:
         raise UserError(NO_DETECTOR)
     if config.check_memory and place.is_main_process and not given:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from base_models.sample import sample
 from core import seeds as seeding
 from core.contracts import DiffusionModel
 from core.errors import UserError
@@ -350,3 +351,19 @@ def test_presets_name_modules_that_exist(case):
         assert any(name == target or name.endswith("." + target) for name in names), target
     with pytest.raises(UserError, match="attention"):
         model.lora_targets("everything")
+
+
+MISTAKES = {
+    "a list of prompts: \\['a hand'\\]": {"prompts": "a hand"},
+    "2 prompts and 1 seeds": {"prompts": ["a hand", "a face"]},
+    "draws one image a seed": {"prompts": [], "seeds": []},
+    "in one step or more": {"steps": 0},
+}
+
+
+@pytest.mark.parametrize("sentence", MISTAKES)
+def test_a_drawing_asked_for_wrongly_is_no_other_drawing(sentence):
+    given = {"prompts": ["a hand"], "seeds": [1], "steps": 2} | MISTAKES[sentence]
+    prompts, seeds = given.pop("prompts"), given.pop("seeds")
+    with pytest.raises(UserError, match=sentence):
+        sample(CASES["flux"].model(), prompts, seeds, height=SIZE, width=SIZE, **given)

@@ -4,6 +4,8 @@ import io
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -116,6 +118,25 @@ def test_several_workers_write_the_same(world, tmp_path):
     run(world, tmp_path / "one")
     run(world, tmp_path / "two", workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_called_without_a_guard_it_is_said_and_ends(world, tmp_path):
+    """What starts processes starts the script again, that called it: as a person would write."""
+    own = {"data": (world / "store",), "detector": world / "detector", "out": tmp_path / "out"}
+    settings = pseudo_label.Config(**own, workers=2).model_dump_json()
+    script = f"""
+from data_balancing import pseudo_label
+from core.errors import UserError
+try:
+    pseudo_label.main(pseudo_label.Config.model_validate_json({settings!r}))
+except UserError as error:
+    print(error)
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "__main__" in done.stdout.splitlines()[-1], done.stderr
 
 
 def contents(folder):

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import torch
 from core import checkpoint
 from core.errors import UserError
 from core.heatmap import read_map
+from core.interrupts import SIGNALS
 from core.run import PAUSED, Run
 from core.samples import Record
 from core.seeds import mix
@@ -180,6 +182,16 @@ def test_asked_for_a_sheet_and_a_checkpoint_it_computes_the_same(
     drawn = [int(path.stem[5:]) for path in sorted((out / "pictures").iterdir())]
     assert drawn == [2, 3, 5]  # at 2 asked for, at 3 and 5 due
     assert held == [[], [], [2], [2], [2]] and checkpoint.steps(out / "checkpoints") == [2, 5]
+
+
+def test_signals_are_the_callers_again(shards, tmp_path):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    train.main(settings(shards, tmp_path / "run", steps=1))
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    with pytest.raises(UserError, match="device"):
+        train.main(settings(shards, tmp_path / "other", device="gpu"))
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert not (tmp_path / "other").exists()
 
 
 def test_another_seed_is_another_detector(shards, whole, tmp_path):

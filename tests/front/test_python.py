@@ -1,6 +1,7 @@
 """docs/python.md: its blocks run, one after the other; and what `run` and `settings` refuse."""
 
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,19 +50,34 @@ def test_settings_come_as_from_a_file(tmp_path):
 def test_what_has_a_place_may_stand_there(tmp_path):
     made = diffdoctor.settings("compare", "real", ["one", "two"], features="features")
     assert (made.real, made.generated) == (Path("real"), (Path("one"), Path("two")))
-    assert made == diffdoctor.settings(
-        "compare", real="real", generated=["one", "two"], features="features"
-    )
+    for same in (
+        diffdoctor.settings("compare", "real", "one", "two", features=Path("features")),
+        diffdoctor.settings(
+            "compare", real=Path("real"), generated=("one", Path("two")), features="features"
+        ),
+    ):
+        assert same == made
+    alone = diffdoctor.settings("compare", "real", "one", features="features")
+    assert alone.generated == (Path("one"),)
+
+
+def bad_yaml():
+    path = Path(tempfile.mkdtemp()) / "bad.yaml"
+    path.write_text("stepz: 3\n")
+    return path
 
 
 REFUSED = {
     "did you mean 'treat'": lambda: diffdoctor.run("treats"),
     "unknown name 'step' in the call": lambda: diffdoctor.run("treat", step=3),
     "'base' is missing in the call": lambda: diffdoctor.run("treat"),
-    "'steps' in .*flux-24gb.yaml, the call is 0": lambda: diffdoctor.run(
+    "'steps' in the call is 0": lambda: diffdoctor.run(
         "treat", config="flux-24gb", prompts="a", out="b", steps=0
     ),
     "no file or preset flux-25gb": lambda: diffdoctor.run("treat", config="flux-25gb"),
+    "unknown name 'stepz' in .*bad.yaml; did you mean 'steps'": lambda: diffdoctor.run(
+        "treat", config=["flux-24gb", bad_yaml()]
+    ),
     "gives 2 by place; this command takes only path": lambda: diffdoctor.run("verify", "a", "b"),
     "this command takes nothing by place": lambda: diffdoctor.run("treat", "a"),
     "'path' by place and by name": lambda: diffdoctor.run("verify", "a", path="b"),
@@ -93,4 +109,10 @@ def test_every_command_can_be_asked_for():
 
 def test_names_are_listed_before_they_are_looked_up():
     assert set(diffdoctor.API) <= set(dir(diffdoctor))
-    assert all(getattr(diffdoctor, name).__module__ for name in diffdoctor.API)
+    for name, module in diffdoctor.API.items():
+        assert getattr(getattr(diffdoctor, name), "__module__", module) == module
+
+
+def test_the_readmes_block_is_python():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks and all(compile(block, "README.md", "exec") for block in blocks)

@@ -31,11 +31,11 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def counted_once():
-    """Several tests count the same: an update of so many steps, however many a drawing has."""
+    """Several tests count the same."""
     known, count = {}, phases.count
 
     def once(given, *numbers):
-        key = given.model_dump_json(exclude={"out", "json_file", "sampling_steps"}), numbers
+        key = given.model_dump_json(exclude={"out", "json_file"}), numbers
         if key not in known:
             known[key] = count(given, *numbers)
         return known[key]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from core.errors import UserError
 from treat.pixel_loss import dilated, lock_loss, pixel_loss, straight_through_clamp
 
 MAPS = torch.tensor([[0.05, 0.2, 0.6, 0.1], [0.0, 0.0, 0.0, 0.0]]).view(2, 1, 2, 2)
@@ -18,6 +19,12 @@ BY_HAND = {
 @pytest.mark.parametrize("selection", BY_HAND)
 def test_by_hand(selection):
     assert pixel_loss(MAPS, selection, 0.1).item() == pytest.approx(BY_HAND[selection], rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [("treshold", "log"), ("threshold", "lag")])
+def test_an_unknown_word_is_no_silent_default(wrong):
+    with pytest.raises(UserError, match="did you mean '(threshold|log)'"):
+        pixel_loss(torch.rand(1, 1, 4, 4), wrong[0], penalty=wrong[1])
 
 
 def test_the_mask_carries_no_gradient():

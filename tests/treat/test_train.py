@@ -126,6 +126,9 @@ def test_another_reward_may_be_given(world, tmp_path):
     train.main(settings, reward_for=reward_for)
     assert seen[-1][0].startswith("a ")
     train.main(config(world, tmp_path / "other", detector=None, steps=1), reward=Bright())
+    with pytest.raises(UserError, match="in place of --detector"):
+        train.main(config(world, tmp_path / "both", steps=1), reward=Bright())
+    assert not (tmp_path / "both").exists()
 
 
 class Broken(Bright):
@@ -135,7 +138,8 @@ class Broken(Bright):
 
 def test_not_finite_changes_nothing_and_then_stops(world, tmp_path):
     out = tmp_path / "run"
-    settings = config(world, out, steps=9, checkpoint_every=1, watch_every=0, second_detector=None)
+    own = {"detector": None, "second_detector": None, "watch_every": 0}
+    settings = config(world, out, steps=9, checkpoint_every=1, **own)
     with pytest.raises(UserError, match="step 3 of seed 0"):
         train.main(settings, reward=Broken())
     first, second = adapters(out, 1), adapters(out, 2)
