@@ -45,7 +45,7 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
         return f"{where}: {one_line(message)}"
     given = _without_paths(fault["input"])
     name = "--json" if (name, where) == ("json_file", COMMAND_LINE) else name
-    return f"{name!r} in {where} is {given!r}: {one_line(message)}."
+    return f"{name!r} in {where} is {given!r}: {one_line(message).rstrip('.')}."
 
 
 def _without_paths(given: Any) -> Any:
