@@ -136,21 +136,24 @@ def over_processes(jobs: list[Job], teacher: Teacher, config: Config) -> Iterabl
 
 
 def _pooled(jobs: list[Job], teacher: Teacher, workers: int) -> Iterator[tuple[int, int]]:
-    """Raises `UserError` where a worker cannot begin, or dies."""
+    """Raises `UserError` where a worker cannot begin, or dies; stopped, it waits for no shard."""
     deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    fresh = multiprocessing.get_context("spawn")
+    fresh, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, fresh, **deaf) as pool:  # Ctrl-C is for us
         labelled = [pool.submit(label_shard, *job, teacher) for job in jobs]
         try:
             for one in as_completed(labelled):
                 yield one.result()
-        except BrokenProcessPool as error:
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()  # a shard is written whole or not at all
+            if not isinstance(error, BrokenProcessPool):
+                raise
             raise UserError(
                 "a worker ended before its shard was done: memory may be short (fewer --workers), "
                 'or a Python script called this outside `if __name__ == "__main__":`.'
             ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def over_ray(jobs: list[Job], teacher: Teacher, config: Config) -> Iterator[tuple[int, int]]:

@@ -1,12 +1,14 @@
 """Shards of unlabelled samples through the real program: what comes out, once, whatever happens."""
 
 import io
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import as_completed
 
 import numpy as np
 import pytest
@@ -137,6 +139,28 @@ except UserError as error:
     command = [sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and "__main__" in done.stdout.splitlines()[-1], done.stderr
+
+
+@pytest.mark.slow
+def test_stopped_its_workers_end_and_the_same_call_goes_on(world, tmp_path, monkeypatch):
+    seen = []
+
+    def interrupted(pool):
+        for one in as_completed(pool):
+            yield one
+            seen.append(len(multiprocessing.active_children()))
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pseudo_label, "as_completed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(world, tmp_path / "out", workers=2)
+    for worker in multiprocessing.active_children():
+        worker.join(20)
+    assert seen == [2] and not multiprocessing.active_children()
+    assert contents(run(world, tmp_path / "out").folder) == contents(
+        run(world, tmp_path / "one").folder
+    )
 
 
 def contents(folder):
