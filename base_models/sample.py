@@ -63,7 +63,7 @@ def sample(
     if not isinstance(prompts, Mapping) and len(prompts) != len(seeds):
         raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give each prompt its own.")
     if not seeds or steps < 1:
-        raise UserError("sample draws one image a seed in one step or more: give both.")
+        raise UserError("sample draws one image a seed: give one seed and one step at least.")
     schedule = model.schedule(steps, height, width)
     images = []
     for at in range(0, len(seeds), batch):

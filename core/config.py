@@ -186,7 +186,7 @@ def run_program(
     """
     try:
         paths, words = _split_config(list(sys.argv[1:] if argv is None else argv))
-        code = main(load_config(cls, [found(cls, path) for path in paths], words, prog))
+        code = main(load_config(cls, [file_or_preset(cls, path) for path in paths], words, prog))
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -220,7 +220,7 @@ def presets(cls: type[BaseModel]) -> list[str]:
     return [] if folder is None else sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def found(cls: type[BaseModel], path: Path) -> Path:
+def file_or_preset(cls: type[BaseModel], path: Path) -> Path:
     """A file as it is; else the preset of that name; raises `UserError` where there is neither."""
     known = presets(cls)
     if not known or path.exists() or path.parent != Path() or path.suffix:

@@ -66,6 +66,7 @@ def unknown_name(name: str, known: Iterable[str], where: str) -> str:
 
 
 def complaint(cls: type[BaseModel], words: list[str], stop: SystemExit, box: str) -> str:
+    """What tyro stopped at, by the box it wrote and the cause behind it, as one sentence."""
     unknown = unknown_word(cls, words)
     if unknown:
         return unknown

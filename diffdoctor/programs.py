@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_origin
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
-from core.config import Config, found, from_mapping, read_yaml
+from core.config import Config, file_or_preset, from_mapping, read_yaml
 from core.errors import UserError
 from core.explain import CALL, positionals, unknown_name
 from diffdoctor.commands import COMMANDS, Command
@@ -35,12 +36,12 @@ def settings(command: str, /, *places: Any, config: Files = (), **given: Any) ->
     one = _command(command)
     cls = import_module(one.settings or one.module).Config
     names = [config] if isinstance(config, str | Path) else config or ()
-    values: dict[str, Any] = {}
-    for file in [found(cls, Path(name)) for name in names]:
+    files, values = [file_or_preset(cls, Path(name)) for name in names], {}
+    for file in files:
         values |= _known(cls, read_yaml(file), str(file))
-    own = _by_place(cls, places, given) | given
+    own = _known(cls, _by_place(cls, places, given) | given, CALL)
     values |= {name: _plain(cls, name, value) for name, value in own.items()}
-    return from_mapping(cls, _known(cls, values, CALL), CALL)
+    return from_mapping(cls, values, ", ".join([*map(str, files), CALL]))
 
 
 def _command(name: str) -> Command:
@@ -81,5 +82,8 @@ def _plain(cls: type[Config], name: str, value: Any) -> Any:
 
 
 def _several(cls: type[Config], name: str) -> bool:
+    """Whether a setting takes a list and nothing else, or none."""
     field = cls.model_fields.get(name)
-    return field is not None and get_origin(field.annotation) is tuple
+    kind: Any = None if field is None else field.annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return all(get_origin(one) is tuple for one in kinds if one is not NoneType)

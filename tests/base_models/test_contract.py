@@ -357,7 +357,7 @@ MISTAKES = {
     "a list of prompts: \\['a hand'\\]": {"prompts": "a hand"},
     "2 prompts and 1 seeds": {"prompts": ["a hand", "a face"]},
     "draws one image a seed": {"prompts": [], "seeds": []},
-    "in one step or more": {"steps": 0},
+    "one step at least": {"steps": 0},
 }
 
 

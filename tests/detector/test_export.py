@@ -38,7 +38,7 @@ CONFIGS = {
 }
 ONNX = {"nano", "smp"}
 """Those that are written as ONNX too."""
-QUICK = ("nano", "enlarged")
+QUICK = ("nano", "enlarged", "smp")
 """To trace a network takes seconds."""
 WORLDS = [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS if n not in QUICK)]
 every = pytest.mark.parametrize("world", WORLDS, indirect=True, scope="module")

@@ -59,6 +59,9 @@ def test_what_has_a_place_may_stand_there(tmp_path):
         assert same == made
     alone = diffdoctor.settings("compare", "real", "one", features="features")
     assert alone.generated == (Path("one"),)
+    exported = {"run": "run", "out": "out"}
+    assert diffdoctor.settings("export", formats="onnx", **exported).formats == ("onnx",)
+    assert diffdoctor.settings("export", formats=None, **exported).formats is None
 
 
 def bad_yaml():
@@ -71,7 +74,7 @@ REFUSED = {
     "did you mean 'treat'": lambda: diffdoctor.run("treats"),
     "unknown name 'step' in the call": lambda: diffdoctor.run("treat", step=3),
     "'base' is missing in the call": lambda: diffdoctor.run("treat"),
-    "'steps' in the call is 0": lambda: diffdoctor.run(
+    "'steps' in .*flux-24gb.yaml, the call is 0": lambda: diffdoctor.run(
         "treat", config="flux-24gb", prompts="a", out="b", steps=0
     ),
     "no file or preset flux-25gb": lambda: diffdoctor.run("treat", config="flux-25gb"),

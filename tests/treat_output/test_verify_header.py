@@ -214,7 +214,7 @@ def anything(draw):
 def test_files_of_no_mind_never_crash(tmp_path):
     path, draw = tmp_path / "any.safetensors", random.Random(4)
     console, counts = Console(file=io.StringIO(), force_terminal=True), Counter()
-    for _ in range(200):
+    for _ in range(350):
         path.write_bytes(anything(draw))
         with safetensors.safe_open(path, framework="pt"):
             report = verify.examine(path)
@@ -223,7 +223,7 @@ def test_files_of_no_mind_never_crash(tmp_path):
         counts.update(one.code for one in report.findings)
         with suppress(UserError):
             convert.read(path)
-    assert len(counts) >= 20 and "\x1b[31m\x1b" not in console.file.getvalue()
+    assert len(counts) > 20 and "\x1b[31m\x1b" not in console.file.getvalue()
 
 
 def test_no_crash_where_the_package_reads_what_we_do_not(tmp_path):
