@@ -28,6 +28,7 @@ from detector.augmentation import Augmentation
 from detector.groups import group_texts
 from detector.parallel import WHOLE, Share
 from detector.quotas import Quotas
+from detector.segformer import upsample
 from detector.sources import open_data
 
 T = TypeVar("T")
@@ -36,6 +37,8 @@ ORDER, AUGMENT, SPLIT, SPREAD, REFERENCES = 101, 102, 103, 104, 107
 """What a draw is for: keeps the streams of one seed apart."""
 LOOKED_AT = 500
 """Images whose sizes are compared before a training begins."""
+HALF_A_LEVEL = 0.5 / 255
+"""What a map of 8 bits leaves open."""
 MEMORY = 2 << 30
 """Bytes of decoded samples that are held; a larger set is read again each time."""
 
@@ -114,6 +117,7 @@ def _one_size(shapes: Iterable[tuple[int, ...]]) -> None:
 def to_tensors(samples: Sequence[Sample], size: int | None = None) -> tuple[Images, ArtifactMap]:
     """A batch in [0, 1]; images to `size` x `size` where given, masks to their images' size.
 
+    A detector's own masks, which lie at its stride, are enlarged as it enlarges its logits.
     Raises `UserError` where sizes differ and none was given.
     """
     pairs = [_pair(labelled(sample), size) for sample in samples]
@@ -208,5 +212,17 @@ def _pair(sample: Sample, size: int | None) -> tuple[Tensor, Tensor]:
         image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
     if mask.shape[-2:] != image.shape[-2:]:
         shrinks = mask.shape[-1] > image.shape[-1]
-        mask = F.interpolate(mask, size=image.shape[-2:], mode="bilinear", antialias=shrinks)
+        resized = F.interpolate(mask, size=image.shape[-2:], mode="bilinear", antialias=shrinks)
+        pseudo = sample.record.source == "pseudo"
+        mask = _as_its_teacher(mask, resized) if pseudo and not shrinks else resized
     return image.clamp(0, 1), mask.clamp(0, 1)
+
+
+def _as_its_teacher(levels: Tensor, enlarged: ArtifactMap) -> ArtifactMap:
+    """The map that the teacher shows of the image: between its cells it goes by logits.
+
+    By levels, a pixel halfway from .9 to .002 would have .45 where the teacher says .12: all that
+    is marked would grow, and the student with it. Among levels of 0 there is nothing to mark.
+    """
+    logits = torch.logit(levels, eps=HALF_A_LEVEL)
+    return torch.sigmoid(upsample(logits, enlarged.shape[-2:])) * (enlarged > 0)

@@ -13,6 +13,7 @@ from core.samples import Record
 from core.shards import ShardWriter
 from detector import data
 from detector.augmentation import NO_AUGMENTATION, Augmentation
+from detector.segformer import upsample
 from detector.sources import FolderSamples, open_data
 from tests.detector.toy import toy_folder, toy_samples, toy_shards
 
@@ -130,6 +131,23 @@ def test_small_masks_grow_to_their_image():
     small = replace(sample, mask=np.full((8, 8), 255, np.uint8))
     images, masks = data.to_tensors([small])
     assert masks.shape == (1, 1, *images.shape[-2:]) and masks.min() == 1
+
+
+def test_a_detectors_mask_grows_as_the_detector_enlarges_it():
+    logits = 2 * torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 2
+    shown = torch.sigmoid(upsample(logits, (32, 32)))
+    levels = torch.sigmoid(logits).mul(255).round().byte()[0, 0].numpy()
+    sample = toy_samples(2)[1]
+
+    def error(source):
+        record = sample.record.model_copy(update={"source": source})
+        _, masks = data.to_tensors([replace(sample, mask=levels, record=record)])
+        return (masks - shown).abs().mean().item()
+
+    assert error("pseudo") < 0.002 and error("human") > 0.01
+    nothing = replace(sample, mask=np.zeros((8, 8), np.uint8))
+    record = nothing.record.model_copy(update={"source": "pseudo"})
+    assert data.to_tensors([replace(nothing, record=record)])[1].max() == 0
 
 
 def test_sizes_must_agree_or_be_given():
