@@ -46,7 +46,12 @@ def read_images(paths: Sequence[Path]) -> Images:
 
 
 def write_image(path: Path | str, image: Picture) -> None:
-    """Write an 8-bit PNG (values clamped to [0, 1], rounded); whole or not at all."""
+    """Write an 8-bit PNG (values clamped to [0, 1], rounded); whole or not at all.
+
+    Raises `UserError` for a name that promises another format.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"{path} would be a PNG: give it a name that ends in .png.")
     write_atomic(Path(path), encode_png(to_uint8(image[None])[0]))
 
 

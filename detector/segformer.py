@@ -127,7 +127,15 @@ class SegformerDetector(nn.Module):
         return max(1, round(height * scale / m)) * m, max(1, round(width * scale / m)) * m
 
     def logits(self, images: Images) -> Float[Tensor, "b 1 y x"]:
-        """Logits at the network's stride: `(b, 1, h/s, w/s)` for an image of working size h, w."""
+        """Logits at the network's stride: `(b, 1, h/s, w/s)` for an image of working size h, w.
+
+        Raises `UserError` for what cannot be images in [0, 1].
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise UserError(
+                "a detector takes float images in [0, 1] of shape (b, 3, h, w), not "
+                f"{images.dtype} of {tuple(images.shape)}: stack what read_image gives."
+            )
         return self.logits_at(_resize(images, self.working_size(*images.shape[-2:])))
 
     def logits_at(self, images: Images) -> Float[Tensor, "b 1 y x"]:

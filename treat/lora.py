@@ -127,7 +127,9 @@ def weights_moved(network: nn.Module, start: Sequence[Tensor]) -> float:
 
 
 def lora_state(network: nn.Module) -> dict[str, Tensor]:
-    """Copies of the adapters by peft's names (`….lora_A.weight`)."""
+    """Copies of the adapters by peft's names (`….lora_A.weight`); `UserError` where none are."""
+    if not _layers(network):
+        raise UserError("the network has no adapters: call add_lora first.")
     state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 

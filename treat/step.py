@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from base_models.sample import Precision, around, decode
 from core.contracts import Conditioning, DiffusionModel, Images, Latents, Schedule
+from core.errors import UserError
 from treat.lora import casts_kept
 
 Loss = Callable[[Images], Float[Tensor, ""]]
@@ -69,12 +70,15 @@ def draw(
     Without `recompute` the graphs of these steps are kept, each for itself: `replay` then costs
     K forward passes less, and K graphs are held at once. A step between two that learn passes the
     gradient on along the sampler's own path, which is all that is kept of it (DRTune, Wu et al.
-    2024, arXiv 2405.00760).
+    2024, arXiv 2405.00760). Raises `UserError` for a step that the sampler has not.
     """
     latents, tape = noise, []
-    first = min(learning, default=chain.schedule.steps)
+    total = chain.schedule.steps
+    if not set(learning) <= set(range(total)):
+        raise UserError(f"of steps 0 to {total - 1}, learning names {sorted(learning)}.")
+    first = min(learning, default=total)
     with casts_kept(chain.model.network):
-        for i in range(chain.schedule.steps):
+        for i in range(total):
             entering, leaving = latents, None
             learns = i in learning
             if i < first or (learns and recompute):

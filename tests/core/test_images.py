@@ -53,6 +53,9 @@ def test_png_round_trip_is_rounding_to_8_bit(tmp_path):
     write_image(tmp_path / "a.png", image)
     back = read_image(tmp_path / "a.png")
     assert torch.equal(back, round_to_8bit(image[None])[0]) and not torch.equal(back, image)
+    for name in ("a.jpg", "a"):
+        with pytest.raises(UserError, match=r"name that ends in \.png"):
+            write_image(tmp_path / name, image)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 

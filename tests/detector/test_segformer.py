@@ -1,5 +1,6 @@
 """One contract for both libraries: shapes, gradients, freezing, prior, and the same numbers."""
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -42,6 +43,17 @@ def test_contract(member):
 
 def test_any_size_is_answered_at_its_own_size(member):
     assert member[1](torch.rand(1, 3, 67, 41)).shape == (1, 1, 67, 41)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.rand(3, 64, 64), torch.rand(1, 4, 64, 64)],
+    ids=["whole numbers", "no batch", "four channels"],
+)
+def test_what_cannot_be_images_is_refused(member, images, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside the tests
+    with pytest.raises(UserError, match=r"float images in \[0, 1\] of shape \(b, 3, h, w\), not"):
+        member[1](images)
 
 
 def test_the_shorter_side_is_resized_and_small_images_may_be_enlarged():

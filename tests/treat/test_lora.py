@@ -89,6 +89,8 @@ def test_state_round_trip_and_misfit():
         load_lora_state(treated(rank=2).network, ours)
     with pytest.raises(UserError, match="already"):
         add_lora(model.network, 4, model.lora_targets("attention"), 0)
+    with pytest.raises(UserError, match="add_lora first"):
+        lora_state(nn.Linear(2, 2))
 
 
 def test_how_far_the_weights_were_moved():

@@ -8,6 +8,7 @@ from peft.tuners.lora import Linear
 
 from base_models.flux import Flux
 from base_models.sample import around, decode, sample
+from core.errors import UserError
 from tests import chain
 from tests.chain import equal, score, with_adapters
 from tests.tiny import SIZE, tiny_flux
@@ -99,6 +100,8 @@ def test_steps_between_those_that_learn_pass_the_gradient_on(learning, recompute
     model = model_with_adapters()
     ours = split(model, learning, recompute=recompute)
     assert equal(ours, plain(model, learning))
+    with pytest.raises(UserError, match="of steps 0 to 3"):
+        split(model, (*learning, STEPS))
     assert not equal(ours, plain(model, range(min(learning), STEPS)))  # control: all of them learn
     calls = STEPS + (len(learning) if recompute else 0)
     assert count(model, lambda: split(model, learning, recompute=recompute))[0] == calls
