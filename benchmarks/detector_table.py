@@ -33,7 +33,8 @@ from base_models.load import load_base
 from core.images import from_uint8
 from core.run import plain
 from core.samples import Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from core.storage import write_atomic
 from detector.augmentation import Augmentation
 from diffdoctor.demo_data import write_generated, write_renders

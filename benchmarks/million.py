@@ -23,7 +23,8 @@ from benchmarks.footprint import resident
 from core.order import epoch_order
 from core.run import plain
 from core.samples import Record, Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from core.storage import write_atomic
 
 STAGES = ("write", "open", "records", "read")

@@ -26,7 +26,8 @@ import core.config
 from core.images import from_uint8
 from core.run import plain
 from core.samples import Record, Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from core.storage import write_atomic
 from data_balancing.batches import batches, decoded
 from data_balancing.teacher import Teacher, label_shard, opened

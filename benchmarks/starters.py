@@ -21,7 +21,8 @@ from pydantic import Field
 import core.config
 import detector.train
 from core.errors import UserError
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from detector.measure import device as device_of
 from detector.storage import load_detector, read_description, save_detector
 from diffdoctor import demo_data

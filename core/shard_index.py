@@ -10,6 +10,9 @@ from typing import Any
 
 from core import storage
 from core.errors import UserError
+from core.image_files import MAX_BYTES
+
+MAX_RECORD_BYTES = 1_000_000
 
 
 def committed_lines(manifest: Path) -> list[dict[str, Any]]:
@@ -99,3 +102,13 @@ def entries_of(shard: Path) -> list[dict[str, Any]]:
 
 def index_text(entries: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+
+
+def cap_of(kind: str) -> int:
+    """The most bytes that a member of this kind may have."""
+    return MAX_RECORD_BYTES if kind == "json" else MAX_BYTES
+
+
+def check_size(name: str, size: int, cap: int) -> None:
+    if not 0 <= size <= cap:
+        raise UserError(f"{name} has {size} bytes, more than {cap}; shrink it.")

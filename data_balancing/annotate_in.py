@@ -18,7 +18,8 @@ import tyro
 import core.config
 from core.errors import UserError
 from core.samples import Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from core.storage import check_writable, write_atomic
 from data_balancing.agreement import Agreement, agreement, soft_label
 from data_balancing.annotation import TOOLS

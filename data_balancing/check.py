@@ -24,7 +24,7 @@ from core.errors import UserError
 from core.run import plain
 from core.samples import Sample
 from core.shard_index import mend_indices
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from core.storage import check_writable, write_atomic
 from data_balancing.entries import same_shape
 from data_balancing.formats.plain import strays

@@ -24,7 +24,8 @@ import core.config
 from core.errors import UserError
 from core.explain import unknown_name
 from core.samples import Record, Sample, safe_key
-from core.shards import ShardStore, ShardWriter, check_members, encoded
+from core.shard_writer import ShardWriter, check_members, encoded
+from core.shards import ShardStore
 from core.storage import alone, check_writable, read_json, write_atomic
 from data_balancing.entries import Entry, Labelled
 from data_balancing.formats import FORMATS

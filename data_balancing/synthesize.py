@@ -28,7 +28,7 @@ from core.errors import UserError
 from core.images import to_uint8
 from core.samples import Record, Sample
 from core.seeds import mix
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from core.storage import check_writable, write_atomic
 from data_balancing.prompt_file import PromptLine, read_prompt_lines
 from detector.measure import device

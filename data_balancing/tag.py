@@ -27,7 +27,8 @@ import core.config
 from core.errors import UserError
 from core.explain import unknown_name
 from core.samples import Record
-from core.shards import ShardStore, ShardWriter, filled
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore, filled
 from core.storage import check_file, check_writable, write_atomic
 from data_balancing.asking import Endpoint, Model
 from data_balancing.local_tagger import LocalModel

@@ -19,7 +19,8 @@ from core.errors import UserError
 from core.image_files import encode_png
 from core.images import from_uint8
 from core.samples import Record
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from data_balancing.batches import Decoded, batches, decoded
 from detector.measure import device
 from detector.segformer import SegformerDetector, freeze

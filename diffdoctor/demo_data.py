@@ -16,7 +16,7 @@ from base_models.load import load_base
 from core.images import from_uint8
 from core.samples import Record
 from core.seeds import mix
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from core.storage import write_atomic
 from miniature.label import label
 from miniature.prompts import Part, balanced, split

@@ -18,7 +18,7 @@ import numpy as np
 from core.errors import UserError
 from core.image_files import MAX_BYTES, SUFFIXES, decode_image, flatten, mask_of
 from core.samples import Record
-from core.shards import MAX_RECORD_BYTES
+from core.shard_index import MAX_RECORD_BYTES
 from data_balancing.entries import Entry, Labelled
 from data_balancing.formats.files import once, printable, refused
 from data_balancing.formats.plain import require_shape, said_of

@@ -21,8 +21,10 @@ from PIL import Image
 from core import storage
 from core.errors import UserError
 from core.order import batch_indices, epoch_order
+from core.samples import Record, Sample, safe_key
 from core.shard_index import mend_indices
-from core.shards import Record, Sample, ShardStore, ShardWriter, encoded, safe_key
+from core.shard_writer import ShardWriter, encoded
+from core.shards import ShardStore
 from tests.core.faults import failing_at, killed_at, operations, tree
 
 
@@ -303,9 +305,9 @@ def test_control_without_digests_damage_is_served(folder, monkeypatch):
 
 
 def test_sizes_are_capped_before_reading(folder, monkeypatch):
-    import core.shards
+    import core.shard_index
 
-    monkeypatch.setattr(core.shards, "MAX_RECORD_BYTES", 10)
+    monkeypatch.setattr(core.shard_index, "MAX_RECORD_BYTES", 10)
     with pytest.raises(UserError, match="more than 10"):
         ShardStore(folder).record(0)
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from core.samples import Record, Sample
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from data_balancing.annotation.cases import Case
 
 LEVELS = st.sampled_from([0, 1, 127, 128, 254, 255]) | st.integers(0, 255)

@@ -9,7 +9,8 @@ import torch
 
 from core.errors import UserError
 from core.samples import Record, Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from data_balancing import balance
 from data_balancing.categories import by_prompt, in_words
 from data_balancing.looks import pixels as pixel_digest

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from core.contracts import Images
 from core.errors import UserError
 from core.samples import Record, Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from data_balancing import hard_cases
 from data_balancing.choosing import Candidate, choose, fill, spread_out
 from detector.segformer import SegformerConfig, SegformerDetector

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core import shards
+from core import shard_writer
 from core.errors import UserError
 from core.samples import Record, Sample
 from core.shards import ShardStore
@@ -139,7 +139,7 @@ def test_what_no_store_would_read_is_set_aside(tmp_path):
 
 def test_a_full_disk_stops_the_import_and_the_command_goes_on(tmp_path, monkeypatch):
     folder = photographs(tmp_path / "a")
-    write, left = shards._HashedFile.write, [4000]
+    write, left = shard_writer._HashedFile.write, [4000]
 
     def filling(self, content):
         left[0] -= len(content)
@@ -148,7 +148,7 @@ def test_a_full_disk_stops_the_import_and_the_command_goes_on(tmp_path, monkeypa
         return write(self, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards._HashedFile, "write", filling)
+        patch.setattr(shard_writer._HashedFile, "write", filling)
         with pytest.raises(UserError, match="disk full"):
             bring("photographs", folder, tmp_path / "out")
     assert len(bring("photographs", folder, tmp_path / "out")) == 3

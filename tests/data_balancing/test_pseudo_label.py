@@ -19,7 +19,8 @@ from core.errors import UserError
 from core.image_files import encode_png
 from core.images import from_uint8
 from core.samples import Record, Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from data_balancing import batches, pseudo_label, teacher
 from detector.data import open_labelled
 from detector.segformer import SegformerConfig, SegformerDetector

@@ -17,7 +17,8 @@ from core.errors import UserError
 from core.image_files import encode_png
 from core.run import PAUSED
 from core.samples import Record, Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from data_balancing import (
     annotate_in,
     annotate_out,

@@ -11,7 +11,8 @@ import pytest
 import miniature
 from core.errors import UserError
 from core.samples import Record, Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from data_balancing import preview, tag, write_prompts
 from data_balancing.asking import KEY, Endpoint, Unanswered, check_address
 from data_balancing.categories import read_tags

@@ -10,7 +10,7 @@ from PIL import Image
 from core.errors import UserError
 from core.images import write_image
 from core.samples import Record
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from detector import data
 from detector.augmentation import NO_AUGMENTATION, Augmentation
 from detector.segformer import upsample

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.images import write_image
 from core.run import Run
 from core.samples import Record, Sample
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from core.wishes import ask
 from detector import diagnose, evaluate, train_highlighter
 from detector.flaw_map import FlawMap, Highlighter, HighlighterConfig, load_pretrained

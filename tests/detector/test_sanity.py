@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.image_files import list_images
 from core.images import write_image
 from core.samples import Record, Sample
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from detector import sanity
 from detector.metrics import wilson
 from detector.segformer import SegformerConfig, SegformerDetector

@@ -18,7 +18,7 @@ from core.interrupts import SIGNALS
 from core.run import PAUSED, Run
 from core.samples import Record
 from core.seeds import mix
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from core.wishes import ask
 from detector import train
 from detector.augmentation import NO_AUGMENTATION

@@ -7,7 +7,7 @@ import numpy as np
 from core.heatmap import write_map
 from core.images import from_uint8, write_image
 from core.samples import Record, Sample
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 
 SIZE = 32
 CATEGORIES = ("disc", "bar")

@@ -8,7 +8,7 @@ import pytest
 
 from core import storage
 from core.samples import Record, Sample
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import save_detector
 from diffdoctor import cli

@@ -12,7 +12,8 @@ from diffusers import AutoencoderKL
 from core.errors import UserError
 from core.images import from_uint8, read_image, read_images
 from core.seeds import generator
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from detector.data import open_labelled
 from miniature import label, render
 from miniature.faults import FAULTS

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from core.samples import Record, Sample
-from core.shards import ShardStore, ShardWriter
+from core.shard_writer import ShardWriter
+from core.shards import ShardStore
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import save_detector
 

@@ -15,7 +15,7 @@ from core.image_files import list_images
 from core.images import read_images, write_image
 from core.run import PAUSED, Run
 from core.samples import Record, Sample
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from core.wishes import ask
 from detector import combine
 from detector.score_dynamics import Window

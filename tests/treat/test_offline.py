@@ -10,7 +10,7 @@ from base_models.sample import sample
 from core.errors import UserError
 from core.images import write_image
 from core.samples import Record, Sample
-from core.shards import ShardWriter
+from core.shard_writer import ShardWriter
 from tests.tiny import SIZE, tiny_flux
 from treat.cache import RowCache
 from treat.offline import RealRows, cache_offline, fit, read_offline
