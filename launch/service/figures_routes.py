@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from launch.service import shapes
 from launch.service.database import Row
 from launch.service.faults import Missing
+from launch.service.figure_shapes import Curves, HeldOut, Pictures
 from launch.service.guard import READ, Route
 from launch.service.jobs_routes import JOBS, House, Who, found, run_folder
 
@@ -101,9 +101,9 @@ def read_held_out(job_id: str, who: Who, house: House) -> Any:
     folder = run_folder(house, found(house, who, job_id))
     content = _content(folder, "held_out.json", MOST)
     try:
-        told = shapes.HeldOut.model_validate_json(content or b"{}")
+        told = HeldOut.model_validate_json(content or b"{}")
     except ValidationError:  # of a later version
-        return shapes.HeldOut()
+        return HeldOut()
     for number, case in enumerate(told.worst):
         case.image, case.label, case.map = (
             f"worst-{number:05d}-{kind}.png" for kind in ("image", "label", "map")
@@ -170,11 +170,11 @@ def _prompts(path: Path) -> list[str]:
 
 ROUTES = [
     Route("GET", f"{JOBS}/{{job_id}}/figures", read_figures, READ,
-          {"response_model": shapes.Curves}),
+          {"response_model": Curves}),
     Route("GET", f"{JOBS}/{{job_id}}/held_out", read_held_out, READ,
-          {"response_model": shapes.HeldOut}),
+          {"response_model": HeldOut}),
     Route("GET", f"{JOBS}/{{job_id}}/pictures", list_pictures, READ,
-          {"response_model": shapes.Pictures}),
+          {"response_model": Pictures}),
     Route("GET", f"{JOBS}/{{job_id}}/pictures/{{name}}", read_picture, READ,
           {"response_class": Response, "responses": {200: {"content": {"image/png": {}}}}}),
 ]  # fmt: skip
