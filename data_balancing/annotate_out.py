@@ -16,23 +16,20 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from jaxtyping import UInt8
-from PIL import Image
 
 import core.config
 from core.contracts import Detector
 from core.errors import UserError
 from core.images import from_uint8
+from core.samples import Sample
 from core.shards import ShardStore, filled
 from core.storage import check_writable, write_atomic
 from data_balancing.annotation import TOOLS
-from data_balancing.annotation.cases import ORDER, Case, Mask, Size, read_json
+from data_balancing.annotation.cases import ORDER, Case, Mask, read_json
+from detector.data import to_tensors
 from detector.measure import device, predict
 from detector.segformer import freeze
 from detector.storage import digest, load_detector
-
-AnyMask = UInt8[np.ndarray, "y x"]
-"""Of another size than its image."""
 
 
 class Config(core.config.Config):
@@ -89,15 +86,13 @@ class Cases(Sequence[Case]):
             map = predict(self.detector, from_uint8(sample.image[None]), 1)[0, 0]
             guess = (map * 255).round().clamp(0, 255).numpy().astype(np.uint8)
         else:
-            guess = None if sample.mask is None else resized(sample.mask, sample.image.shape[:2])
+            guess = None if sample.mask is None else label_of(sample)
         return Case(sample.key, sample.image, guess, sample.record.prompt)
 
 
-def resized(mask: AnyMask, size: Size) -> Mask:
-    """The mask at the size of its image; pseudo-labels are kept at a quarter of it."""
-    if mask.shape == size:
-        return mask
-    return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+def label_of(sample: Sample) -> Mask:
+    """The mask at the size of its image, as a detector would learn it."""
+    return (255 * to_tensors([sample])[1][0, 0]).round().byte().numpy()
 
 
 def read_keys(path: Path, known: Sequence[str]) -> list[str]:

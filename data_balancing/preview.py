@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import tyro
 from pydantic import Field
 from torch import Tensor
@@ -20,7 +19,7 @@ from core.heatmap import colourise, overlay
 from core.images import AnyPicture, contact_sheet, from_uint8, write_image
 from core.samples import Record, Sample
 from core.storage import check_file
-from detector.data import spread
+from detector.data import spread, to_tensors
 from detector.sources import open_data
 
 SIDE = 192
@@ -78,11 +77,9 @@ def sheet(samples: Sequence[Sample]) -> AnyPicture:
 
 
 def pictures(sample: Sample) -> list[AnyPicture]:
-    image = small(from_uint8(sample.image[None]))
     if sample.mask is None:
-        return [image[0]]
-    mask = torch.from_numpy(np.array(sample.mask))[None, None].float() / 255
-    mask = F.interpolate(mask, size=image.shape[-2:], mode="bilinear", antialias=True).clamp(0, 1)
+        return [small(from_uint8(sample.image[None]))[0]]
+    image, mask = (small(part) for part in to_tensors([sample]))
     return [image[0], colourise(mask)[0], overlay(image, mask)[0]]
 
 
