@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.contracts import ArtifactMap, Images
-from core.image_files import encode_png, gray, open_image
+from core.image_files import check_png, encode_png, gray, open_image
 from core.images import Picture
 from core.storage import write_atomic
 
@@ -81,6 +81,10 @@ def read_map(path: Path) -> Map:
 
 
 def write_map(path: Path, map: Map) -> None:
-    """Write values (clamped to [0, 1]) as an 8-bit gray PNG; whole or not at all."""
+    """Write values (clamped to [0, 1]) as an 8-bit gray PNG; whole or not at all.
+
+    Raises `UserError` for a name that promises another format.
+    """
+    check_png(path)
     levels = map.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     write_atomic(Path(path), encode_png(levels[0].cpu().numpy()))

@@ -49,6 +49,12 @@ def list_images(path: Path, deep: bool = False) -> list[Path]:
     return found
 
 
+def check_png(path: Path) -> None:
+    """Raise `UserError` for a name that promises another format than PNG."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path} would be a PNG: give it a name that ends in .png.")
+
+
 def encode_png(array: np.ndarray) -> bytes:
     """PNG bytes of a uint8 array, (h, w, 3) or (h, w)."""
     buffer = io.BytesIO()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.contracts import Images
 from core.errors import UserError
-from core.image_files import encode_png, flatten, open_image
+from core.image_files import check_png, encode_png, flatten, open_image
 from core.storage import write_atomic
 
 Picture = Float[Tensor, "3 h w"]
@@ -50,8 +50,7 @@ def write_image(path: Path | str, image: Picture) -> None:
 
     Raises `UserError` for a name that promises another format.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise UserError(f"{path} would be a PNG: give it a name that ends in .png.")
+    check_png(Path(path))
     write_atomic(Path(path), encode_png(to_uint8(image[None])[0]))
 
 

@@ -55,7 +55,7 @@ class Sample:
         if not _KEY.fullmatch(self.key) or self.record.key != self.key:
             raise UserError(
                 f"sample key {self.key!r} must be 1 to 80 letters, digits, '-' or '_', the same "
-                "in its record; make it with core.shards.safe_key."
+                "in its record; make it with core.samples.safe_key."
             )
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
             raise ValueError(f"image must be uint8 (h, w, 3), not {self.image.dtype}")

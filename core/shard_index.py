@@ -1,4 +1,7 @@
-"""A store's manifest and indices in, their checked entries out; see `core.shards` for the files."""
+"""A store's manifest and indices in, their checked entries out; how large members may be.
+
+See `core.shards` for the files.
+"""
 
 import contextlib
 import hashlib
@@ -13,6 +16,7 @@ from core.errors import UserError
 from core.image_files import MAX_BYTES
 
 MAX_RECORD_BYTES = 1_000_000
+"""A record is a few hundred; a prompt may be long."""
 
 
 def committed_lines(manifest: Path) -> list[dict[str, Any]]:

@@ -26,9 +26,9 @@ from detector.alignment import LABELLED
 from detector.augment import augment
 from detector.augmentation import Augmentation
 from detector.groups import group_texts
+from detector.maps import enlarged_by_logits
 from detector.parallel import WHOLE, Share
 from detector.quotas import Quotas
-from detector.segformer import upsample
 from detector.sources import open_data
 
 T = TypeVar("T")
@@ -37,8 +37,6 @@ ORDER, AUGMENT, SPLIT, SPREAD, REFERENCES = 101, 102, 103, 104, 107
 """What a draw is for: keeps the streams of one seed apart."""
 LOOKED_AT = 500
 """Images whose sizes are compared before a training begins."""
-HALF_A_LEVEL = 0.5 / 255
-"""What a map of 8 bits leaves open."""
 MEMORY = 2 << 30
 """Bytes of decoded samples that are held; a larger set is read again each time."""
 
@@ -115,7 +113,7 @@ def _one_size(shapes: Iterable[tuple[int, ...]]) -> None:
 
 
 def to_tensors(samples: Sequence[Sample], size: int | None = None) -> tuple[Images, ArtifactMap]:
-    """A batch in [0, 1]; images to `size` x `size` where given, masks to their images' size.
+    """A batch in [0, 1]; masks to their images' size, both to `size` x `size` where given.
 
     A detector's own masks, which lie at its stride, are enlarged as it enlarges its logits.
     Raises `UserError` where sizes differ and none was given.
@@ -200,29 +198,22 @@ def nearest(samples: Sequence[Sample], records: Sequence[Record], share: float) 
 
 def mean_artifact(samples: Sequence[Sample], limit: int = 1000) -> float:
     """Mean label over at most `limit` samples, within [0.001, 0.5]."""
-    masks = [labelled(samples[i]).mask for i in spread(len(samples), limit)]
-    mean = float(np.mean([mask.mean() / 255 for mask in masks if mask is not None]))
+    masks = (_pair(labelled(samples[i]), None)[1] for i in spread(len(samples), limit))
+    mean = float(np.mean([mask.mean().item() for mask in masks]))
     return min(max(mean, 0.001), 0.5)
 
 
 def _pair(sample: Sample, size: int | None) -> tuple[Tensor, Tensor]:
     image: Tensor = from_uint8(sample.image[None])
     mask = torch.from_numpy(np.array(sample.mask))[None, None].float() / 255
-    if size is not None and image.shape[-2:] != (size, size):
-        image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
-    if mask.shape[-2:] != image.shape[-2:]:
-        shrinks = mask.shape[-1] > image.shape[-1]
-        resized = F.interpolate(mask, size=image.shape[-2:], mode="bilinear", antialias=shrinks)
-        pseudo = sample.record.source == "pseudo"
-        mask = _as_its_teacher(mask, resized) if pseudo and not shrinks else resized
-    return image.clamp(0, 1), mask.clamp(0, 1)
+    stored = image.shape[-2:]
+    if sample.record.source == "pseudo" and mask.shape[-2] < stored[0]:
+        mask = enlarged_by_logits(mask, stored)
+    wanted = stored if size is None else (size, size)
+    return _resized(image, wanted), _resized(_resized(mask, stored), wanted)
 
 
-def _as_its_teacher(levels: Tensor, enlarged: ArtifactMap) -> ArtifactMap:
-    """The map that the teacher shows of the image: between its cells it goes by logits.
-
-    By levels, a pixel halfway from .9 to .002 would have .45 where the teacher says .12: all that
-    is marked would grow, and the student with it. Among levels of 0 there is nothing to mark.
-    """
-    logits = torch.logit(levels, eps=HALF_A_LEVEL)
-    return torch.sigmoid(upsample(logits, enlarged.shape[-2:])) * (enlarged > 0)
+def _resized(picture: Tensor, size: Sequence[int]) -> Tensor:
+    if picture.shape[-2:] != tuple(size):
+        picture = F.interpolate(picture, size=tuple(size), mode="bilinear", antialias=True)
+    return picture.clamp(0, 1)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.storage import write_atomic
-from detector.segformer import SegformerDetector, upsample
+from detector.maps import upsample
+from detector.segformer import SegformerDetector
 
 NEEDED = ("onnx", "onnxscript")
 ONNX_EXTRA = "pip install onnx onnxscript"

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from core.contracts import ArtifactMap, Images
 from core.errors import UserError
+from detector.maps import check_images, upsample
 from detector.pickled import read_pickled
-from detector.segformer import IMAGENET_MEAN, IMAGENET_STD, upsample
+from detector.segformer import IMAGENET_MEAN, IMAGENET_STD
 
 POOLED = 7
 """Cells on a side that the fully connected layers see, as VGG has it."""
@@ -68,7 +69,8 @@ class Highlighter(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def cells(self, images: Images) -> Float[Tensor, "b c y x"]:
-        """What the last convolution says."""
+        """What the last convolution says; `UserError` for what cannot be images."""
+        check_images(images)
         side = self.config.side
         if side is not None and min(images.shape[-2:]) != side:
             factor = side / min(images.shape[-2:])

@@ -24,10 +24,11 @@ from detector.augment import adversarial_step, step_lengths
 from detector.augmentation import Augmentation
 from detector.data import nearest, reference_batch, training_batch
 from detector.losses import LOSSES, Loss
+from detector.maps import upsample
 from detector.names import OptimizerName
 from detector.parallel import WHOLE, Share
 from detector.quotas import Quotas
-from detector.segformer import SegformerDetector, upsample
+from detector.segformer import SegformerDetector
 from detector.sources import Chosen
 
 N = TypeVar("N", bound=nn.Module)

@@ -9,7 +9,6 @@ Legend: b batch, h w pixels of the image, s stride of the logits.
 
 import difflib
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -23,6 +22,7 @@ from core.contracts import ArtifactMap, Images
 from core.errors import UserError
 from detector.head import smp_logits, transformers_logits
 from detector.key_layouts import smp_to_transformers, transformers_to_smp
+from detector.maps import check_images, upsample
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -129,13 +129,9 @@ class SegformerDetector(nn.Module):
     def logits(self, images: Images) -> Float[Tensor, "b 1 y x"]:
         """Logits at the network's stride: `(b, 1, h/s, w/s)` for an image of working size h, w.
 
-        Raises `UserError` for what cannot be images in [0, 1].
+        Raises `UserError` for what has another shape or kind than images.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UserError(
-                "a detector takes float images in [0, 1] of shape (b, 3, h, w), not "
-                f"{images.dtype} of {tuple(images.shape)}: stack what read_image gives."
-            )
+        check_images(images)
         return self.logits_at(_resize(images, self.working_size(*images.shape[-2:])))
 
     def logits_at(self, images: Images) -> Float[Tensor, "b 1 y x"]:
@@ -154,13 +150,6 @@ class SegformerDetector(nn.Module):
     def train(self, mode: bool = True) -> "SegformerDetector":
         """A frozen detector stays in eval mode: batch statistics must not follow the generator."""
         return super().train(mode and not self.frozen)
-
-
-def upsample(logits: Tensor, size: Sequence[Any]) -> Float[Tensor, "b 1 h w"]:
-    """The one way from logits to the image's grid (its sides are symbols under torch.export)."""
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def freeze(module: M) -> M:

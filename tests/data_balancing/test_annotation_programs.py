@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from core.errors import UserError
+from core.heatmap import colourise
 from core.image_files import encode_png
+from core.samples import Record, Sample
 from core.shards import ShardStore
-from data_balancing import annotate_in, annotate_out
+from data_balancing import annotate_in, annotate_out, preview
 from data_balancing.annotation import TOOLS
+from detector.maps import upsample
 from detector.segformer import SegformerConfig, SegformerDetector
 from detector.storage import save_detector
 from tests.data_balancing.annotations import CASES, GUESSES, store_of
@@ -93,6 +97,19 @@ def test_a_small_mask_is_brought_to_its_image(tmp_path):
     case = CASES[0]._replace(guess=np.full((2, 3), 200, np.uint8))
     (found,) = annotate_out.Cases(ShardStore(store_of(tmp_path / "s", [case])), ["case-0"], None)
     assert found.guess.shape == (6, 9) and (found.guess == 200).all()
+
+
+def test_annotators_and_sheets_show_what_a_detector_showed():
+    levels = np.array([[230, 0], [0, 0]], np.uint8)
+    said = Record(key="a", source="pseudo")
+    sample = Sample("a", np.zeros((8, 8, 3), np.uint8), levels, said)
+    logits = torch.logit(torch.tensor(levels)[None, None] / 255, eps=1 / 510)
+    near = torch.arange(8) < 6  # of the marked cell; elsewhere there is nothing
+    shown = torch.sigmoid(upsample(logits, (8, 8))) * (near & near[:, None])
+    guess = annotate_out.label_of(sample)
+    assert np.array_equal(guess, (255 * shown[0, 0]).round().numpy())
+    assert 0 < guess[2, 4] < 40  # by the levels, between two cells, it would be 76
+    assert torch.equal(preview.pictures(sample)[1], colourise(shown)[0])
 
 
 def test_several_annotators_come_back(store, tmp_path, capsys):

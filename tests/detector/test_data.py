@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from core.errors import UserError
 from core.images import write_image
@@ -13,7 +14,7 @@ from core.samples import Record
 from core.shard_writer import ShardWriter
 from detector import data
 from detector.augmentation import NO_AUGMENTATION, Augmentation
-from detector.segformer import upsample
+from detector.maps import upsample
 from detector.sources import FolderSamples, open_data
 from tests.detector.toy import toy_folder, toy_samples, toy_shards
 
@@ -133,21 +134,26 @@ def test_small_masks_grow_to_their_image():
     assert masks.shape == (1, 1, *images.shape[-2:]) and masks.min() == 1
 
 
-def test_a_detectors_mask_grows_as_the_detector_enlarges_it():
+def test_a_detectors_mask_is_enlarged_as_the_detector_enlarges_it():
     logits = 2 * torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 2
     shown = torch.sigmoid(upsample(logits, (32, 32)))
     levels = torch.sigmoid(logits).mul(255).round().byte()[0, 0].numpy()
-    sample = toy_samples(2)[1]
 
-    def error(source):
+    def read(source, size):
+        sample = toy_samples(2)[1]
         record = sample.record.model_copy(update={"source": source})
-        _, masks = data.to_tensors([replace(sample, mask=levels, record=record)])
-        return (masks - shown).abs().mean().item()
+        return data.to_tensors([replace(sample, mask=levels, record=record)], size)[1]
 
-    assert error("pseudo") < 0.002 and error("human") > 0.01
-    nothing = replace(sample, mask=np.zeros((8, 8), np.uint8))
-    record = nothing.record.model_copy(update={"source": "pseudo"})
-    assert data.to_tensors([replace(nothing, record=record)])[1].max() == 0
+    for size in (None, 48, 24, 8, 4):
+        to = (size or 32, size or 32)
+        wanted = interpolate(shown, to, mode="bilinear", antialias=True)
+        assert (read("pseudo", size) - wanted).abs().mean() < 0.002
+        assert (read("human", size) - wanted).abs().mean() > 0.008  # control
+    record = toy_samples(2)[1].record.model_copy(update={"source": "pseudo"})
+    pseudo = replace(toy_samples(2)[1], mask=levels, record=record)
+    assert abs(data.mean_artifact([pseudo]) - shown.mean().item()) < 0.002
+    nothing = replace(pseudo, mask=np.zeros((8, 8), np.uint8))
+    assert data.to_tensors([nothing])[1].max() == 0
 
 
 def test_sizes_must_agree_or_be_given():

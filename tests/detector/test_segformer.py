@@ -9,13 +9,13 @@ from core.contracts import Detector
 from core.errors import UserError
 from core.seeds import generator
 from detector.key_layouts import smp_to_transformers, transformers_to_smp
+from detector.maps import upsample
 from detector.segformer import (
     SegformerConfig,
     SegformerDetector,
     canonical_state,
     freeze,
     load_canonical_state,
-    upsample,
 )
 
 MEMBERS = {
