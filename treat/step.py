@@ -74,8 +74,8 @@ def draw(
     """
     latents, tape = noise, []
     total = chain.schedule.steps
-    if not set(learning) <= set(range(total)):
-        strange = sorted(set(learning) - set(range(total)))
+    strange = sorted(set(learning) - set(range(total)))
+    if strange:
         raise UserError(f"learning names {strange}: the sampler has steps 0 to {total - 1}.")
     first = min(learning, default=total)
     with casts_kept(chain.model.network):

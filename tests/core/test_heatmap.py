@@ -56,6 +56,9 @@ def test_maps_round_trip_at_8_bit(tmp_path):
         assert picture.mode == "L"
     write_map(tmp_path / "m.png", torch.tensor([[[-1.0, 2.0]]]))
     assert read_map(tmp_path / "m.png").tolist() == [[[0, 1]]]
+    with pytest.raises(UserError, match=r"m.jpg would be a PNG"):
+        write_map(tmp_path / "m.jpg", levels)
+    assert not (tmp_path / "m.jpg").exists()
 
 
 def test_masks_of_other_kinds_are_read(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -64,6 +65,13 @@ def test_an_images_map_is_its_own():
     torch.testing.assert_close(whole, alone)
     real = torch.sigmoid(detector.highlighter(images()))
     torch.testing.assert_close(detector(images()), whole * (1 - real)[:, None, None, None])
+
+
+def test_what_cannot_be_images_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside the tests
+    for given in (images().byte(), images()[0], images()[:, :1]):
+        with pytest.raises(UserError, match="a detector takes float images"):
+            FlawMap(highlighter())(given)
 
 
 def test_the_gradient_reaches_images_and_no_weight():
