@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
@@ -18,11 +19,12 @@ from core.memory import in_use
 from core.processes import this_process
 from core.run import PAUSED, Run
 from core.wishes import MET
+from treat.best import Best
 from treat.guard import FEWEST, PACE, PREFIX, Guard, Pace
 from treat.lora import load_lora_state, lora_state
 from treat.refresh import Refresher
 from treat.update import Update
-from treat.watch import Best, Watcher
+from treat.watch import Watcher
 
 NEVER_SOUND = (
     "{folder} has no step worth keeping: no look at the watched images was sound. Treat anew with "
@@ -227,22 +229,24 @@ class Ledger:
         """The same figures on every process."""
         if not self._due("watch"):
             return {}
-        said = [self.watcher.figures(self._kept, step) if self.draws else {}]
+        figures = self.watcher.figures(self._kept, step) if self.draws else {}
+        said: list[Any] = [figures, self.watcher.second]
         if self.place.num_processes > 1:
             broadcast_object_list(said)
+        figures, self.watcher.second = said
         if step == 0:
-            self.run.log(0, **said[0])
+            self.run.log(0, **figures)
         if self.guard:
-            pace = self.guard.pace.change(said[0]["weights_moved"], self.update.spent)
-            said[0] |= {} if pace is None else {PREFIX + PACE: pace}
-        return said[0]
+            pace = self.guard.pace.change(figures["weights_moved"], self.update.spent)
+            figures |= {} if pace is None else {PREFIX + PACE: pace}
+        return figures
 
     def _look(self, watched: Mapping[str, float]) -> bool:
         """True if the step is worth going back to."""
         if not watched:
             return False
         if self.guard is None:
-            return self.best.look(self.step, watched)
+            return self.best.look(self.step, watched, each=self.watcher.second)
         seen = [name for name in watched if name.startswith(PREFIX) and name != PREFIX + PACE]
         if self.step and not self.blind and not seen:
             self.blind = True
@@ -258,7 +262,8 @@ class Ledger:
         sound = not self.guard.before and self.step > 0
         if sound:
             self.sound = self.step
-        return self.best.look(self.step, watched, sound) or (sound and self.best.step is None)
+        better = self.best.look(self.step, watched, sound, self.watcher.second)
+        return better or (sound and self.best.step is None)
 
     def _report_detector(self, watched: Mapping[str, float]) -> None:
         """Whether the detector tells the base's images from real ones, before it teaches."""

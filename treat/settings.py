@@ -50,7 +50,8 @@ class Config(core.config.Config):
     further_detectors: tuple[Path, ...] = ()
     """Folders of others: the mean of all maps is lowered."""
     second_detector: Path | None = None
-    """Folder of a detector that is never learnt from: it chooses the best step."""
+    """Folder of a detector that is never learnt from: it chooses the step that is exported, the
+    latest that it does not find worse, beyond chance, than the one it likes best."""
     image_reward: Path | None = None
     """Folder of a CLIP that says how well an image fits its prompt: CLIP itself, PickScore or HPS
     v2, in transformers' format. It guards the prompt; with an `image_weight` it also teaches."""

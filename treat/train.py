@@ -35,6 +35,7 @@ from detector.ensemble import ensemble
 from detector.segformer import SegformerDetector, freeze
 from detector.storage import open_detector
 from treat.adapter import check_adapters, fuse, pin, read_adapter, take_up
+from treat.best import Best
 from treat.checks import check_detectors, check_offline, check_refreshes, every_size, whole
 from treat.choice import choose, drawn_among
 from treat.drawings import accumulate_gradient, drawings
@@ -66,7 +67,7 @@ from treat.update import (
     Update,
 )
 from treat.views import Views
-from treat.watch import Best, DetectorFor, Resting, Watcher
+from treat.watch import DetectorFor, Resting, Watcher
 
 
 def main(

@@ -6,7 +6,6 @@ hacking. The loss on real images tells the same from another side.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,55 +61,6 @@ class Resting:
             self.network.to("cpu")
 
 
-@dataclass
-class Best:
-    """The step whose images the second detector likes best, and how long ago it was.
-
-    A step counts only while the loss on real images stays within `rise` of the base's.
-    """
-
-    rise: float
-    step: int | None = None
-    score: float = float("inf")
-    base_offline: float | None = None
-    since: int = field(default=0)
-    """Looks since the best one."""
-
-    def look(self, step: int, figures: Mapping[str, float], sound: bool = True) -> bool:
-        """True if `step` is the best so far; step 0 is the base and only sets the scale.
-
-        One that is not `sound` cannot be it.
-        """
-        offline = figures.get("watch_offline")
-        if step == 0:
-            self.base_offline = offline
-            return False
-        score = figures.get("second_mean")
-        if score is None:
-            return False
-        held = offline is None or self.base_offline is None
-        if not held:
-            held = offline <= self.base_offline * (1 + self.rise)  # pyright: ignore
-        better = sound and held and score < self.score
-        self.since = 0 if better else self.since + 1
-        if better:
-            self.step, self.score = step, score
-        return better
-
-    @property
-    def known(self) -> float | None:
-        return None if self.step is None else self.score
-
-    def state(self) -> dict[str, float | int | None]:
-        """As JSON, which knows no infinity."""
-        known = {"step": self.step, "base_offline": self.base_offline, "since": self.since}
-        return known if self.step is None else {**known, "score": self.score}
-
-    def restore(self, state: Mapping[str, float | int | None]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-
-
 class Watcher:
     """Looks at the treated model: held-out prompts and seeds, held-out real images, pictures."""
 
@@ -130,6 +80,8 @@ class Watcher:
         """The adapters that were taken up, if any."""
         self.base_seen: dict[str, PerImage] | None = None
         """What detectors and image reward say of the base's images; None when one has changed."""
+        self.second: list[float] = []
+        """What the second detector says of each image of the last look: the mean of its map."""
 
     def figures(self, kept: Path | None, step: int) -> dict[str, float]:
         """Scores of every detector by name, the meters of `treat.guard`, the loss on real images.
@@ -154,6 +106,7 @@ class Watcher:
             maps = self._maps(detector, images, said) if maps is None else maps
             figures |= scores(maps, name)
             seen |= self._per_image(name, maps)
+        self.second = seen[SECOND].tolist() if SECOND in seen else []
         if SELECTED in seen:
             figures[SELECTED] = seen[SELECTED].mean().item()
         if self.scorer is not None:

@@ -1,11 +1,14 @@
 """The best step is the second detector's choice, among those that still know real images."""
 
+import json
+
 import pytest
 import torch
 
 from tests.treat.setting import build, config, losses
 from treat import train
-from treat.watch import Best, Resting, scores, sharpness
+from treat.best import Best
+from treat.watch import Resting, scores, sharpness
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +32,52 @@ def test_lowest_second_score_within_the_rise():
     assert looks(Best(rise=0.5), (0.1, 1.0), (0.2, 1.3)) == [False, True]  # control
 
 
+def each_of(best, *rows):
+    """What the second detector says of each image at steps 10, 20, ..."""
+    means = [{"second_mean": sum(row) / len(row)} for row in rows]
+    return [
+        best.look(10 * i, mean, each=row)
+        for i, (mean, row) in enumerate(zip(means, rows, strict=True), 1)
+    ]
+
+
+def test_a_later_step_is_taken_unless_it_is_worse_beyond_chance():
+    low, chance, worse = [0.1, 0.3, 0.2, 0.2], [0.3, 0.1, 0.3, 0.2], [0.2, 0.4, 0.3, 0.31]
+    best = Best(rise=0.2)
+    assert each_of(best, low, chance) == [True, True]
+    assert (best.step, best.lowest, best.since) == (20, pytest.approx(0.2), 1)
+    assert best.score == pytest.approx(0.225)
+    best = Best(rise=0.2)
+    assert each_of(best, low, worse) == [True, False] and best.step == 10
+    # Always against the lowest, or many small steps up would be let pass.
+    creeping = [[one + 0.008 * i * (1 + 0.5 * (-1) ** j) for j, one in enumerate(low)]
+                for i in range(3)]  # fmt: skip
+    assert each_of(Best(rise=0.2), *creeping) == [True, False, False]
+
+
+def test_what_chance_allows_must_be_sound_and_hold_real_images():
+    low, chance = [0.1, 0.3, 0.2, 0.2], [0.3, 0.1, 0.3, 0.2]
+    for amiss in ({"sound": False}, {"figures": {"watch_offline": 1.3}}):
+        best, rose = Best(rise=0.2), amiss.pop("figures", {})
+        best.look(0, {"second_mean": 1.0, "watch_offline": 1.0})
+        each_of(best, low)
+        assert not best.look(20, {"second_mean": 0.225, **rose}, each=chance, **amiss)
+    assert best.look(20, {"second_mean": 0.225}, each=chance)  # control
+    assert not best.look(30, {"second_mean": 0.225}, each=chance[:2])  # other images
+
+
 def test_state_is_json_and_comes_back():
+    rows = [[0.1, 0.3], [0.3, 0.1]]
     for pairs in ([], [(0.1, 1.0)], [(0.1, 1.0), (0.5, 1.0)]):
-        best, again = Best(rise=0.2), Best(rise=0.2)
-        looks(best, *pairs)
-        again.restore(best.state())
-        assert again == best
+        for more in ([], rows):
+            best, again = Best(rise=0.2), Best(rise=0.2)
+            looks(best, *pairs)
+            each_of(best, *more)
+            again.restore(json.loads(json.dumps(best.state(), allow_nan=False)))
+            assert again == best
+    older = Best(rise=0.2)
+    older.restore({"step": 10, "score": 0.5, "base_offline": None, "since": 0})
+    assert older.lowest == 0.5  # a checkpoint of before has no more
 
 
 def test_patience_ends_a_run_early(world, tmp_path):
