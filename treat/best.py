@@ -1,7 +1,7 @@
 """What the second detector says of a treatment's looks in; the step that is exported out.
 
-Its lowest score alone would choose by chance: between looks at a hundred images half of what it
-says may lie in the images, and an early step, which has strayed furthest, can have the lowest.
+Its lowest score alone would choose by chance: of a hundred images a difference between two looks
+says little, and an early step, which has strayed further, can have the lowest.
 """
 
 import math
@@ -10,16 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from treat.guard import FEWEST
+
 SURE = 1.96
-"""Standard errors: 95 % of a normal distribution lie within."""
+"""Standard errors, of a normal distribution's 95 % interval: a choice at every look, which needs no
+draws of its own as the bootstrap of a report does."""
 
 
 @dataclass
 class Best:
     """The latest step that the second detector does not find worse than the one it likes best.
 
-    Worse: its score of the same images is higher by more than chance, at 95 %, paired. A step
-    counts only while the loss on real images stays within `rise` of the base's.
+    Worse: its score of the same images is higher by more than chance, at 95 %, paired; of fewer
+    than `FEWEST` images, higher at all. A step counts only while the loss on real images stays
+    within `rise` of the base's.
     """
 
     rise: float
@@ -66,7 +70,7 @@ class Best:
 
     def _alike(self, each: Sequence[float]) -> bool:
         """Whether what is higher than at the lowest score may be chance."""
-        if len(each) != len(self.each) or len(each) < 2:
+        if len(each) != len(self.each) or len(each) < FEWEST or not all(map(math.isfinite, each)):
             return False
         more = [now - then for now, then in zip(each, self.each, strict=True)]
         return statistics.fmean(more) <= SURE * statistics.stdev(more) / math.sqrt(len(more))
@@ -84,4 +88,5 @@ class Best:
     def restore(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
-        self.lowest = min(self.lowest, self.score)  # a state of before knew the lowest alone
+        # Older checkpoints hold one score, the lowest, and no `each`: their run ends as it began.
+        self.lowest = min(self.lowest, self.score)

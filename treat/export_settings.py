@@ -15,7 +15,8 @@ class Config(core.config.Config):
     out: Path
     """Folder for the file and its card; nothing else may stand in it."""
     step: str = "best"
-    """Which checkpoint of a run folder: best, last or a number."""
+    """Which checkpoint of a run folder: best (the one that its second detector chose), last or a
+    number."""
     scale: float = 1.0
     """Strength: what the adapter changes is multiplied by this."""
     also: tuple[str, ...] = ()

@@ -147,7 +147,7 @@ class Ledger:
 
     @property
     def exhausted(self) -> bool:
-        """No look has been better for `patience` looks, or the images have collapsed."""
+        """The lowest second score is `patience` looks old, or the images have collapsed."""
         return self.collapsed or (bool(self.patience) and self.best.since >= self.patience)
 
     @property

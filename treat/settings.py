@@ -194,7 +194,8 @@ class Config(core.config.Config):
     watch_every: int = Field(25, ge=0)
     """Updates between two looks at held-out prompts; 0: none."""
     watch_images: int = Field(32, ge=1)
-    """How many prompts are watched."""
+    """How many prompts are watched. The more, the better can the second detector tell steps apart;
+    below 16 the lowest score is exported, be it chance."""
     watch_prompts: Path | None = None
     """File of the prompts that are watched, from its first line on. None: the last lines of
     `prompts`, at most a fifth of them. Nothing that is watched is learnt from, so a list of few
@@ -203,13 +204,14 @@ class Config(core.config.Config):
     """What to do where the watched images collapse (`treat/guard.py`): blurred, grey, alike, deaf
     to the prompt, worse to the second detector; where the pixel loss selects more than of the
     base's images, or nothing any more while the second detector still would; where the adapters
-    run away. A stopped run keeps its best step, and fails where no look was sound."""
+    run away. A stopped run keeps the step to export of the looks before, and fails where none was
+    sound."""
     tolerance: float = Field(0.6, gt=0)
     """How far a meter's mean may move: in spreads of that meter among the base's images. At 0.6
     the selected pixels may fall by 45 points more than the second detector's, and the adapters
     grow 1.15 times as fast as up to the first look; both in proportion."""
     patience: int = Field(0, ge=0)
-    """Looks without a better second score after which to stop; 0: never."""
+    """Looks without a lower second score after which to stop; 0: never."""
     offline_rise: float = Field(0.2, ge=0)
     """How much the loss on held-out real images may rise before a step cannot be the best."""
 

@@ -1,7 +1,7 @@
 """The treated model in; figures and pictures of the same prompts and seeds out, step after step.
 
-The second detector never taught the model: where its score stops falling, healing has turned into
-hacking. The loss on real images tells the same from another side.
+The second detector never taught the model: where its score rises beyond chance, healing has turned
+into hacking. The loss on real images tells the same from another side.
 """
 
 import json

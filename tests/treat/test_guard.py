@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from core import checkpoint
 from core.errors import UserError
 from core.storage import read_lines
 from miniature.law import mixed
@@ -397,6 +398,14 @@ def test_a_map_that_goes_blind_is_told_from_images_that_heal():
     assert guard.blindness((0 * first, first), (second * (torch.arange(20) < 8),) * 2) > 1
     some = torch.where(torch.arange(20) % 4 == 0, 3.0, 0.2)  # of which the mean says little
     assert guard.blindness((0.5 * first, first), (some * second, second)) == 0
+
+
+def test_of_looks_that_are_alike_the_last_is_exported(world, tmp_path):
+    """Not the lowest score, which is the first of equals."""
+    assert train.main(looked(world, tmp_path, steps=3, learning_rate=1e-12)) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["best_step"] == 3
+    state = checkpoint.load_newest(tmp_path / "checkpoints").state["best"]
+    assert len(state["each"]) == FEWEST and state["step"] == 3
 
 
 def test_the_share_of_selected_pixels_and_the_pace_are_watched(world, tmp_path):

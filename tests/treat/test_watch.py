@@ -1,4 +1,4 @@
-"""The best step is the second detector's choice, among those that still know real images."""
+"""The exported step is the second detector's choice, of those that still know real images."""
 
 import json
 
@@ -41,35 +41,44 @@ def each_of(best, *rows):
     ]
 
 
+LOW, CHANCE = 4 * [0.1, 0.3, 0.2, 0.2], 4 * [0.3, 0.1, 0.3, 0.2]
+WORSE = 4 * [0.2, 0.4, 0.3, 0.31]
+
+
 def test_a_later_step_is_taken_unless_it_is_worse_beyond_chance():
-    low, chance, worse = [0.1, 0.3, 0.2, 0.2], [0.3, 0.1, 0.3, 0.2], [0.2, 0.4, 0.3, 0.31]
     best = Best(rise=0.2)
-    assert each_of(best, low, chance) == [True, True]
+    assert each_of(best, LOW, CHANCE) == [True, True]
     assert (best.step, best.lowest, best.since) == (20, pytest.approx(0.2), 1)
     assert best.score == pytest.approx(0.225)
     best = Best(rise=0.2)
-    assert each_of(best, low, worse) == [True, False] and best.step == 10
-    # Always against the lowest, or many small steps up would be let pass.
-    creeping = [[one + 0.008 * i * (1 + 0.5 * (-1) ** j) for j, one in enumerate(low)]
-                for i in range(3)]  # fmt: skip
-    assert each_of(Best(rise=0.2), *creeping) == [True, False, False]
+    assert each_of(best, LOW, WORSE) == [True, False] and best.step == 10
+
+
+def test_steps_are_held_against_the_lowest_score_not_against_the_last_taken():
+    up, further = 4 * [0.14, 0.28, 0.24, 0.18], 4 * [0.12, 0.32, 0.22, 0.22]
+    assert each_of(Best(rise=0.2), LOW, up, further) == [True, True, False]
+    assert each_of(Best(rise=0.2), up, further) == [True, True]  # control
 
 
 def test_what_chance_allows_must_be_sound_and_hold_real_images():
-    low, chance = [0.1, 0.3, 0.2, 0.2], [0.3, 0.1, 0.3, 0.2]
-    for amiss in ({"sound": False}, {"figures": {"watch_offline": 1.3}}):
-        best, rose = Best(rise=0.2), amiss.pop("figures", {})
-        best.look(0, {"second_mean": 1.0, "watch_offline": 1.0})
-        each_of(best, low)
-        assert not best.look(20, {"second_mean": 0.225, **rose}, each=chance, **amiss)
-    assert best.look(20, {"second_mean": 0.225}, each=chance)  # control
-    assert not best.look(30, {"second_mean": 0.225}, each=chance[:2])  # other images
+    best, later = Best(rise=0.2), {"second_mean": 0.225}
+    best.look(0, {"second_mean": 1.0, "watch_offline": 1.0})
+    each_of(best, LOW)
+    assert not best.look(20, later, sound=False, each=CHANCE)
+    assert not best.look(20, {**later, "watch_offline": 1.3}, each=CHANCE)
+    assert not best.look(20, later, each=CHANCE[:-1])  # of other images
+    assert best.look(20, later, each=CHANCE)  # control
+
+
+def test_few_images_and_none_that_is_finite_leave_the_lowest():
+    assert each_of(Best(rise=0.2), LOW[:12], CHANCE[:12]) == [True, False]
+    for strange in (float("nan"), float("inf")):
+        assert each_of(Best(rise=0.2), LOW, [strange, *LOW[1:]]) == [True, False]
 
 
 def test_state_is_json_and_comes_back():
-    rows = [[0.1, 0.3], [0.3, 0.1]]
     for pairs in ([], [(0.1, 1.0)], [(0.1, 1.0), (0.5, 1.0)]):
-        for more in ([], rows):
+        for more in ([], [LOW, CHANCE]):
             best, again = Best(rise=0.2), Best(rise=0.2)
             looks(best, *pairs)
             each_of(best, *more)
@@ -77,7 +86,8 @@ def test_state_is_json_and_comes_back():
             assert again == best
     older = Best(rise=0.2)
     older.restore({"step": 10, "score": 0.5, "base_offline": None, "since": 0})
-    assert older.lowest == 0.5  # a checkpoint of before has no more
+    assert not older.look(20, {"second_mean": 0.5}, each=LOW)  # an older checkpoint has no more
+    assert older.look(30, {"second_mean": 0.4}, each=LOW)
 
 
 def test_patience_ends_a_run_early(world, tmp_path):
