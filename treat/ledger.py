@@ -199,9 +199,8 @@ class Ledger:
             )
             return PAUSED
         best = self.export
-        self.run.summary(
-            {"steps": self.step, "best_step": best, "second_mean": self.best.known, **self.last}
-        )
+        said = {"steps": self.step, "best_step": best, "second_mean": self.best.known}
+        self.run.summary({**self.last, **said})
         ended = f"finished after step {self.step}"
         if best is not None:
             self.run.event("info", f"{ended}; the best is step {best}")
