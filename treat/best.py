@@ -21,8 +21,8 @@ draws of its own as the bootstrap of a report does."""
 class Best:
     """The latest step that the second detector does not find worse than the one it likes best.
 
-    Worse: its score of the same images is higher by more than chance, at 95 %, paired; of fewer
-    than `FEWEST` images, higher at all. A step counts only while the loss on real images stays
+    Worse: the 95 % interval of the paired difference of their scores lies above 0; with fewer than
+    `FEWEST` images, the score is not lower. A step counts only while the loss on real images stays
     within `rise` of the base's.
     """
 

@@ -44,7 +44,8 @@ class Config(core.config.Config):
     strengths: tuple[Annotated[float, Field(ge=0, le=10)], ...] = ()
     """Also draw every adapter at these strengths (0 0.5 1 1.5): a sheet, and curves."""
     step: str = "best"
-    """Which checkpoint of a run folder: best, last or a number."""
+    """Which checkpoint of a run folder: best (the one that its second detector chose), last or a
+    number."""
     shown: int = Field(default=12, ge=0)
     """Pairs in the report and on the sheet: always the first ones, never chosen."""
     device: str = "auto"

@@ -213,7 +213,7 @@ class Config(core.config.Config):
     patience: int = Field(0, ge=0)
     """Looks without a lower second score after which to stop; 0: never."""
     offline_rise: float = Field(0.2, ge=0)
-    """How much the loss on held-out real images may rise before a step cannot be the best."""
+    """How much the loss on held-out real images may rise before a step cannot be exported."""
 
     @model_validator(mode="after")
     def _steps_agree(self) -> "Config":
