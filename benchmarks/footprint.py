@@ -6,7 +6,6 @@ is the mark at the end, less what was resident. Seconds are the processor's, of 
 stays resident is also the C library's choice: see `benchmarks.side_by_side.GIVEN_BACK`.
 """
 
-import ctypes
 import gc
 import statistics
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.memory import give_back
 
 PROC = Path("/proc/self")
 MB = 1e6
@@ -29,7 +29,7 @@ class Footprint:
     def begin(self) -> None:
         """Everything is loaded, and nothing computed."""
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        give_back()
         (PROC / "clear_refs").write_text("5")
         self.resident = resident("VmRSS")
         self.at = time.process_time()

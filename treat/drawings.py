@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.contracts import Latents
+from core.memory import give_back
 from core.seeds import mix
 from treat.step import Chain, Taped, draw, latent_gradient, replay
 from treat.terms import RewardTerm
@@ -53,11 +54,21 @@ def drawings(
 
 
 def accumulate_gradient(
-    chain: Chain, drawn: Iterable[Drawing], term: RewardTerm, share: float, two_pass: bool = False
+    chain: Chain,
+    drawn: Iterable[Drawing],
+    term: RewardTerm,
+    share: float,
+    two_pass: bool = False,
+    lean: bool = False,
 ) -> dict[str, Tensor]:
-    """Add `share` of the term's gradient to the adapters' `.grad`; its figures, averaged."""
+    """Add `share` of the term's gradient to the adapters' `.grad`; its figures, averaged.
+
+    `lean`: what a drawing has freed goes back to the system before the reward is computed.
+    """
     figures: dict[str, Tensor] = {}
     for latents, tape, factor, part in drawn:
+        if lean:
+            give_back()
         pull = latent_gradient(chain, latents, term, two_pass)
         replay(chain, tape, pull * (share * factor * part))
         for name, value in term.figures.items():

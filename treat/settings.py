@@ -291,6 +291,12 @@ class Config(core.config.Config):
         return bool(self.pixel_weight or self.image_weight)
 
     @property
+    def lean(self) -> bool:
+        """Whether anything is computed twice, so that less is held."""
+        twice = self.two_pass_decode, self.checkpoint_blocks, self.checkpoint_decoder
+        return self.recompute or any(twice)
+
+    @property
     def pixel_numbers(self) -> dict[str, Any]:
         """What `treat.terms.RewardTerm` takes."""
         return {

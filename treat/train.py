@@ -145,7 +145,8 @@ def learn(lesson: Lesson, step: int, here: range, share: float) -> dict[str, Ten
         term = reward_term(lesson, chain, noise, lesson.texts.said(rows), views)
         redraws = places.seeds(REDRAWS, step, here) if config.redraws else None
         drawn = drawings(chain, noise, learning_steps(config, step), redraws, config.recompute)
-        figures |= accumulate_gradient(chain, drawn, term, share, config.two_pass_decode)
+        options = {"two_pass": config.two_pass_decode, "lean": config.lean}
+        figures |= accumulate_gradient(chain, drawn, term, share, **options)
     if lesson.real and config.offline_weight:
         shown = drawn_from(lesson.real, seeding.mix(config.seed, SHAPE, step))
         rows = shown.rows(places.rows(OFFLINE, len(shown.train), step, here))

@@ -1,6 +1,10 @@
 """What memory there is: the machine's, or the container's where that has less."""
 
+import platform
+
 import psutil
+import pytest
+import torch
 
 from core import memory
 
@@ -15,3 +19,17 @@ def test_a_container_may_have_less_than_its_machine(tmp_path, monkeypatch):
     assert memory.machine_memory() == machine
     limits[0].write_text("1000000\n")
     assert memory.machine_memory() == 1_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps less")
+def test_freed_memory_goes_back_to_the_system():
+    def resident() -> int:
+        return memory.in_use(torch.device("cpu"))["host_memory"]
+
+    blocks = [b"x" * 65536 for _ in range(4000)]  # 262 MB
+    held = resident()
+    blocks = blocks[::16]  # what lives on between keeps the rest from going by itself
+    assert held - resident() < 100e6
+    memory.give_back()
+    assert held - resident() > 200e6
+    assert len(blocks) == 250

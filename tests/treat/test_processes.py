@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.wishes import ask
 from tests.forked import served
 from tests.treat.setting import build, config, losses
-from tests.treat.two import GRADIENTS, HELD
+from tests.treat.two import BEST, GRADIENTS, HELD
 from treat import shard, train
 from treat.shard import check_sharding
 
@@ -65,6 +65,7 @@ def test_two_processes_end_in_the_bits_of_one(launch, world, whole, tmp_path):
     assert all(torch.equal(first[name], one[name]) for name in first)
     assert losses(tmp_path / "two") == figures
     assert any(tensor.any() for name, tensor in one.items() if "lora_B" in name)
+    assert one[BEST][0] == 2 and len(one[BEST]) == 3 + 2  # a step, and two watched images
 
 
 @pytest.mark.trial

@@ -27,6 +27,8 @@ MENUS = {
     "gradient": {"sampling_steps": 3, "last": 2, "learning_rate": 1e-12, "weight_decay": 0},
 }  # fmt: skip
 """`gradient`: at a rate that moves no weight, so that each step's gradient is at the same place."""
+BEST = "best"
+"""What this process holds of the exported step: step, score, lowest score, that look's images."""
 GRADIENTS = "gradients"
 """Of every step of `gradient` before it is clipped, as the sum over all processes."""
 
@@ -34,6 +36,7 @@ GRADIENTS = "gradients"
 def main(world: str, out: str, menu: str, steps: int, images: int) -> None:
     torch.set_num_threads(1)
     place, networks, add_lora = this_process(), [], train.add_lora
+    ledgers, open_ledger = [], train.open_ledger
 
     def add_own_lora(network, *rest):
         """As if every process had drawn a start of its own: the broadcast must make them one."""
@@ -43,7 +46,11 @@ def main(world: str, out: str, menu: str, steps: int, images: int) -> None:
                 weights.data += place.process_index
         return network
 
-    train.add_lora = add_own_lora
+    def open_own_ledger(*given):
+        ledgers.append(open_ledger(*given))
+        return ledgers[-1]
+
+    train.add_lora, train.open_ledger = add_own_lora, open_own_ledger
     if menu == "beside" and place.is_main_process:
         check = train.check
         train.check = lambda *given: (time.sleep(5), check(*given))  # the others come first
@@ -56,6 +63,8 @@ def main(world: str, out: str, menu: str, steps: int, images: int) -> None:
     train.main(config(Path(world), Path(out), **settings, **MENUS[menu]))
     parts = [getattr(weights, "to_local", lambda w=weights: w)() for weights in frozen(networks[0])]
     found = {**lora_state(networks[0]), HELD: torch.tensor(sum(part.numel() for part in parts))}
+    best = ledgers[0].best
+    found[BEST] = torch.tensor([best.step or 0, best.score, best.lowest, *best.each])
     if gradients:
         found[GRADIENTS] = torch.stack(gradients)
     safetensors.torch.save_file(found, f"{out}-rank{place.process_index}.safetensors")
