@@ -92,6 +92,9 @@ class Config(core.config.Config):
     steps: int = Field(120, ge=1)
     """Updates of every arm but the limit, which has 300 and 120; the other settings are the demo's,
     but for those of the ceiling and the limit."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Of adapters and controls; None: the demo's, which is chosen for few updates. Twice as many at
+    half of it move the shares less."""
     refresh_every: int = Field(20, ge=0)
     """Updates between two refreshes of the adapters' detector."""
     n: int = Field(1000, ge=2)
@@ -153,6 +156,8 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
     """One arm of one seed; those without a second detector end at their last step."""
     arm, seed = name.split("-")
     changes: dict[str, Any] = {"seed": int(seed), "steps": config.steps, **WATCHED}
+    if config.learning_rate and arm in ("control", "adapter"):
+        changes["learning_rate"] = config.learning_rate
     if arm == "control":
         changes |= CONTROL
     elif arm == "paper":

@@ -99,6 +99,19 @@ def test_each_arm_learns_from_what_its_name_says(arm: str, tmp_path: Path, monke
             assert getattr(found, name) == defaults[name].default
 
 
+@pytest.mark.parametrize("arm", healing.ARMS)
+def test_a_rate_that_is_given_is_that_of_adapters_and_controls(arm, tmp_path, monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        healing.treat.train, "main", lambda s, reward_for: rates.append(s.learning_rate)
+    )
+    for rate in (None, 2e-4):
+        healing.train(Config(learning_rate=rate), Demo(tmp_path, FULL), f"{arm}-3", tmp_path / arm)
+    own, given = rates[: len(rates) // 2], rates[len(rates) // 2 :]
+    assert given == ([2e-4] if arm in ("control", "adapter") else own)
+    assert 2e-4 not in own
+
+
 def test_drift_is_read_from_the_tables_that_the_evaluation_keeps(tmp_path: Path):
     config = Config(out=tmp_path, arms=("adapter",))
     folder = tmp_path / "evaluation-0-adapter"
