@@ -29,11 +29,13 @@ def in_use(device: torch.device) -> dict[str, int]:
     return held
 
 
-def give_back() -> None:
-    """Return the memory of freed tensors to the system, where the C library is glibc.
+def give_back() -> bool:
+    """Return the memory of freed tensors to the system; False where the C library is not glibc.
 
     By itself it keeps blocks of up to 32 MiB for later. A phase that needs other sizes finds none
-    that fit, and the peak counts both.
+    that fit, and the peak counts both. Some 10 ms, and fresh pages have to be cleared again.
     """
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
         trim(0)
+    return trim is not None

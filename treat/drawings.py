@@ -53,22 +53,19 @@ def drawings(
         yield again._replace(part=1 / len(learning))
 
 
-def accumulate_gradient(
-    chain: Chain,
-    drawn: Iterable[Drawing],
-    term: RewardTerm,
-    share: float,
-    two_pass: bool = False,
-    lean: bool = False,
-) -> dict[str, Tensor]:
-    """Add `share` of the term's gradient to the adapters' `.grad`; its figures, averaged.
+def tidied(drawn: Iterable[Drawing]) -> Iterator[Drawing]:
+    """The same; what each has freed goes back to the system before its reward is computed."""
+    for one in drawn:
+        give_back()
+        yield one
 
-    `lean`: what a drawing has freed goes back to the system before the reward is computed.
-    """
+
+def accumulate_gradient(
+    chain: Chain, drawn: Iterable[Drawing], term: RewardTerm, share: float, two_pass: bool = False
+) -> dict[str, Tensor]:
+    """Add `share` of the term's gradient to the adapters' `.grad`; its figures, averaged."""
     figures: dict[str, Tensor] = {}
     for latents, tape, factor, part in drawn:
-        if lean:
-            give_back()
         pull = latent_gradient(chain, latents, term, two_pass)
         replay(chain, tape, pull * (share * factor * part))
         for name, value in term.figures.items():

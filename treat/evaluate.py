@@ -275,3 +275,9 @@ def publish(
     page = render("Before and after treatment", note, summary, pairs, curves)
     write_atomic(run.folder / "report.html", page.encode())
     run.summary({**summary, "report": "report.html", "sheet": "sheet.png" if pairs else None})
+    for name, change in summary["differences"].items():
+        frequency = change["artifact_frequency"]
+        low, high = frequency["interval"]
+        told = f"{name}: {100 * frequency['difference']:+.1f} points of images with artifacts"
+        run.event("info", f"{told}, 95 % {100 * low:+.1f} to {100 * high:+.1f}")
+    run.event("info", f"report.html, sheet.png and summary.json are in {run.folder}")

@@ -29,10 +29,14 @@ KINDS = {".json", ".txt", ".model", ".safetensors"}
 """What a model's folder is loaded from."""
 
 
+MEMORY = {"recompute", "checkpoint_blocks", "checkpoint_decoder", "two_pass_decode"}
+"""What is kept and what is computed again: the figures are the same."""
+
+
 def may_change(out: Path) -> set[str]:
     """Settings in which a run that goes on may differ from what it was."""
     shared = {"batch", "accumulation"} if (Path(out) / NOTE).is_file() else set()
-    return {"steps", "guard", "tolerance"} | shared
+    return {"steps", "guard", "tolerance"} | MEMORY | shared
 
 
 def hold_to_inputs(config: Config, run: Run, processes: int) -> None:

@@ -31,6 +31,12 @@ NEVER_SOUND = (
     "another --out and a lower --learning-rate or --pixel-weight, or look sooner (--watch-every); "
     "--guard warn goes on all the same, and --step last exports what became of it."
 )
+FEW_WATCHED = (
+    "the guard sees nothing: it needs {} watched images, and there are {}. Name more by "
+    "--watch-prompts, and raise --watch-images"
+)
+
+NOTHING_CHOSE = "its last step is exported, for no second detector chose one"
 
 
 class Ledger:
@@ -79,7 +85,11 @@ class Ledger:
     def begin(self) -> None:
         """Take up the newest checkpoint, or look at the base before the first update."""
         with self.place.main_process_first():
-            found = checkpoint.load_newest(self.run.checkpoints)
+            found = checkpoint.load_newest(self.run.checkpoints, self._warn)
+        images = len(self.watcher.sampler.texts.held)
+        if self.guard and self.every["watch"] and images < FEWEST:
+            self._warn(FEW_WATCHED.format(FEWEST, images))
+            self.blind = True
         if found is None:
             watched = self._watched(0)
             self._look(watched)
@@ -203,12 +213,17 @@ class Ledger:
         self.run.summary({**self.last, **said})
         ended = f"finished after step {self.step}"
         if best is not None:
-            self.run.event("info", f"{ended}; the best is step {best}")
+            chosen = self.best.step is not None or best != self.step
+            told = f"the best is step {best}" if chosen else NOTHING_CHOSE
+            self.run.event("info", f"{ended}; {told}")
             return 0
         self.run.event("warn", f"{ended}; no look was sound, and no step is the best")
         if self.stop_at_collapse:
             raise UserError(NEVER_SOUND.format(folder=self.run.folder))
         return 0
+
+    def _warn(self, message: str) -> None:
+        self.run.event("warn", message)
 
     def _due(self, what: str) -> bool:
         return bool(self.every[what]) and self.step % self.every[what] == 0
@@ -249,8 +264,10 @@ class Ledger:
         seen = [name for name in watched if name.startswith(PREFIX) and name != PREFIX + PACE]
         if self.step and not self.blind and not seen:
             self.blind = True
-            told = f"the guard sees nothing: it needs {FEWEST} watched images, and those of step 0"
-            self.run.event("warn", f"{told} in {self.run.folder / 'watched'}", step=self.step)
+            told = (
+                f"the guard sees nothing: the images of step 0 are not in {self.run.folder}/watched"
+            )
+            self.run.event("warn", told, step=self.step)
         alarms = self.guard.look(watched)
         if alarms:
             moved = ", ".join(f"{name} {watched[PREFIX + name]:+.1f}" for name in alarms)

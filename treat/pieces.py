@@ -56,7 +56,8 @@ class Pieces:
         if most == 1:
             raise UserError(
                 f"{said}: a single image does not fit. `diffdoctor estimate` counts what each "
-                "phase needs; try --checkpoint-blocks, --quantise, or smaller images."
+                "phase needs. With --checkpoint-blocks, --checkpoint-decoder or --recompute the "
+                "same command goes on; with --quantise or smaller images choose another --out."
             )
         if not self.may_halve:
             raise UserError(

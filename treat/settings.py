@@ -226,10 +226,10 @@ class Config(core.config.Config):
             )
         if len(set(listed)) < len(listed):
             raise ValueError(f"learning names a step twice: {', '.join(map(str, listed))}")
-        if listed and max(listed) >= total:
+        if beyond := [step for step in listed if step >= total]:
             raise ValueError(
-                f"learning names steps of 0 to {total - 1}, as there are {total} sampling_steps, "
-                f"not {', '.join(map(str, listed))}"
+                f"learning names step {', '.join(map(str, beyond))}, and the {total} "
+                f"sampling_steps are 0 to {total - 1}: list these, or set more of them"
             )
         if listed and self.last is not None:
             raise ValueError("learning lists the steps: leave last out")
@@ -289,12 +289,6 @@ class Config(core.config.Config):
     def rewarded(self) -> bool:
         """Whether anything is drawn to learn from."""
         return bool(self.pixel_weight or self.image_weight)
-
-    @property
-    def lean(self) -> bool:
-        """Whether anything is computed twice, so that less is held."""
-        twice = self.two_pass_decode, self.checkpoint_blocks, self.checkpoint_decoder
-        return self.recompute or any(twice)
 
     @property
     def pixel_numbers(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from treat.adapter import check_adapters, fuse, pin, read_adapter, take_up
 from treat.best import Best
 from treat.checks import check_detectors, check_offline, check_refreshes, every_size, whole
 from treat.choice import choose, drawn_among
-from treat.drawings import accumulate_gradient, drawings
+from treat.drawings import accumulate_gradient, drawings, tidied
 from treat.estimate import check_fits
 from treat.guard import Guard
 from treat.image_reward import ImageReward, check_reward, load_reward
@@ -145,8 +145,8 @@ def learn(lesson: Lesson, step: int, here: range, share: float) -> dict[str, Ten
         term = reward_term(lesson, chain, noise, lesson.texts.said(rows), views)
         redraws = places.seeds(REDRAWS, step, here) if config.redraws else None
         drawn = drawings(chain, noise, learning_steps(config, step), redraws, config.recompute)
-        options = {"two_pass": config.two_pass_decode, "lean": config.lean}
-        figures |= accumulate_gradient(chain, drawn, term, share, **options)
+        drawn = tidied(drawn) if config.checkpoint_blocks and noise.device.type == "cpu" else drawn
+        figures |= accumulate_gradient(chain, drawn, term, share, config.two_pass_decode)
     if lesson.real and config.offline_weight:
         shown = drawn_from(lesson.real, seeding.mix(config.seed, SHAPE, step))
         rows = shown.rows(places.rows(OFFLINE, len(shown.train), step, here))

@@ -27,12 +27,13 @@ def save_toy_detector(folder: Path, seed: int) -> None:
 
 
 def build(folder: Path) -> Path:
-    """`base`, `detector`, `second`, `real/`, `prompts.txt`."""
+    """`base`, `detector`, `second`, `real/`, `prompts.txt`, `watched.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tiny(folder / "base")
     for name, seed in (("detector", 1), ("second", 2)):
         save_toy_detector(folder / name, seed)
     (folder / "prompts.txt").write_text("".join(f"a {thing}\n" for thing in THINGS * 2))
+    (folder / "watched.txt").write_text("".join(f"a tree of {i} leaves\n" for i in range(16)))
     generator = torch.Generator().manual_seed(0)
     (folder / "real").mkdir()
     for i, thing in enumerate(THINGS * 2):

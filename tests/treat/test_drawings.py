@@ -7,7 +7,6 @@ from core.seeds import mix
 from tests.base_models.families import CASES
 from tests.chain import Spots, equal, gradients, inputs, score, with_adapters
 from tests.tiny import SIZE
-from treat import drawings as module
 from treat.drawings import accumulate_gradient, drawings, redraw_step
 from treat.pixel_loss import straight_through_clamp
 from treat.step import Chain, draw
@@ -71,18 +70,3 @@ def test_redraws_of_one_drawing_are_averaged_each_under_noise_of_its_own():
     torch.testing.assert_close(shown["pixel"], sum(pixel) / 2)
     accumulate_gradient(chain, drawings(chain, noise, [1, 3], [5, 7]), term, share=0.5)
     assert not equal(ours, gradients(model))  # control: the seeds matter
-
-
-@pytest.mark.parametrize("lean", [True, False])
-def test_memory_goes_back_before_the_reward_where_little_may_be_held(lean, monkeypatch):
-    model = with_adapters(CASES["flux"].model())
-    noise, schedule, text = inputs(model, T, SIZE)
-    chain, seen = Chain(model, schedule, text), []
-    gradient = module.latent_gradient
-    monkeypatch.setattr(module, "give_back", lambda: seen.append("given back"))
-    monkeypatch.setattr(
-        module, "latent_gradient", lambda *a: (seen.append("reward"), gradient(*a))[1]
-    )
-    term = RewardTerm(1.0, "threshold", 0.4, Spots())
-    accumulate_gradient(chain, drawings(chain, noise, [1, 3], [5, 6]), term, 1.0, lean=lean)
-    assert seen == (["given back", "reward"] if lean else ["reward"]) * 2

@@ -65,7 +65,7 @@ def test_two_processes_end_in_the_bits_of_one(launch, world, whole, tmp_path):
     assert all(torch.equal(first[name], one[name]) for name in first)
     assert losses(tmp_path / "two") == figures
     assert any(tensor.any() for name, tensor in one.items() if "lora_B" in name)
-    assert one[BEST][0] == 2 and len(one[BEST]) == 3 + 2  # a step, and two watched images
+    assert one[BEST][0] in (1, 2) and len(one[BEST]) == 3 + 16  # of two looks at 16 images
 
 
 @pytest.mark.trial

@@ -87,6 +87,31 @@ def test_damaged_rows_of_the_cache_are_computed_anew(world, reference, half, tmp
     assert (digest(out, STEPS), losses(out)) == reference
 
 
+LEANER = [
+    {"checkpoint_blocks": True},
+    {"checkpoint_decoder": True, "two_pass_decode": True},
+    {"recompute": False},
+]
+
+
+@pytest.mark.parametrize("changes", LEANER, ids=lambda changes: next(iter(changes)))
+def test_it_may_go_on_with_another_use_of_memory(world, reference, half, tmp_path, changes):
+    out = shutil.copytree(half, tmp_path / "run")
+    assert train.main(config(world, out, steps=STEPS, **changes)) == 0
+    assert (digest(out, STEPS), losses(out)) == reference
+
+
+def test_a_damaged_checkpoint_is_noted_in_the_run(world, tmp_path):
+    out = tmp_path / "run"
+    assert train.main(config(world, out, steps=2, checkpoint_every=1)) == 0
+    newest = out / "checkpoints/step-00000002/adapter.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert train.main(config(world, out, steps=2, checkpoint_every=1)) == 0
+    events = (out / "events.jsonl").read_text()
+    assert "damaged checkpoint step-00000002 set aside" in events
+    assert "resumed after step 1" in events
+
+
 def run_program(settings, folder):
     """The real command in a fresh process, with as many threads as here."""
     file = folder / "treat.yaml"

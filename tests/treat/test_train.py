@@ -86,6 +86,14 @@ def test_the_control_draws_nothing(world, tmp_path, monkeypatch):
         train.main(config(world, tmp_path / "treated", steps=1))
 
 
+@pytest.mark.parametrize("blocks", [True, False])
+def test_checkpointed_blocks_have_freed_memory_given_back(world, tmp_path, monkeypatch, blocks):
+    times = []
+    monkeypatch.setattr(drawings, "give_back", lambda: times.append(1))
+    train.main(config(world, tmp_path / "run", steps=3, checkpoint_blocks=blocks))
+    assert len(times) == (3 if blocks else 0)
+
+
 def test_a_linear_decay_begins_at_the_full_rate_and_ends_near_zero(world, tmp_path):
     for decay in ("constant", "linear"):
         settings = config(world, tmp_path / decay, steps=3, decay=decay)
@@ -206,7 +214,7 @@ def test_what_does_not_suit_the_bases_own_steps_is_refused_before_anything(world
         ({"last": 3}, "sampling_steps"),
         ({"last": 1.5}, "last\n.*a number of steps .3., or their share"),
         ({"last": True}, "last"),
-        ({"learning": [2]}, "0 to 1"),
+        ({"learning": [2]}, "names step 2, and the 2 sampling_steps are 0 to 1"),
         ({"learning": [1, 1]}, "a step twice: 1, 1"),
         ({"learning": []}, "learning"),
         ({"learning": [1], "last": 1}, "leave last out"),

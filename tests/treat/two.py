@@ -57,6 +57,9 @@ def main(world: str, out: str, menu: str, steps: int, images: int) -> None:
     here, gradients = images // place.num_processes, []
     settings = {"steps": steps, "accumulation": here, "picture_every": 2}
     settings["beside"] = Path(world) / "beside" if menu == "beside" else None
+    if menu == "redraws":  # as many looks and images as a choice needs
+        settings |= {"watch_prompts": Path(world) / "watched.txt", "watch_images": 16}
+        settings |= {"watch_every": 1}
     if menu == "gradient":  # all at once: half of a batch against the whole of it
         gradients = keep_gradients()
         settings |= {"accumulation": 1, "batch": here, "start": Path(world) / "start"}

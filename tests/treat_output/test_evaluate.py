@@ -96,6 +96,8 @@ def test_figures_are_those_of_the_images_on_disk(finished):
         assert arm["artifact_frequency"] == pytest.approx(hits)
         assert set(arm["by_category"]) == {"hand", "face"} and arm["attribute_match"] == 1.0
         assert arm["entropy"] is not None
+    told = (finished / "events.jsonl").read_text()
+    assert told.count("points of images with artifacts") == 3 and str(finished) in told
     assert said["judge"] == "darkness" and "bootstrap" in said["method"]
     pairs = list(said["differences"])
     assert pairs == ["treated - control", "treated - base", "control - base"]
