@@ -30,7 +30,7 @@ class Footprint:
         """Everything is loaded, and nothing computed."""
         gc.collect()
         if not give_back():
-            raise UserError("This C library gives nothing back: measuring memory needs glibc.")
+            raise UserError("This C library gives nothing back: measure on Linux with glibc.")
         (PROC / "clear_refs").write_text("5")
         self.resident = resident("VmRSS")
         self.at = time.process_time()

@@ -93,8 +93,7 @@ class Config(core.config.Config):
     """Updates of every arm but the limit, which has 300 and 120; the other settings are the demo's,
     but for those of the ceiling and the limit."""
     learning_rate: float | None = Field(None, gt=0)
-    """Of adapters and controls; None: the demo's, which is chosen for few updates. Twice as many at
-    half of it move the shares less."""
+    """Of adapters and controls; None: the demo's. Paper, ceiling and limit keep their own."""
     refresh_every: int = Field(20, ge=0)
     """Updates between two refreshes of the adapters' detector."""
     n: int = Field(1000, ge=2)

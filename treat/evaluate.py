@@ -280,4 +280,5 @@ def publish(
         low, high = frequency["interval"]
         told = f"{name}: {100 * frequency['difference']:+.1f} points of images with artifacts"
         run.event("info", f"{told}, 95 % {100 * low:+.1f} to {100 * high:+.1f}")
-    run.event("info", f"report.html, sheet.png and summary.json are in {run.folder}")
+    files = ["report.html", *(["sheet.png"] if pairs else []), "summary.json"]
+    run.event("info", f"in {run.folder}: {', '.join(files)}")

@@ -30,7 +30,8 @@ KINDS = {".json", ".txt", ".model", ".safetensors"}
 
 
 MEMORY = {"recompute", "checkpoint_blocks", "checkpoint_decoder", "two_pass_decode"}
-"""What is kept and what is computed again: the figures are the same."""
+"""What is kept and what is computed again: the same bits on a CPU, elsewhere or compiled but for
+rounding."""
 
 
 def may_change(out: Path) -> set[str]:

@@ -32,11 +32,14 @@ NEVER_SOUND = (
     "--guard warn goes on all the same, and --step last exports what became of it."
 )
 FEW_WATCHED = (
-    "the guard sees nothing: it needs {} watched images, and there are {}. Name more by "
-    "--watch-prompts, and raise --watch-images"
+    "the guard sees nothing but the adapters' pace: it needs {} watched images, and there are {}. "
+    "In another --out raise --watch-images and, where prompts are few, name more by --watch-prompts"
 )
 
-NOTHING_CHOSE = "its last step is exported, for no second detector chose one"
+NOTHING_CHOSE = (
+    "its last step is exported, for nothing chose one: that takes a --second-detector, a look "
+    "(--watch-every), and a loss on real images within --offline-rise"
+)
 
 
 class Ledger:
@@ -264,9 +267,8 @@ class Ledger:
         seen = [name for name in watched if name.startswith(PREFIX) and name != PREFIX + PACE]
         if self.step and not self.blind and not seen:
             self.blind = True
-            told = (
-                f"the guard sees nothing: the images of step 0 are not in {self.run.folder}/watched"
-            )
+            told = "the guard sees nothing but the adapters' pace: step 0's images are not in "
+            told += str(self.run.folder / "watched")
             self.run.event("warn", told, step=self.step)
         alarms = self.guard.look(watched)
         if alarms:

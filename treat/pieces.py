@@ -56,8 +56,9 @@ class Pieces:
         if most == 1:
             raise UserError(
                 f"{said}: a single image does not fit. `diffdoctor estimate` counts what each "
-                "phase needs. With --checkpoint-blocks, --checkpoint-decoder or --recompute the "
-                "same command goes on; with --quantise or smaller images choose another --out."
+                "phase needs. With --checkpoint-blocks, --checkpoint-decoder or --two-pass-decode, "
+                "and without --no-recompute, the same command goes on; for --quantise or smaller "
+                "images choose another --out."
             )
         if not self.may_halve:
             raise UserError(

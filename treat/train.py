@@ -145,7 +145,8 @@ def learn(lesson: Lesson, step: int, here: range, share: float) -> dict[str, Ten
         term = reward_term(lesson, chain, noise, lesson.texts.said(rows), views)
         redraws = places.seeds(REDRAWS, step, here) if config.redraws else None
         drawn = drawings(chain, noise, learning_steps(config, step), redraws, config.recompute)
-        drawn = tidied(drawn) if config.checkpoint_blocks and noise.device.type == "cpu" else drawn
+        if gives_back(config, noise.device):
+            drawn = tidied(drawn)
         figures |= accumulate_gradient(chain, drawn, term, share, config.two_pass_decode)
     if lesson.real and config.offline_weight:
         shown = drawn_from(lesson.real, seeding.mix(config.seed, SHAPE, step))
@@ -170,6 +171,12 @@ def reward_term(
     if scorer is not None and config.image_weight:
         term.score = Score(config.image_weight, partial(scorer, prompts=prompts))
     return term
+
+
+def gives_back(config: Config, device: torch.device) -> bool:
+    """Whether freed memory goes back to the system: with kept graphs a step would take 7 % longer
+    (docs/numbers.md, *Given back*), and a GPU's tensors have an allocator of torch's own."""
+    return config.checkpoint_blocks and device.type == "cpu"
 
 
 def learning_steps(config: Config, step: int) -> list[int]:

@@ -309,7 +309,7 @@ def test_a_run_that_was_never_sound(world, tmp_path, monkeypatch, guarded, steps
 
 
 def test_a_guard_that_cannot_see_says_so_once(world, tmp_path):
-    told = f"the guard sees nothing: it needs {FEWEST} watched images"
+    told = f"it needs {FEWEST} watched images"
     for images in (FEWEST - 1, FEWEST):
         out = tmp_path / str(images)
         settings = looked(world, out, watch_images=images, steps=2)
@@ -334,6 +334,8 @@ def test_a_last_look_that_is_amiss_is_not_exported(world, tmp_path, monkeypatch)
     settings = ruin(world, tmp_path, learning_rate=1e-3, second_detector=None, steps=3)
     assert train.main(settings) == 0
     assert read_adapter(tmp_path).step == 2
+    told = [line["message"] for line in read_lines(tmp_path / "events.jsonl")]
+    assert "the best is step 2" in told[-1]
 
 
 def test_a_detector_that_flags_what_is_real_is_warned_of(world, tmp_path, monkeypatch):

@@ -44,6 +44,16 @@ def test_a_run_leaves_what_it_should(world, tmp_path):
     assert any(tensor.abs().max() > 0 for tensor in adapters(out, 4).values())
 
 
+@pytest.mark.parametrize(
+    ("second", "told"), [("second", "the best is step"), (None, "nothing chose one")]
+)
+def test_the_end_says_who_chose_the_step(world, tmp_path, second, told):
+    out = tmp_path / "run"
+    train.main(config(world, out, steps=2, second_detector=second and world / second))
+    last = (out / "events.jsonl").read_text().splitlines()[-1]
+    assert "finished after step 2" in last and told in last
+
+
 def test_the_same_settings_give_the_same_bits(world, tmp_path):
     torch.manual_seed(1)
     train.main(config(world, tmp_path / "a", steps=2))
@@ -92,6 +102,9 @@ def test_checkpointed_blocks_have_freed_memory_given_back(world, tmp_path, monke
     monkeypatch.setattr(drawings, "give_back", lambda: times.append(1))
     train.main(config(world, tmp_path / "run", steps=3, checkpoint_blocks=blocks))
     assert len(times) == (3 if blocks else 0)
+    assert not train.gives_back(
+        config(world, tmp_path, checkpoint_blocks=True), torch.device("meta")
+    )
 
 
 def test_a_linear_decay_begins_at_the_full_rate_and_ends_near_zero(world, tmp_path):

@@ -103,6 +103,13 @@ def test_figures_are_those_of_the_images_on_disk(finished):
     assert pairs == ["treated - control", "treated - base", "control - base"]
 
 
+def test_no_sheet_is_named_where_none_is_shown(files, tmp_path):
+    evaluate.main(settings(files, tmp_path / "out", shown=0), dark)
+    told = (tmp_path / "out/events.jsonl").read_text()
+    assert "report.html, summary.json" in told
+    assert not (tmp_path / "out/sheet.png").exists()
+
+
 def test_an_adapter_that_does_nothing_changes_nothing(finished):
     """Same prompts and same seeds to the bit; the other adapter is the control of this test."""
     base = pictures(finished, "base")
