@@ -94,6 +94,8 @@ class Config(core.config.Config):
     but for those of the ceiling and the limit."""
     learning_rate: float | None = Field(None, gt=0)
     """Of adapters and controls; None: the demo's. Paper, ceiling and limit keep their own."""
+    offline_target: Literal["images", "base"] = "images"
+    """Of adapters, as of `treat`; a control would learn nothing from the base."""
     refresh_every: int = Field(20, ge=0)
     """Updates between two refreshes of the adapters' detector."""
     n: int = Field(1000, ge=2)
@@ -163,6 +165,7 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
         changes |= PAPER | {"detector": demo.out / "detector"}
     elif arm == "adapter":
         changes |= demo.rewarded() | {"refresh_every": config.refresh_every}
+        changes["offline_target"] = config.offline_target
     elif arm == "ceiling":
         changes |= CEILING
     else:

@@ -54,10 +54,11 @@ def drawings(
 
 
 def tidied(drawn: Iterable[Drawing]) -> Iterator[Drawing]:
-    """The same; what each has freed goes back to the system before its reward is computed."""
+    """The same; what is freed goes back to the system before the reward, and after the replay."""
     for one in drawn:
         give_back()
         yield one
+        give_back()
 
 
 def accumulate_gradient(

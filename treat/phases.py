@@ -104,7 +104,8 @@ def count(config: settings.Config, *numbers: int) -> list[Estimate]:
         if config.offline_weight:
             with tally.work(phases, OFFLINE):
                 rows = {LATENTS: noise, **texts}
-                offline_term(model, rows, seeds, chains[1].precision).backward()
+                loss = offline_term(model, rows, seeds, chains[1].precision, config.offline_target)
+                loss.backward()
         with tally.work(phases, OPTIMIZER):
             update.collect(1.0, {})
         del moments

@@ -134,6 +134,10 @@ class Config(core.config.Config):
     """Weight of the image reward (a cosine), which is raised."""
     offline_weight: float = Field(0.25, ge=0)
     """Weight of the flow or noise loss on real images, which holds the model; 0: none."""
+    offline_target: Literal["images", "base"] = "images"
+    """What that loss asks for: the way to the real image (the paper's), or what the base itself
+    predicts there, by which the images' own sample moves nothing. The latter costs one more pass
+    without gradient."""
     lock_weight: float = Field(0.0, ge=0)
     """Weight of the change outside what the detector marks on the base's image."""
     lock_inside: float = Field(0.0, ge=0, le=1)
@@ -250,6 +254,11 @@ class Config(core.config.Config):
         if self.guidance is not None and self.guidance <= 1 and not self.learn_empty:
             raise ValueError(
                 "without guidance the empty prompt is not asked: leave --no-learn-empty out"
+            )
+        if not self.rewarded and self.offline_target == "base":
+            raise ValueError(
+                "without a reward nothing leaves the base, and offline_target base asks for "
+                "nothing else: leave it out"
             )
         if not self.rewarded and not self.offline_weight:
             raise ValueError(

@@ -3,12 +3,14 @@
 Legend: b batch, h w pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from base_models.sample import Precision, around
 from core.contracts import Detector, DiffusionModel, Images, Latents
@@ -94,9 +96,31 @@ def lock_to_base(
 
 
 def offline_term(
-    model: DiffusionModel, rows: Mapping[str, Tensor], seeds: Sequence[int], precision: Precision
+    model: DiffusionModel,
+    rows: Mapping[str, Tensor],
+    seeds: Sequence[int],
+    precision: Precision,
+    target: Literal["images", "base"] = "images",
 ) -> Float[Tensor, ""]:
-    """The model's own loss on cached real images."""
+    """The model's own loss on cached real images; or what its network predicts at the same noised
+    images, mean squared, less what the base predicts there (one more pass, without gradient)."""
     clean, text = split_rows(rows)
     with around(model.network, precision):
-        return model.offline_loss(clean, text, seeds)
+        if target == "images":
+            return model.offline_loss(clean, text, seeds)
+        with torch.no_grad(), adapter_off(model.network), predictions(model.network) as base:
+            model.offline_loss(clean, text, seeds)
+        with predictions(model.network) as ours:
+            model.offline_loss(clean, text, seeds)
+    return (ours[0].float() - base[0].float()).square().mean()
+
+
+@contextmanager
+def predictions(network: nn.Module) -> Iterator[list[Tensor]]:
+    """What the network gives at each call within."""
+    found: list[Tensor] = []
+    handle = network.register_forward_hook(lambda _module, _given, out: found.append(out[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -151,7 +151,8 @@ def learn(lesson: Lesson, step: int, here: range, share: float) -> dict[str, Ten
     if lesson.real and config.offline_weight:
         shown = drawn_from(lesson.real, seeding.mix(config.seed, SHAPE, step))
         rows = shown.rows(places.rows(OFFLINE, len(shown.train), step, here))
-        loss = offline_term(model, rows, places.seeds(OFFLINE, step, here), lesson.precision)
+        times = places.seeds(OFFLINE, step, here)
+        loss = offline_term(model, rows, times, lesson.precision, config.offline_target)
         (loss * (config.offline_weight * share)).backward()
         figures["offline"] = loss.detach()
     return figures

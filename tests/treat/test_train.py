@@ -101,7 +101,7 @@ def test_checkpointed_blocks_have_freed_memory_given_back(world, tmp_path, monke
     times = []
     monkeypatch.setattr(drawings, "give_back", lambda: times.append(1))
     train.main(config(world, tmp_path / "run", steps=3, checkpoint_blocks=blocks))
-    assert len(times) == (3 if blocks else 0)
+    assert len(times) == (6 if blocks else 0)
     assert not train.gives_back(
         config(world, tmp_path, checkpoint_blocks=True), torch.device("meta")
     )
@@ -240,6 +240,7 @@ def test_what_does_not_suit_the_bases_own_steps_is_refused_before_anything(world
         ({"targets": "all"}, "'attention' or 'attention.mlp'"),
         ({"pixel_weight": 0, "offline_weight": 0}, "nothing would be learnt"),
         ({"offline": None}, "offline_weight"),
+        ({"pixel_weight": 0, "lock_weight": 0, "offline_target": "base"}, "leaves the base"),
         ({"refresh_every": 2}, "annotator"),
         ({"second_detector": None, "patience": 1}, "second_detector"),
     ],
