@@ -27,8 +27,6 @@ IMAGES = "images of an update"
 """The global batch: micro-batch x accumulation x processes."""
 KINDS = {".json", ".txt", ".model", ".safetensors"}
 """What a model's folder is loaded from."""
-
-
 MEMORY = {"recompute", "checkpoint_blocks", "checkpoint_decoder", "two_pass_decode"}
 """What is kept and what is computed again: the same bits on a CPU, elsewhere or compiled but for
 rounding."""

@@ -35,7 +35,6 @@ FEW_WATCHED = (
     "the guard sees nothing but the adapters' pace: it needs {} watched images, and there are {}. "
     "In another --out raise --watch-images and, where prompts are few, name more by --watch-prompts"
 )
-
 NOTHING_CHOSE = (
     "its last step is exported, for nothing chose one: that takes a --second-detector, a look "
     "(--watch-every), and a loss on real images within --offline-rise"

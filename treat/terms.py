@@ -102,8 +102,8 @@ def offline_term(
     precision: Precision,
     target: Literal["images", "base"] = "images",
 ) -> Float[Tensor, ""]:
-    """The model's own loss on cached real images; or what its network predicts at the same noised
-    images, mean squared, less what the base predicts there (one more pass, without gradient)."""
+    """The model's own loss on cached real images; or the mean square of what its network predicts
+    at these noised images less what the base predicts there (one more pass, without gradient)."""
     clean, text = split_rows(rows)
     with around(model.network, precision):
         if target == "images":
@@ -112,7 +112,8 @@ def offline_term(
             model.offline_loss(clean, text, seeds)
         with predictions(model.network) as ours:
             model.offline_loss(clean, text, seeds)
-    return (ours[0].float() - base[0].float()).square().mean()
+    (treated,), (untreated,) = ours, base  # one call each, or it would be part of a prediction
+    return (treated.float() - untreated.float()).square().mean()
 
 
 @contextmanager

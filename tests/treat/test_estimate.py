@@ -107,6 +107,13 @@ def test_as_with_real_tensors_in_every_family(world, tmp_path, case):
     compare(settings(world, base=str(tmp_path)), world)
 
 
+def test_held_to_the_base_the_offline_term_has_one_more_pass(world):
+    images, base = (
+        counted(world, offline_target=target)[phases.OFFLINE] for target in ("images", "base")
+    )
+    assert 1.2 * images.flops < base.flops < 1.6 * images.flops  # three passes' work, and a fourth
+
+
 @pytest.mark.parametrize("changes", [{"recompute": False}, {"redraws": 3}], ids=str)
 def test_linear_in_the_steps_that_learn(world, changes):
     given = settings(world, last=3, **changes)
