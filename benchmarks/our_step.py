@@ -58,7 +58,7 @@ class OwnGrid:
 def main(task: Task) -> None:
     this_process()
     lesson, update = prepare(task)
-    pieces = Pieces(update, lambda *_: None, may_halve=True)
+    pieces = Pieces(update, lambda *_: None, lambda: None, may_halve=True)
 
     def accumulate(step: int) -> dict[str, Any]:
         here = lesson.places.here(0)

@@ -34,6 +34,7 @@ from treat.arms import (
     check_origins,
     draw_arm,
     image_path,
+    learnt_from,
     named,
     open_arms,
     plan,
@@ -85,6 +86,7 @@ def main(
         raise UserError("one image makes no interval: give more prompts, or --n 100.")
 
     with Run.start(config, config.out, "treat.evaluate") as run:
+        warn_of_taught(run, opened, draws)
         for name, adapter in arms.items():
             draw_arm(run.folder, name, adapter, draws, how, progress(run, name))
             if run.interrupted:
@@ -109,6 +111,19 @@ def check_control(control: str | None, paths: Mapping[str, str]) -> None:
     if control is not None and control not in paths:
         known = ", ".join(paths) or "none is given"
         raise UserError(f"the control '{control}' is none of the adapters ({known}): name one.")
+
+
+def warn_of_taught(run: Run, arms: Mapping[str, Adapter | None], draws: Sequence[Draw]) -> None:
+    """What an adapter does on the prompts that taught it says little of others."""
+    shown = {draw.prompt for draw in draws}
+    for name, adapter in arms.items():
+        known = learnt_from(adapter, shown) if adapter else ()
+        if known:
+            run.event(
+                "warn",
+                f"{len(known)} of these {len(shown)} prompts taught '{name}' or chose its step: "
+                "give held-out ones (--prompts) for what it does on prompts it has not seen",
+            )
 
 
 def first_detector(

@@ -20,12 +20,18 @@ class Pieces:
     """Computes micro-batches at once, and in half as large pieces whenever memory ends.
 
     How large is kept in `update.most`, so that a run which goes on computes what it would have.
-    `tell` is told. Without `may_halve` it is an error: processes that share a network out must all
-    do the same.
+    `tell` is told; `keep` saves the last update where nothing more can be halved. Without
+    `may_halve` it is an error: processes that share a network out must all do the same.
     """
 
-    def __init__(self, update: Update, tell: Callable[..., Any], may_halve: bool):
-        self.update, self.tell, self.may_halve = update, tell, may_halve
+    def __init__(
+        self,
+        update: Update,
+        tell: Callable[..., Any],
+        keep: Callable[[], Any],
+        may_halve: bool,
+    ):
+        self.update, self.tell, self.keep, self.may_halve = update, tell, keep, may_halve
 
     def run(self, learn: Learn, here: range, share: float) -> Figures:
         """All of `here`, at weight `share`; `UserError` where a single sample does not fit."""
@@ -54,6 +60,8 @@ class Pieces:
             torch.cuda.empty_cache()
         most = min(samples, self.update.most or samples)
         if most == 1:
+            if self.may_halve:
+                self.keep()
             raise UserError(
                 f"{said}: a single image does not fit. `diffdoctor estimate` counts what each "
                 "phase needs. With --checkpoint-blocks, --checkpoint-decoder or --two-pass-decode, "

@@ -93,12 +93,12 @@ def main(
         precision = autocast(device.type, config.mixed_precision)
         places = Places(config.seed, config.batch, config.accumulation)
         update = Update(lora_parameters(model.network), config.weight_decay, config.clip)
-        pieces = Pieces(update, run.event, may_halve=not sharded())
         detectors, scorer = open_detectors(config, device, given), open_scorer(config, device)
         sampler = Sampler(model, texts, config.total_steps, *sizes[0], config.batch, precision)
         held = real[0] if real else None
         watcher = Watcher(sampler, detectors, scorer, held, config.seed, config.threshold)
         ledger = open_ledger(config, run, update, watcher)
+        pieces = Pieces(update, run.event, ledger.save, may_halve=not sharded())
         lesson = Lesson(config, model, texts, real, schedules, precision, detectors, scorer, places)
         set_seed(seeding.mix(config.seed) % 2**32)  # for what libraries may draw by themselves
         ledger.begin()

@@ -144,6 +144,18 @@ def test_a_single_image_that_does_not_fit_is_said(world, tmp_path, monkeypatch):
         train.main(settings(world, tmp_path))
 
 
+def test_updates_before_memory_ended_are_kept(world, plain, tmp_path, monkeypatch):
+    """No checkpoint was due; the same command goes on from the last update."""
+    given = settings(world, tmp_path, checkpoint_every=100)
+    with monkeypatch.context() as patch:
+        fits(patch, "drawings", most=0, start=2 * (STEPS - 1))
+        with pytest.raises(UserError, match="a single image does not fit"):
+            train.main(given)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [STEPS - 1]
+    assert train.main(given) == 0
+    compare(tmp_path, plain)
+
+
 def test_a_network_that_is_shared_out_is_not_halved(world, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "sharded", lambda: True)
     monkeypatch.setattr(train, "shard", lambda network: network)
