@@ -154,6 +154,7 @@ def write_lora(
     check_room(config.out, twice + sum(map(len, beside.values())))
     config.out.mkdir(parents=True, exist_ok=True)
     with alone(config.out / ".export.lock", f"another export is writing {config.out}: wait."):
+        replaced = (config.out / WEIGHTS).is_file()
         clear(config.out)
         for name, text in beside.items():
             write_atomic(config.out / name, text)
@@ -166,7 +167,8 @@ def write_lora(
         write_atomic(config.out / WEIGHTS, content)
     written = f"{config.out / WEIGHTS}" + (f" and {KOHYA}" if kind.prefix == UNET else "")
     step = "" if adapter.step is None else f" of step {adapter.step}"
-    print(f"{written}: {len(tensors) // 2} modules{step}, {len(content)} bytes")
+    former = "; the export that lay there is gone" if replaced else ""
+    print(f"{written}: {len(tensors) // 2} modules{step}, {len(content)} bytes{former}")
 
 
 def clear(folder: Path) -> None:

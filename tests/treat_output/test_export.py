@@ -172,6 +172,14 @@ def test_foreign_scale_is_folded(run, tmp_path):
         assert torch.equal(again.tensors[name], tensor * factor)
 
 
+def test_an_export_that_is_replaced_is_told(run, tmp_path, capsys):
+    told = []
+    for dtype in ("fp32", "bf16"):
+        export.main(export.Config(run=run, out=tmp_path, dtype=dtype))
+        told.append("the export that lay there is gone" in capsys.readouterr().out)
+    assert told == [False, True]
+
+
 def test_nothing_of_others_is_overwritten(run, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="other files"):
