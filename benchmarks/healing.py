@@ -92,6 +92,8 @@ class Config(core.config.Config):
     steps: int = Field(120, ge=1)
     """Updates of every arm but the limit, which has 300 and 120; the other settings are the demo's,
     but for those of the ceiling and the limit."""
+    batch: int | None = Field(None, ge=1)
+    """Images an update, of every arm but the limit; None: the demo's."""
     learning_rate: float | None = Field(None, gt=0)
     """Of adapters and controls; None: the demo's. Paper, ceiling and limit keep their own."""
     offline_target: Literal["images", "base"] = "images"
@@ -157,6 +159,8 @@ def train(config: Config, demo: Demo, name: str, out: Path) -> int | None:
     """One arm of one seed; those without a second detector end at their last step."""
     arm, seed = name.split("-")
     changes: dict[str, Any] = {"seed": int(seed), "steps": config.steps, **WATCHED}
+    if config.batch:
+        changes["batch"] = config.batch
     if config.learning_rate and arm in ("control", "adapter"):
         changes["learning_rate"] = config.learning_rate
     if arm == "control":
