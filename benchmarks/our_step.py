@@ -28,8 +28,9 @@ from treat.adapter import read_adapter, take_up
 from treat.lora import add_lora, lora_parameters
 from treat.pieces import Pieces
 from treat.settings import Config
+from treat.setup import always
 from treat.texts import encode_texts, split_prompts
-from treat.train import Lesson, always, learn, rate
+from treat.train import Lesson, learn, rate
 from treat.update import Places, Update
 
 FORMS = (

@@ -6,7 +6,7 @@ import pytest
 
 from core.errors import UserError
 from tests.treat.setting import build, config
-from treat import checks, train
+from treat import checks, setup, train
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def nothing_heavy(monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("the base was loaded before the check")
 
-    monkeypatch.setattr(train, "load_base", refuse)
+    monkeypatch.setattr(setup, "load_base", refuse)
 
 
 def damaged_detector(world, place):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from core.errors import UserError
 from core.processes import this_process
 from tests.treat.setting import build, config, losses
-from treat import drawings, step, terms, train
+from treat import drawings, setup, step, terms, train
 from treat.offline import RealRows
 from treat.step import Chain
 from treat.texts import Texts
@@ -52,8 +52,8 @@ def world(tmp_path_factory):
 def opened(world, tmp_path_factory):
     """What a run opens: base, texts, real images, and detectors."""
     given, place = config(world, tmp_path_factory.mktemp("opened")), this_process()
-    model = train.open_model(given, place, place.device)
-    return model, train.open_detectors(given, place.device, None)
+    model = setup.open_model(given, place, place.device)
+    return model, setup.open_detectors(given, place.device, None)
 
 
 def spoilt(found, how):

@@ -158,7 +158,6 @@ def test_updates_before_memory_ended_are_kept(world, plain, tmp_path, monkeypatc
 
 def test_a_network_that_is_shared_out_is_not_halved(world, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "sharded", lambda: True)
-    monkeypatch.setattr(train, "shard", lambda network: network)
     fits(monkeypatch, "drawings", most=2)
     with pytest.raises(UserError, match="4 images at once do not fit.*set --batch 1"):
         train.main(settings(world, tmp_path))

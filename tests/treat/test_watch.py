@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.treat.setting import build, config, losses
-from treat import train
+from treat import setup, train
 from treat.best import Best
 from treat.watch import Resting, scores, sharpness
 
@@ -147,7 +147,7 @@ def test_what_only_looks_is_on_the_device_meanwhile():
 
 def test_of_a_treatment_only_the_second_detector_rests(world, tmp_path):
     settings = config(world, tmp_path)
-    found = train.open_detectors(settings, torch.device("meta"), None)
+    found = setup.open_detectors(settings, torch.device("meta"), None)
     reward, second = (found[name]([]) for name in ("reward", "second"))
     assert {weight.device.type for weight in reward.parameters()} == {"meta"}
     assert isinstance(second, Resting)

@@ -10,7 +10,7 @@ import torch.utils.tensorboard  # noqa: F401 - what a run loads late, once for a
 from core.processes import this_process
 from tests.forked import serve
 from tests.treat.setting import config
-from treat import train
+from treat import setup, train
 from treat.lora import lora_state
 from treat.update import Update
 
@@ -35,7 +35,7 @@ GRADIENTS = "gradients"
 
 def main(world: str, out: str, menu: str, steps: int, images: int) -> None:
     torch.set_num_threads(1)
-    place, networks, add_lora = this_process(), [], train.add_lora
+    place, networks, add_lora = this_process(), [], setup.add_lora
     ledgers, open_ledger = [], train.open_ledger
 
     def add_own_lora(network, *rest):
@@ -50,7 +50,7 @@ def main(world: str, out: str, menu: str, steps: int, images: int) -> None:
         ledgers.append(open_ledger(*given))
         return ledgers[-1]
 
-    train.add_lora, train.open_ledger = add_own_lora, open_own_ledger
+    setup.add_lora, train.open_ledger = add_own_lora, open_own_ledger
     if menu == "beside" and place.is_main_process:
         check = train.check
         train.check = lambda *given: (time.sleep(5), check(*given))  # the others come first
