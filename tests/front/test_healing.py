@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from benchmarks import healing
-from benchmarks.healing import Config, drifted, evaluated, own, planned, row, shift, verdicts
+from benchmarks.healing import Config, own, planned
+from benchmarks.healing_figures import ARMS, drifted, evaluated, row, shift, verdicts
 from core.errors import UserError
 from diffdoctor.demo import Demo
 from diffdoctor.demo_settings import FULL, OF_BASE, QUICK
@@ -73,7 +74,7 @@ def test_verdicts_are_in_points_and_shifts_name_their_value():
     assert found.startswith("stated.hand.side ") and found.endswith(" +5.1")
 
 
-@pytest.mark.parametrize("arm", healing.ARMS)
+@pytest.mark.parametrize("arm", ARMS)
 def test_each_arm_learns_from_what_its_name_says(arm: str, tmp_path: Path, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -99,7 +100,7 @@ def test_each_arm_learns_from_what_its_name_says(arm: str, tmp_path: Path, monke
             assert getattr(found, name) == defaults[name].default
 
 
-@pytest.mark.parametrize("arm", healing.ARMS)
+@pytest.mark.parametrize("arm", ARMS)
 def test_a_rate_that_is_given_is_that_of_adapters_and_controls(arm, tmp_path, monkeypatch):
     rates = []
     monkeypatch.setattr(
@@ -112,7 +113,7 @@ def test_a_rate_that_is_given_is_that_of_adapters_and_controls(arm, tmp_path, mo
     assert 2e-4 not in own
 
 
-@pytest.mark.parametrize("arm", healing.ARMS)
+@pytest.mark.parametrize("arm", ARMS)
 def test_as_many_images_as_are_given_for_all_arms_but_the_limit(arm, tmp_path, monkeypatch):
     batches = []
     monkeypatch.setattr(healing.treat.train, "main", lambda s, reward_for: batches.append(s.batch))
@@ -124,7 +125,6 @@ def test_as_many_images_as_are_given_for_all_arms_but_the_limit(arm, tmp_path, m
 
 
 def test_drift_is_read_from_the_tables_that_the_evaluation_keeps(tmp_path: Path):
-    config = Config(out=tmp_path, arms=("adapter",))
     folder = tmp_path / "evaluation-0-adapter"
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps({"arms": {"base": {}, "adapter-0": {}}}))
@@ -132,7 +132,7 @@ def test_drift_is_read_from_the_tables_that_the_evaluation_keeps(tmp_path: Path)
         lines = ["prompt,artifact_frequency,stated.hand.side,free.face.sky", "a face,False,-1,2"]
         lines += [f"a hand,{i in flawed},{int(i >= left)},-1" for i in range(10)]
         (folder / f"{name}.csv").write_text("\n".join(lines))
-    found = evaluated(config, 0)["arms"]
+    found = evaluated(folder)["arms"]
     assert found["base"]["drift"]["shift"] == 0
     assert drifted(found["base"]["drift"]) == drifted(None) == ""
     assert drifted(found["adapter-0"]["drift"]) == "stated.hand.side left -30.0"
