@@ -36,10 +36,9 @@ from miniature.law import SIZE
 from miniature.prompts import balanced, split
 from treat.lora import add_lora
 from treat.settings import Selection
-from treat.setup import always
 from treat.step import Chain, draw, latent_gradient, replay
 from treat.terms import RewardTerm
-from treat.watch import DetectorFor
+from treat.watch import DetectorFor, always
 
 CEILING_THRESHOLD = 0.1
 """Of the oracle's own reward, whose map is a distance and no probability."""

@@ -66,7 +66,6 @@ LIMIT = {
 """Every step learns, and nothing is held: images become more alike, and a fifth softer."""
 FURTHER = {**LIMIT, "steps": 120, "batch": 64, "learning_rate": 6e-4}
 """The limit goes on from there."""
-
 WATCHED = {"watch_every": 40, "watch_images": 100, "guard": "warn"}
 """More than the demo, whose time is short: the second detector chooses by them. Every arm has all
 its updates."""

@@ -32,6 +32,7 @@ def evaluated(folder: Path) -> dict[str, Any]:
 
 
 def moved(own: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The share that left the interval between base and law furthest."""
     factor, value, gone = drift(own, base)
     return {"factor": factor, "value": value, "shift": gone}
 
@@ -114,8 +115,8 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
                 continue
             for figure in ("artifact_frequency", "artifact_area", "attribute_match"):
                 low, high = (100 * end for end in change[figure]["interval"])
-                moved = 100 * change[figure]["difference"]
-                line = f"{pair}: {figure} {moved:+.2f} points, 95 % {low:+.2f} to {high:+.2f}"
+                points = 100 * change[figure]["difference"]
+                line = f"{pair}: {figure} {points:+.2f} points, 95 % {low:+.2f} to {high:+.2f}"
                 for ideal in IDEAL if pair.startswith("adapter") else ():
                     share = one.get(f"share_of_{ideal}", {}).get(figure)
                     line += f"; {share:.0%} of the {ideal}'s" if share is not None else ""

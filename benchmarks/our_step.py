@@ -28,10 +28,10 @@ from treat.adapter import read_adapter, take_up
 from treat.lora import add_lora, lora_parameters
 from treat.pieces import Pieces
 from treat.settings import Config
-from treat.setup import always
 from treat.texts import encode_texts, split_prompts
 from treat.train import Lesson, learn, rate
 from treat.update import Places, Update
+from treat.watch import always
 
 FORMS = (
     "recompute",

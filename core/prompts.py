@@ -39,7 +39,7 @@ def _text(path: Path) -> list[str]:
         raise UserError(f"cannot read the prompts {path} ({error.strerror}): check it.") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} has no column 'prompt': name the text column so.") from error
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{path} does not parse ({' '.join(str(error).split())}).") from error
 
 

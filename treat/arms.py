@@ -20,7 +20,6 @@ from base_models.sample import sample
 from core.contracts import Conditioning, DiffusionModel, Images
 from core.errors import UserError
 from core.images import write_image
-from core.prompts import read_prompts
 from core.seeds import mix
 from treat.adapter import Adapter, attach, check_modules, fuse, pin, read_adapter
 
@@ -121,16 +120,6 @@ def trained(arms: Mapping[str, Adapter | None], setting: str) -> int | None:
             "arms shall be drawn."
         )
     return next(iter(known), None)
-
-
-def learnt_from(adapter: Adapter, prompts: Iterable[str]) -> set[str]:
-    """Those of the prompts by which its run learnt or chose its step; none where its file of
-    prompts is not at hand."""
-    try:
-        known = read_prompts(Path(str(adapter.run["prompts"])))
-    except (KeyError, UserError):
-        return set()
-    return set(prompts) & set(known)
 
 
 def check_arms(arms: Mapping[str, Adapter | None], base: str, beside: Adapter | None) -> None:

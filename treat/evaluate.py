@@ -34,7 +34,6 @@ from treat.arms import (
     check_origins,
     draw_arm,
     image_path,
-    learnt_from,
     named,
     open_arms,
     plan,
@@ -43,6 +42,7 @@ from treat.arms import (
 from treat.curves import run_curves
 from treat.evaluate_settings import Config
 from treat.report import Curve, Pair, render
+from treat.taught import tell_of_taught
 
 Judge = Callable[[Images, Sequence[str]], ArtifactMap]
 Meters = Callable[[Images, Sequence[str]], Mapping[str, Any]]
@@ -86,7 +86,7 @@ def main(
         raise UserError("one image makes no interval: give more prompts, or --n 100.")
 
     with Run.start(config, config.out, "treat.evaluate") as run:
-        warn_of_taught(run, opened, draws)
+        taught = tell_of_taught(run, opened, paths, {draw.prompt for draw in draws})
         for name, adapter in arms.items():
             draw_arm(run.folder, name, adapter, draws, how, progress(run, name))
             if run.interrupted:
@@ -97,7 +97,7 @@ def main(
             keys = {"prompt": [d.prompt for d in draws], "seed": [d.seed for d in draws]}
             write_atomic(run.folder / f"{name}.csv", figures.as_csv({**keys, **table}))
         summary = summarise(tables, config.control, config.seed)
-        summary |= {"judge": judge_name, "prompts": config.prompts.name}
+        summary |= {"judge": judge_name, "prompts": config.prompts.name, "taught": taught}
         pairs = first_pairs(run.folder, list(arms), draws[: config.shown], judge)
         curves = strengths.curves(swept, summary["arms"])
         curves += [curve for path in paths.values() for curve in run_curves(Path(path), judge)]
@@ -111,19 +111,6 @@ def check_control(control: str | None, paths: Mapping[str, str]) -> None:
     if control is not None and control not in paths:
         known = ", ".join(paths) or "none is given"
         raise UserError(f"the control '{control}' is none of the adapters ({known}): name one.")
-
-
-def warn_of_taught(run: Run, arms: Mapping[str, Adapter | None], draws: Sequence[Draw]) -> None:
-    """What an adapter does on the prompts that taught it says little of others."""
-    shown = {draw.prompt for draw in draws}
-    for name, adapter in arms.items():
-        known = learnt_from(adapter, shown) if adapter else ()
-        if known:
-            run.event(
-                "warn",
-                f"{len(known)} of these {len(shown)} prompts taught '{name}' or chose its step: "
-                "give held-out ones (--prompts) for what it does on prompts it has not seen",
-            )
 
 
 def first_detector(
@@ -287,6 +274,8 @@ def publish(
         f"{first['n']} images an arm from the same prompts ({summary['prompts']}) and the same "
         f"seeds; judged by {summary['judge']}. The pictures below are the first ones, not chosen."
     )
+    for name, count in summary["taught"].items():
+        note += f" Of these prompts {count} taught '{name}' or chose its step." if count else ""
     page = render("Before and after treatment", note, summary, pairs, curves)
     write_atomic(run.folder / "report.html", page.encode())
     run.summary({**summary, "report": "report.html", "sheet": "sheet.png" if pairs else None})

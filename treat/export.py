@@ -167,8 +167,8 @@ def write_lora(
         write_atomic(config.out / WEIGHTS, content)
     written = f"{config.out / WEIGHTS}" + (f" and {KOHYA}" if kind.prefix == UNET else "")
     step = "" if adapter.step is None else f" of step {adapter.step}"
-    former = "; the export that lay there is gone" if replaced else ""
-    print(f"{written}: {len(tensors) // 2} modules{step}, {len(content)} bytes{former}")
+    instead = ", in place of an earlier export" if replaced else ""
+    print(f"{written}: {len(tensors) // 2} modules{step}, {len(content)} bytes{instead}")
 
 
 def clear(folder: Path) -> None:

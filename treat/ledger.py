@@ -198,6 +198,12 @@ class Ledger:
         )
         self.saved = self.step
 
+    def keep(self) -> None:
+        """Save the last update, where there was one, before an error ends the run: without any the
+        inputs are not bound yet (`treat.inputs`), and there is no adapter."""
+        if self.step:
+            self.save()
+
     def close(self) -> int:
         """Save, say how it ended; the program's exit code.
 

@@ -20,8 +20,9 @@ class Pieces:
     """Computes micro-batches at once, and in half as large pieces whenever memory ends.
 
     How large is kept in `update.most`, so that a run which goes on computes what it would have.
-    `tell` is told; `keep` saves the last update where nothing more can be halved. Without
-    `may_halve` it is an error: processes that share a network out must all do the same.
+    `tell` is told; `keep` saves the last update where a single image does not fit. Without
+    `may_halve` larger ones are an error too: processes that share a network out must all do the
+    same.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class Pieces:
             torch.cuda.empty_cache()
         most = min(samples, self.update.most or samples)
         if most == 1:
-            if self.may_halve:
-                self.keep()
+            self.update.most = None  # what goes on has another memory, or tries anew
+            self.keep()
             raise UserError(
-                f"{said}: a single image does not fit. `diffdoctor estimate` counts what each "
-                "phase needs. With --checkpoint-blocks, --checkpoint-decoder or --two-pass-decode, "
-                "and without --no-recompute, the same command goes on; for --quantise or smaller "
-                "images choose another --out."
+                f"{said}: a single image does not fit. The updates before are kept. `diffdoctor "
+                "estimate` counts what each phase needs. With --checkpoint-blocks, "
+                "--checkpoint-decoder or --two-pass-decode, and without --no-recompute, the same "
+                "command goes on; for --quantise or smaller images choose another --out."
             )
         if not self.may_halve:
             raise UserError(

@@ -14,7 +14,7 @@ from base_models.load import load_base
 from base_models.quantise import check_quantisation, quantise
 from base_models.sizes import check_size, check_steps
 from core import seeds as seeding
-from core.contracts import Detector, DiffusionModel
+from core.contracts import DiffusionModel
 from core.errors import UserError
 from core.run import Run
 from detector.ensemble import ensemble
@@ -33,11 +33,8 @@ from treat.refresh import Refresher
 from treat.settings import NO_DETECTOR, Config
 from treat.shard import check_sharding, shard, sharded
 from treat.texts import Split, Texts, encode_texts, split_prompts
-from treat.update import (
-    LORA,
-    Update,
-)
-from treat.watch import DetectorFor, Resting, Watcher
+from treat.update import LORA, Update
+from treat.watch import DetectorFor, Resting, Watcher, always
 
 
 def check(config: Config, given: DetectorFor | None, place: PartialState) -> None:
@@ -171,7 +168,3 @@ def open_ledger(config: Config, run: Run, update: Update, watcher: Watcher) -> L
         patience=config.patience,
         together=sharded(),
     )
-
-
-def always(detector: Detector) -> DetectorFor:
-    return lambda prompts: detector

@@ -31,7 +31,7 @@ from treat.lora import lora_parameters
 from treat.offline import RealRows, drawn_from
 from treat.pieces import Pieces
 from treat.settings import Config
-from treat.setup import always, check, open_detectors, open_ledger, open_model, open_scorer
+from treat.setup import check, open_detectors, open_ledger, open_model, open_scorer
 from treat.shard import sharded
 from treat.step import Chain
 from treat.terms import RewardTerm, Score, lock_to_base, offline_term
@@ -49,7 +49,7 @@ from treat.update import (
     Update,
 )
 from treat.views import Views
-from treat.watch import DetectorFor, Resting, Watcher
+from treat.watch import DetectorFor, Resting, Watcher, always
 
 
 def main(
@@ -80,7 +80,7 @@ def main(
         held = real[0] if real else None
         watcher = Watcher(sampler, detectors, scorer, held, config.seed, config.threshold)
         ledger = open_ledger(config, run, update, watcher)
-        pieces = Pieces(update, run.event, ledger.save, may_halve=not sharded())
+        pieces = Pieces(update, run.event, ledger.keep, may_halve=not sharded())
         lesson = Lesson(config, model, texts, real, schedules, precision, detectors, scorer, places)
         set_seed(seeding.mix(config.seed) % 2**32)  # for what libraries may draw by themselves
         ledger.begin()

@@ -33,6 +33,11 @@ FLAGGED = 0.5
 """An image counts when its surest pixel reaches this (DIAMOND, arXiv 2602.00883)."""
 
 
+def always(detector: Detector) -> DetectorFor:
+    """One that looks at the images alone."""
+    return lambda prompts: detector
+
+
 def scores(maps: ArtifactMap, name: str) -> dict[str, float]:
     """Share of images flagged, and mean share of pixels flagged."""
     return {

@@ -119,9 +119,9 @@ def test_as_many_images_as_are_given_for_all_arms_but_the_limit(arm, tmp_path, m
     monkeypatch.setattr(healing.treat.train, "main", lambda s, reward_for: batches.append(s.batch))
     for batch in (None, 3):
         healing.train(Config(batch=batch), Demo(tmp_path, FULL), f"{arm}-3", tmp_path / arm)
-    own, given = batches[: len(batches) // 2], batches[len(batches) // 2 :]
-    assert own == ([32, 64] if arm == "limit" else [FULL.treat["batch"]])
-    assert given == (own if arm == "limit" else [3])
+    usual, given = batches[: len(batches) // 2], batches[len(batches) // 2 :]
+    assert usual == ([32, 64] if arm == "limit" else [FULL.treat["batch"]])
+    assert given == (usual if arm == "limit" else [3])
 
 
 def test_drift_is_read_from_the_tables_that_the_evaluation_keeps(tmp_path: Path):

@@ -18,6 +18,8 @@ from treat.adapter import read_adapter
 from treat.pieces import Pieces
 
 STEPS = 2
+SINGLE = {"batch": 1, "accumulation": 8}
+"""The same update, one image at once."""
 SITES = ("lock_to_base", "drawings", "accumulate_gradient", "offline_term")
 
 
@@ -139,20 +141,25 @@ def test_what_failed_in_the_middle_leaves_no_gradient_behind(world, plain, tmp_p
 
 
 def test_a_single_image_that_does_not_fit_is_said(world, tmp_path, monkeypatch):
+    """Nothing came of the inputs, which may still be mended."""
     fits(monkeypatch, "drawings", most=0)
     with pytest.raises(UserError, match="Out of memory: a single image does not fit"):
         train.main(settings(world, tmp_path))
+    assert checkpoint.steps(tmp_path / "checkpoints") == []
 
 
-def test_updates_before_memory_ended_are_kept(world, plain, tmp_path, monkeypatch):
-    """No checkpoint was due; the same command goes on from the last update."""
-    given = settings(world, tmp_path, checkpoint_every=100)
+@pytest.mark.parametrize("shared", [False, True])
+def test_updates_before_memory_ended_are_kept(world, plain, tmp_path, monkeypatch, shared):
+    """No checkpoint was due; the same command goes on from the last update, all images at once."""
+    given = settings(world, tmp_path, checkpoint_every=100, **SINGLE if shared else {})
     with monkeypatch.context() as patch:
-        fits(patch, "drawings", most=0, start=2 * (STEPS - 1))
+        patch.setattr(train, "sharded", lambda: shared)
+        fits(patch, "drawings", most=0, start=given.accumulation * (STEPS - 1))
         with pytest.raises(UserError, match="a single image does not fit"):
             train.main(given)
     assert checkpoint.steps(tmp_path / "checkpoints") == [STEPS - 1]
     assert train.main(given) == 0
+    assert losses(tmp_path)[STEPS]["pieces"] == 1.0
     compare(tmp_path, plain)
 
 

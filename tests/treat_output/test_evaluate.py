@@ -11,7 +11,6 @@ import torch
 
 from core.errors import UserError
 from core.images import read_images
-from core.run import Run
 from tests.tiny import SIZE, save_tiny
 from treat import evaluate
 from treat.adapter import Adapter
@@ -234,21 +233,6 @@ def test_arms_are_drawn_as_they_were_trained(files, tmp_path):
         evaluate.sampling(asked, {"base": None, "run": Adapter({}, 1, {"height": "tall"})})
     given = asked.model_copy(update={"sampling_steps": 2})
     assert evaluate.sampling(given, arms).steps == 2
-
-
-def test_prompts_that_taught_are_told(files, tmp_path):
-    (tmp_path / "train.txt").write_text("# all of them\na tree\na face\n")
-    arms = {
-        "base": None,
-        "plain": Adapter({}),
-        "treated": Adapter({}, 1, {"prompts": str(tmp_path / "train.txt")}),
-        "gone": Adapter({}, 1, {"prompts": str(tmp_path / "gone.txt")}),
-    }
-    with Run.start(settings(files, tmp_path), tmp_path / "run", "treat.evaluate") as run:
-        evaluate.warn_of_taught(run, arms, plan(["a hand", "a face"], 5, seed=0))
-        evaluate.warn_of_taught(run, arms, plan(["a hand"], 2, seed=0))  # control
-    (told,) = map(json.loads, (tmp_path / "run/events.jsonl").read_text().splitlines())
-    assert told["level"] == "warn" and "1 of these 2 prompts taught 'treated'" in told["message"]
 
 
 def test_nobody_judges(files, tmp_path):

@@ -176,7 +176,7 @@ def test_an_export_that_is_replaced_is_told(run, tmp_path, capsys):
     told = []
     for dtype in ("fp32", "bf16"):
         export.main(export.Config(run=run, out=tmp_path, dtype=dtype))
-        told.append("the export that lay there is gone" in capsys.readouterr().out)
+        told.append("in place of an earlier export" in capsys.readouterr().out)
     assert told == [False, True]
 
 

@@ -30,6 +30,7 @@ def test_reads(tmp_path, name, text):
         ("p.jsonl", b"{\n", "does not parse"),
         ("p.csv", b"text\na\n", "column 'prompt'"),
         ("p.txt", b"\xff\xfe\xff", "does not parse"),
+        ("p.csv", b"prompt\n" + b"a" * 140_000, "does not parse"),
         ("p.bin", b"a", "no prompt list"),
         ("p.txt", None, "cannot read"),
     ],
