@@ -275,7 +275,10 @@ def publish(
         f"seeds; judged by {summary['judge']}. The pictures below are the first ones, not chosen."
     )
     for name, count in summary["taught"].items():
-        note += f" Of these prompts {count} taught '{name}' or chose its step." if count else ""
+        if count is None:
+            note += f" Whether any of the prompts taught '{name}' is not known."
+        elif count:
+            note += f" {count} of the prompts taught '{name}' or were watched."
     page = render("Before and after treatment", note, summary, pairs, curves)
     write_atomic(run.folder / "report.html", page.encode())
     run.summary({**summary, "report": "report.html", "sheet": "sheet.png" if pairs else None})

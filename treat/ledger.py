@@ -198,11 +198,14 @@ class Ledger:
         )
         self.saved = self.step
 
-    def keep(self) -> None:
-        """Save the last update, where there was one, before an error ends the run: without any the
-        inputs are not bound yet (`treat.inputs`), and there is no adapter."""
-        if self.step:
-            self.save()
+    def keep(self) -> int | None:
+        """Save the last update (again) before an error ends the run; its step, where this process
+        saved it. Without any there is no adapter, and the inputs are not bound yet."""
+        if not self.step or not self.place.is_main_process:
+            return None
+        self.saved = None
+        self.save()
+        return self.step
 
     def close(self) -> int:
         """Save, say how it ended; the program's exit code.

@@ -20,16 +20,16 @@ class Pieces:
     """Computes micro-batches at once, and in half as large pieces whenever memory ends.
 
     How large is kept in `update.most`, so that a run which goes on computes what it would have.
-    `tell` is told; `keep` saves the last update where a single image does not fit. Without
-    `may_halve` larger ones are an error too: processes that share a network out must all do the
-    same.
+    `tell` is told. Where a single image does not fit, `keep` saves the last update and gives its
+    step, and what goes on from there begins with whole micro-batches. Without `may_halve` nothing
+    is halved: processes that share a network out must all do the same.
     """
 
     def __init__(
         self,
         update: Update,
         tell: Callable[..., Any],
-        keep: Callable[[], Any],
+        keep: Callable[[], int | None],
         may_halve: bool,
     ):
         self.update, self.tell, self.keep, self.may_halve = update, tell, keep, may_halve
@@ -61,13 +61,14 @@ class Pieces:
             torch.cuda.empty_cache()
         most = min(samples, self.update.most or samples)
         if most == 1:
-            self.update.most = None  # what goes on has another memory, or tries anew
-            self.keep()
+            self.update.most = None  # what goes on is given other memory, or is alone now
+            kept = self.keep()
+            told = "" if kept is None else f" Step {kept} is kept."
             raise UserError(
-                f"{said}: a single image does not fit. The updates before are kept. `diffdoctor "
-                "estimate` counts what each phase needs. With --checkpoint-blocks, "
-                "--checkpoint-decoder or --two-pass-decode, and without --no-recompute, the same "
-                "command goes on; for --quantise or smaller images choose another --out."
+                f"{said}: a single image does not fit.{told} `diffdoctor estimate` counts what "
+                "each phase needs. With --checkpoint-blocks, --checkpoint-decoder or "
+                "--two-pass-decode, and without --no-recompute, the same command goes on; for "
+                "--quantise or smaller images choose another --out."
             )
         if not self.may_halve:
             raise UserError(

@@ -1,7 +1,7 @@
 """A run folder of `diffdoctor treat` in; the prompts out that its adapter may know by heart.
 
-What an adapter does on the prompts that taught it, or on those whose images chose its step, says
-little of others. A plain LoRA file does not name them.
+What an adapter does on the prompts that taught it, or on those that were watched while it learnt
+and may have chosen its step, says little of others.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from treat.texts import split_prompts
 def tell_of_taught(
     run: Run, arms: Mapping[str, Adapter | None], paths: Mapping[str, str], shown: set[str]
 ) -> dict[str, int | None]:
-    """How many of the prompts shown taught each adapter or chose its step; None: not known."""
+    """How many of the prompts shown taught each adapter or were watched; None: not known."""
     found: dict[str, int | None] = {}
     for name, path in paths.items():
         adapter = arms[name]
@@ -30,13 +30,13 @@ def tell_of_taught(
         if known is None:
             run.event(
                 "info",
-                f"whether any of these prompts taught '{name}' is not known: only a run folder, "
-                "with the files of prompts that it was begun with, says so",
+                f"whether any of these prompts taught '{name}' is not known: a LoRA file does not "
+                "say, nor a run whose files of prompts changed or that built on another adapter",
             )
         elif found[name]:
             run.event(
                 "warn",
-                f"{found[name]} of these {len(shown)} prompts taught '{name}' or chose its step: "
+                f"{found[name]} of these {len(shown)} prompts taught '{name}' or were watched: "
                 "give held-out ones (--prompts) for what it does on prompts that it has not seen",
             )
     return found
@@ -45,12 +45,14 @@ def tell_of_taught(
 def taught_by(path: Path, adapter: Adapter) -> set[str] | None:
     """The prompts whose images a run was rewarded for or watched; None where that is not known.
 
-    Captions of its real images do not count, nor what taught an adapter that it started from or
-    stood beside. A file of prompts that has changed since is not believed.
+    So it is where a file of prompts has changed since, or the run started from another adapter or
+    stood beside one. Captions of real images do not count.
     """
     folder = path if (path / NOTE).is_file() else path.parent.parent  # of a checkpoint
     try:
         config = from_mapping(Config, adapter.run)
+        if config.start or config.beside:
+            return None
         noted = read_note(folder / NOTE)
         for name in ("prompts", "watch_prompts"):
             file = getattr(config, name)

@@ -18,8 +18,6 @@ from treat.adapter import read_adapter
 from treat.pieces import Pieces
 
 STEPS = 2
-SINGLE = {"batch": 1, "accumulation": 8}
-"""The same update, one image at once."""
 SITES = ("lock_to_base", "drawings", "accumulate_gradient", "offline_term")
 
 
@@ -143,24 +141,34 @@ def test_what_failed_in_the_middle_leaves_no_gradient_behind(world, plain, tmp_p
 def test_a_single_image_that_does_not_fit_is_said(world, tmp_path, monkeypatch):
     """Nothing came of the inputs, which may still be mended."""
     fits(monkeypatch, "drawings", most=0)
-    with pytest.raises(UserError, match="Out of memory: a single image does not fit"):
+    with pytest.raises(UserError, match="Out of memory: a single image does not fit. `diff"):
         train.main(settings(world, tmp_path))
     assert checkpoint.steps(tmp_path / "checkpoints") == []
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_updates_before_memory_ended_are_kept(world, plain, tmp_path, monkeypatch, shared):
-    """No checkpoint was due; the same command goes on from the last update, all images at once."""
-    given = settings(world, tmp_path, checkpoint_every=100, **SINGLE if shared else {})
+@pytest.mark.parametrize("every", [1, 100])
+def test_updates_before_memory_ended_are_kept(world, plain, tmp_path, monkeypatch, every):
+    """A checkpoint was due or none was; the run that goes on computes all images at once."""
+    given = settings(world, tmp_path, checkpoint_every=every)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "sharded", lambda: shared)
-        fits(patch, "drawings", most=0, start=given.accumulation * (STEPS - 1))
-        with pytest.raises(UserError, match="a single image does not fit"):
+        fits(patch, "offline_term", most=2, times=1)
+        fits(patch, "drawings", most=0, start=1 + 2 * 2 * (STEPS - 1))  # a call that failed, pieces
+        with pytest.raises(UserError, match=f"does not fit. Step {STEPS - 1} is kept"):
             train.main(given)
+    assert losses(tmp_path)[STEPS - 1]["pieces"] == 2.0
     assert checkpoint.steps(tmp_path / "checkpoints") == [STEPS - 1]
     assert train.main(given) == 0
     assert losses(tmp_path)[STEPS]["pieces"] == 1.0
     compare(tmp_path, plain)
+
+
+def test_they_are_kept_where_the_network_is_shared_out(world, tmp_path, monkeypatch):
+    given = settings(world, tmp_path, checkpoint_every=100, batch=1, accumulation=2)
+    monkeypatch.setattr(train, "sharded", lambda: True)
+    fits(monkeypatch, "drawings", most=0, start=given.accumulation)
+    with pytest.raises(UserError, match="does not fit. Step 1 is kept"):
+        train.main(given)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [1]
 
 
 def test_a_network_that_is_shared_out_is_not_halved(world, tmp_path, monkeypatch):

@@ -55,13 +55,16 @@ def test_they_are_counted_and_told(world, tmp_path):
     said, warned, page = judged(world, tmp_path / "some", shown)
     assert said == {"treated": 2, "offline": 1, "file": None}
     assert ["2 of these 4 prompts taught 'treated'" in warned[0], len(warned)] == [True, 2]
-    assert "Of these prompts 2 taught" in page
+    assert "2 of the prompts taught" in page
 
 
 def test_held_out_ones_are_not(world, tmp_path):
     said, warned, page = judged(world, tmp_path / "none", ["a tree of 9 leaves", "a boat"])
     assert said == {"treated": 0, "offline": 0, "file": None}
-    assert warned == [] and "taught" not in page
+    assert warned == []
+    assert [page.count("of the prompts taught"), "Whether any of the prompts" in page] == [1, True]
+    events = (tmp_path / "none/events.jsonl").read_text()
+    assert "taught 'file' is not known" in events and "taught 'treated'" not in events
 
 
 def test_only_what_is_rewarded_teaches(world):
@@ -80,9 +83,18 @@ def gone(run):
     run["prompts"].unlink()
 
 
+def watched(run):
+    run["watched"].write_text("a boat\n")
+
+
 def damaged(run):
     text = (run["folder"] / "config.yaml").read_text()
-    (run["folder"] / "config.yaml").write_text(text.replace(str(run["prompts"]), "3"))
+    (run["folder"] / "config.yaml").write_text(text.replace("watch_images: 2", "watch_images: few"))
+
+
+def built_on(run):
+    text = (run["folder"] / "config.yaml").read_text()
+    (run["folder"] / "config.yaml").write_text(text.replace("start: null", "start: runs/first"))
 
 
 def unnoted(run):
@@ -93,14 +105,17 @@ def moved(run):
     """Alone, its files of prompts stay where they were; nothing is wrong."""
 
 
-@pytest.mark.parametrize("harm", [edited, gone, damaged, unnoted, moved])
+@pytest.mark.parametrize("harm", [edited, gone, watched, damaged, built_on, unnoted, moved])
 def test_what_has_changed_since_is_not_believed(world, tmp_path, harm):
-    run = {"folder": tmp_path / "run", "prompts": tmp_path / "prompts.txt"}
+    run = {name: tmp_path / f"{name}.txt" for name in ("prompts", "watched")}
+    run["folder"] = tmp_path / "run"
     shutil.copytree(world / "treated", run["folder"])
-    shutil.copy(world / "prompts.txt", run["prompts"])
     settings = run["folder"] / "config.yaml"
-    text = settings.read_text()
-    settings.write_text(text.replace(str(world / "prompts.txt"), str(run["prompts"])))
+    for name in ("prompts", "watched"):
+        shutil.copy(world / f"{name}.txt", run[name])
+        settings.write_text(
+            settings.read_text().replace(str(world / f"{name}.txt"), str(run[name]))
+        )
     harm(run)
     found = taught_by(run["folder"], read_adapter(run["folder"], "last"))
     assert found == (TAUGHT | WATCHED if harm is moved else None)
